@@ -1,22 +1,25 @@
 """A TURN client's side of one 5-tuple without I/O (RFC 8656): one allocation, its permissions, channels and data.
 
-Theory of operation.  The first Allocate goes without credentials: its 401 brings realm and nonce, which belong to the
-5-tuple, so `prime` fetches them long before a relay is wanted, and `allocate` then takes one round trip.  What is
-wanted of the allocation (`permit`, `bind`) may be said at any time and goes out in one flight with it.  A server may
-look the user up aside and answer what follows meanwhile, and over UDP the Allocate may be lost or overtaken: answers
-are matched by transaction in any order, and what is refused for want of an allocation (437, or coturn's 400) is asked
-again where it was sent before that stood.  Data goes out when the server has said yes, never before.
+Theory of operation.  The first Allocate is sent without credentials.  Its 401 brings realm and nonce, which are valid
+for this 5-tuple.  `prime` fetches them long before a relay is needed, and `allocate` then takes one round trip.
+Permissions and channels may be requested (`permit`, `bind`) at any time; their requests leave in one flight with the
+Allocate.  They may reach the server before the allocation exists: over UDP the Allocate may be lost or overtaken, and
+some servers look the user up while they answer later requests.  So responses are matched by transaction in any order.
+A request that was sent before the allocation was granted, and is refused for lack of one (437, or 400 by coturn), is
+sent again.  Send indications go out only after the server has granted a permission; ChannelData may follow its
+ChannelBind at once.
 
-What stands is kept: the allocation is refreshed a minute before its lifetime is over, permissions and channels (which
-carry one) well inside of a permission's five minutes.  A nonce may become stale at any time (438); the request goes
-again with the new one.  437 says that the server knows no allocation any more, as after its restart, and ends the
-client; `check` asks for that at once.  A Binding indication of the server's has us ask, too: one of
-ours says so when it will be shut down, and grants a short time then (`leaving`).  `release` frees the allocation, also
-one whose answer is still on its way.
+*Upkeep.*  The allocation is refreshed a minute before its lifetime ends.  Permissions and channels (which install a
+permission) are renewed well within a permission's five minutes.  A nonce may become stale at any time (438); the
+request is then sent again with the new nonce.  437 means that the server has no such allocation any more, for example
+after a restart, and ends the client; `check` finds that out at once.  A Binding indication of the server also makes the
+client check.  A server of this package sends one before it is shut down, and then grants a short lifetime (`leaving`).
+`release` frees the allocation, even one whose response is still on its way.
 
-What is believed: answers to our requests by method and 96-bit transaction id, successes with the MAC of our password
-where we gave one, errors with that MAC or none (who can read our ids can cut us off anyway).  The shell passes on only
-what came from the server.  Data is passed up only from addresses that were permitted.  DONT-FRAGMENT is never sent.
+*Authenticity.*  A response is accepted if its method and 96-bit transaction id are those of a request.  If the request
+was signed, a success needs the MAC of our password; an error needs that MAC or none, since whoever can read our ids
+can disrupt the connection anyway.  The shell passes on only what came from the server.  Data is passed up only from
+peers that a permission or channel was requested for.  DONT-FRAGMENT is never sent.
 """
 
 from __future__ import annotations
@@ -74,18 +77,18 @@ __all__ = ["TRANSITIONS", "TurnClientCore", "TurnState"]
 REFRESH_MARGIN: Final = 60.0
 """Seconds before the end of the allocation at which it is refreshed (§8)."""
 MIN_LIFETIME: Final = 20.0
-"""Seconds of an allocation at least, whatever the server says: else a lie would have us refresh without end."""
+"""Seconds that an allocation is assumed to last at least, so that a hostile LIFETIME causes no endless refreshing."""
 SHORT: Final = 60.0
-"""Seconds of an allocation that a server which granted more at first grants when it is going to be shut down: by RFC
-8656 §7.2 it grants ten minutes at least.  As long as our margin before the end of one."""
+"""Seconds of a lifetime at or below which a server that granted more at first will be shut down.  A server in normal
+operation grants ten minutes at least (RFC 8656 §7.2).  Equal to `REFRESH_MARGIN`."""
 ASK_INTERVAL: Final = 0.75
-"""Seconds from one question that the server wanted of us to the next: anybody who forges its address can want them, and
-it says so itself after 0, 0.5, 1, 2 and 4 s (`warpgate_trio.servers.turn_core`)."""
+"""Seconds at least between two checks that Binding indications cause, since anybody can forge one.  The server sends
+them after 0, 0.5, 1, 2 and 4 s (`warpgate_trio.servers.turn_core`)."""
 MAX_STALE: Final = 3
-"""Stale nonces to one request: what comes after that is a server that goes in circles."""
+"""Stale-nonce errors (438) that one request accepts; with one more the request has failed."""
 
 _NOTHING_THERE: Final = (Code.ALLOCATION_MISMATCH, Code.BAD_REQUEST)
-"""What is said to a request for something of an allocation that is not there: RFC 8656 §5, and coturn."""
+"""Errors for a request that needs an allocation where there is none: by RFC 8656 §5, and by coturn."""
 _KNOWN: Final[frozenset[Attribute[Any]]] = frozenset(
     {
         ERROR_CODE,
@@ -104,17 +107,17 @@ _KNOWN: Final[frozenset[Attribute[Any]]] = frozenset(
 
 
 class TurnState(Enum):
-    """How far a client has come."""
+    """The states of a client."""
 
     NEW = "new"
     ASKING = "asking"
     """The first Allocate, without credentials, is under way."""
     PRIMED = "primed"
-    """The server has said what it wants, and nothing is allocated."""
+    """Realm and nonce are known, and nothing is allocated."""
     ALLOCATING = "allocating"
     ALLOCATED = "allocated"
     LEAVING = "leaving"
-    """Given up while the answer to an Allocate is on its way."""
+    """Released while the response to an Allocate is still outstanding."""
     RELEASING = "releasing"
     """The allocation is being freed."""
     ENDED = "ended"
@@ -134,7 +137,7 @@ TRANSITIONS: Final[dict[tuple[TurnState, _Event], TurnState]] = {
     (_N.NEW, _E.PRIME): _N.ASKING,
     (_N.NEW, _E.RELEASE): _N.ENDED,
     (_N.ASKING, _E.CHALLENGED): _N.PRIMED,
-    (_N.ASKING, _E.GRANTED): _N.ALLOCATED,  # a server that lets everybody in
+    (_N.ASKING, _E.GRANTED): _N.ALLOCATED,  # a server that wants no credentials
     (_N.ASKING, _E.RELEASE): _N.LEAVING,
     (_N.PRIMED, _E.ALLOCATE): _N.ALLOCATING,
     (_N.PRIMED, _E.RELEASE): _N.ENDED,
@@ -147,42 +150,42 @@ TRANSITIONS: Final[dict[tuple[TurnState, _Event], TurnState]] = {
     (_N.RELEASING, _E.RELEASE): _N.RELEASING,
     (_N.ENDED, _E.RELEASE): _N.ENDED,
 } | {(state, _E.OVER): _N.ENDED for state in TurnState}
-"""All that can happen; a pair that is not here is an error in this module."""
+"""All transitions; any other pair of state and event is a bug in this module."""
 
 
 @final
 @dataclass(slots=True)
 class _Request:
-    """One request under way, and what to do with its answer."""
+    """One outstanding request, and what its response needs."""
 
     transaction: StunTransaction
     method: Method
     attributes: tuple[AttributeValue, ...]
     grant: Grant | None
-    early: bool  # sent before the allocation stood
+    early: bool  # sent before the allocation was granted
     signed: bool
     stale: int
 
 
 @final
-class TurnClientCore:  # long: one state, and all that an answer may change of it
-    """See the module's page.
+class TurnClientCore:  # long: one state, and all that a response may change of it
+    """A client with one allocation; see the module's docstring.
 
     Args:
-      server: whom all of it goes to.
-      entropy: ``entropy(n)`` gives unpredictable bytes.
+      server: the server's address.
+      entropy: ``entropy(n)`` returns n unpredictable bytes.
       credentials: None for a server that wants none.
       family: of the relayed address.
-      reliable: the transport loses nothing, so nothing is repeated and ChannelData is padded.
+      reliable: the transport is a byte stream: nothing is retransmitted, and ChannelData is padded.
       rto, tries: RFC 8489 §6.2.1, for UDP.
-      name: the server in errors, where its address says nothing.
+      name: names the server in errors; by default its address does.
 
     Attributes:
       state: see `TurnState`.
       relayed: the relayed address, once it is known.
-      mapped: where the server sees us.
-      error: why it ended, where nobody asked for that.
-      alternate: the server that this one names in its place (300), which `error` is about then.
+      mapped: our server-reflexive address, once it is known.
+      error: why the client ended; None unless it failed.
+      alternate: the alternate server that a 300 named; `error` is that 300 then.
       leaving: the server will be shut down before long, see `SHORT`.
     """
 
@@ -216,36 +219,36 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
         self._requests: dict[bytes, _Request] = {}
         self._refresh_at = math.inf
         self._first_lifetime = 0.0
-        self._asked_at = -math.inf  # because the server wanted us to
+        self._asked_at = -math.inf  # when a Binding indication last caused a check
         self._grants = Grants()
 
     # -- what is wanted ----------------------------------------------------------------------------------------------
 
     def prime(self, now: float) -> None:
-        """Ask the server what it wants; again, it does nothing."""
+        """Fetch the server's realm and nonce.  Idempotent."""
         if self.state is TurnState.NEW:
             self._go(_Event.PRIME)
             self._ask(Method.ALLOCATE, now)
 
     def allocate(self, now: float) -> None:
-        """Get an allocation, as soon as that can be; again, it does nothing."""
+        """Request an allocation as soon as possible.  Idempotent."""
         self._wanted = True
         self.prime(now)
         if self.state is TurnState.PRIMED:
             self._allocate(now)
 
     def permit(self, ip: str, now: float) -> Grant:
-        """Let a peer's address in, at any port.
+        """Request a permission for a peer's IP address, which covers all of its ports.
 
         Raises:
-          ValueError: there are too many (`MAX_GRANTS`).
+          ValueError: there are too many (`warpgate_trio.turn.grants.MAX_GRANTS`).
         """
         grant = self._grants.permission(ip)
         self._want(grant, now)
         return grant
 
     def bind(self, peer: TransportAddress, now: float) -> Grant:
-        """Let a peer in at one port, by a channel, which costs four bytes a datagram where an indication costs 36.
+        """Request a channel to one port of a peer: 4 bytes of overhead per datagram; an indication has 36.
 
         Raises as `permit` does.
         """
@@ -258,16 +261,16 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
             self._ask_for(grant, now)
 
     def check(self, now: float) -> None:
-        """Ask whether the allocation still stands; if not, the client has ended when the answer is there."""
+        """Refresh the allocation now; if the server no longer knows it, its response ends the client."""
         if self.state is TurnState.ALLOCATED and not any(r.method is Method.REFRESH for r in self._requests.values()):
             self._refresh_at = math.inf
             self._ask(Method.REFRESH, now)
 
     def release(self, now: float) -> None:
-        """Free the allocation; it ends when the server has said that it is."""
+        """Free the allocation; the client ends when the server has confirmed that.  Idempotent."""
         before = self.state
         if before is TurnState.ASKING and self._login.credentials is not None:
-            self._go(_Event.OVER)  # a 401 is on its way, or nothing at all: a dead server holds up nobody who leaves
+            self._go(_Event.OVER)  # a 401 is expected, so nothing to free; and a dead server must not delay the end
         else:
             self._go(_Event.RELEASE)
         if before is TurnState.ALLOCATED:
@@ -276,7 +279,7 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
             self._requests.clear()
 
     def fail(self, error: StunError) -> None:
-        """End it from outside: its transport is broken."""
+        """End the client from outside, because its transport is broken."""
         self._end(error)
 
     def _asked(self, grant: Grant) -> bool:
@@ -285,9 +288,9 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
     # -- data --------------------------------------------------------------------------------------------------------
 
     def wrap(self, data: bytes, peer: TransportAddress) -> bytes | None:
-        """What is to be sent to the server for `data` to reach `peer`; None where it would be dropped there.
+        """The message by which the server relays `data` to `peer`; None where there is no allocation or permission.
 
-        A channel is used as soon as it is wanted: the request for it goes first (`transmit`).
+        A channel is used as soon as it was requested, so the messages of `transmit` have to be sent first.
         """
         if self.state is not TurnState.ALLOCATED:
             return None
@@ -306,7 +309,7 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
     # -- what comes in -----------------------------------------------------------------------------------------------
 
     def receive(self, data: bytes, now: float) -> Sequence[tuple[bytes, TransportAddress]]:
-        """Take what came from the server; data of peers, and from whom.  Never raises for anything that comes."""
+        """Process a message from the server; returns data of peers with their addresses.  Bad input is ignored."""
         try:
             if is_channel_data(data):
                 channel, payload = decode_channel_data(data)
@@ -354,13 +357,13 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
         elif error.code in _NOTHING_THERE and request.grant is not None and request.early:
             if self.state is TurnState.ALLOCATED:
                 self._ask_for(request.grant, now)
-            # else it is asked for when the allocation stands
+            # else it is requested when the allocation is granted
         elif error.code == Code.TRY_ALTERNATE and request.method is Method.ALLOCATE:
             self.alternate = message.get(ALTERNATE_SERVER)
             self._end(refused)
         else:
             if error.code == Code.BAD_REQUEST and request.grant is not None:
-                self.check(now)  # some say 400 where the allocation is gone
+                self.check(now)  # some servers answer 400 where the allocation is gone
             self._refused(request, refused)
 
     def _succeeded(self, request: _Request, message: Message, now: float) -> None:
@@ -386,7 +389,7 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
             self.mapped = message.get(XOR_MAPPED_ADDRESS)
         except StunMalformed as error:
             self.error = error
-            self.release(now)  # whatever it is, it is of no use here
+            self.release(now)  # an allocation without a usable relayed address
             return
         self._first_lifetime = self._set_lifetime(message, now)
         for grant in self._grants:
@@ -449,7 +452,7 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
     ) -> None:
         if method is Method.ALLOCATE and not attributes:
             attributes = (REQUESTED_TRANSPORT(UDP_PROTOCOL),)
-            if self.family == 6:  # left out it means IPv4, which is also what the oldest servers understand
+            if self.family == 6:  # without it the family is IPv4, and the oldest servers do not know the attribute
                 attributes += (REQUESTED_ADDRESS_FAMILY(6),)
         transaction_id = self._entropy(TRANSACTION_ID_LENGTH)
         transaction = StunTransaction(
@@ -475,7 +478,7 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
 
     @property
     def deadline(self) -> float:
-        """When `handle_timer` wants to be called; infinity while no timer runs."""
+        """When `handle_timer` is to be called; infinity while no timer runs."""
         times = [request.transaction.deadline for request in self._requests.values()]
         if self.state is TurnState.ALLOCATED:
             times.append(self._refresh_at)
@@ -483,11 +486,11 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
         return min(times, default=math.inf)
 
     def handle_timer(self, now: float) -> None:
-        """Repeat what was not answered, give up what was not answered for long, renew what would run out."""
+        """Retransmit or give up unanswered requests, and renew what would expire."""
         for request in list(self._requests.values()):
             request.transaction.handle_timer(now)
             if request.transaction.done:
-                # Whatever it was: a server that says nothing for so long is not there.
+                # Whatever the request was, a server that is silent for so long is gone.
                 self._end(StunTimeout(f"no answer from {self._name}"))
                 return
         if self.state is not TurnState.ALLOCATED:
@@ -500,7 +503,7 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
                 self._ask_for(grant, now)
 
     def transmit(self, now: float) -> list[bytes]:
-        """What is to be sent to the server now."""
+        """The messages that are to be sent to the server now; they count as sent."""
         sent = [request.transaction.transmit(now) for request in self._requests.values()]
         return [request for request in sent if request is not None]
 
@@ -516,7 +519,7 @@ class TurnClientCore:  # long: one state, and all that an answer may change of i
         self._requests.clear()
 
     def _read_relayed(self, message: Message) -> TransportAddress:
-        """The relayed address; raises `StunMalformed` where there is none that a relay can have."""
+        """The relayed address; raises `StunMalformed` where there is none, or one that no relay can have."""
         found = [each for each in message.get_all(XOR_RELAYED_ADDRESS) if family_of(each[0]) == self.family]
         if not found:
             raise StunMalformed(f"{self._name} gave no relayed address of IPv{self.family}")

@@ -1,8 +1,8 @@
 """ChannelData, and how it shares a datagram socket or a byte stream with STUN messages (RFC 8656 §12.4, §12.5).  Pure.
 
-A ChannelData message is a channel number, a length, and that many bytes: four bytes more than what it carries, where an
-indication has 36 more.  Its first byte is 64 to 79, a STUN message's 0 to 3.  Over a stream it is padded to a multiple
-of four, which its length does not count: without the padding some servers lose all that follows, and say nothing.
+A ChannelData message is a channel number, a length, and that many bytes: 4 bytes of overhead, where an indication has
+36.  Its first byte is 64 to 79; that of a STUN message is 0 to 3.  Over a stream it is padded to a multiple of four
+bytes, and the padding does not count in its length.  Without padding some servers silently lose everything behind it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ __all__ = [
 ]
 
 CHANNELS: Final = range(0x4000, 0x5000)
-"""Channel numbers (§12): the rest of what RFC 5766 had is reserved."""
+"""Channel numbers (§12); the others that RFC 5766 allowed are reserved now."""
 CHANNEL_HEADER_LENGTH: Final = 4
 """Bytes in front of the data."""
 
 
 def is_channel_data(data: bytes) -> bool:
-    """Whether a datagram, or what a `TurnStreamReader` gave, is ChannelData by its first byte."""
+    """Whether a datagram, or a message of a `TurnStreamReader`, is ChannelData by its first byte."""
     return len(data) >= CHANNEL_HEADER_LENGTH and 0x40 <= data[0] <= 0x4F
 
 
@@ -37,7 +37,7 @@ def encode_channel_data(channel: int, data: bytes, *, padded: bool = False) -> b
 
     Args:
       channel: one of `CHANNELS`.
-      padded: to a multiple of four, as a stream needs it.
+      padded: to a multiple of four bytes, for a stream.
 
     Raises:
       OverflowError: `data` has more than 65,535 bytes.
@@ -47,10 +47,10 @@ def encode_channel_data(channel: int, data: bytes, *, padded: bool = False) -> b
 
 
 def decode_channel_data(data: bytes) -> tuple[int, bytes]:
-    """Channel number and data of a whole ChannelData message; what stands behind the data is padding.
+    """Channel number and data of a whole ChannelData message; bytes behind the data are padding.
 
     Raises:
-      StunMalformed: it is none, or shorter than it says.
+      StunMalformed: it is not ChannelData, or shorter than its length field says.
     """
     if not is_channel_data(data):
         raise StunMalformed("no ChannelData")
@@ -64,11 +64,13 @@ def decode_channel_data(data: bytes) -> tuple[int, bytes]:
 class TurnStreamReader:
     """Cuts a TCP byte stream into STUN messages and ChannelData, undecoded; ChannelData with its padding.
 
-    Bytes that can begin neither, or one of more than `most` bytes, raise `StunMalformed`: nothing behind them can be
-    found again, so the connection is over.
-
     Args:
+      most: the longest message in bytes.
       channels: numbers that ChannelData may have.
+
+    Raises:
+      StunMalformed: by `feed`, for bytes that begin no message, or one that is too long.  The next message cannot be
+        found then, so the connection is unusable.
     """
 
     def __init__(self, *, most: int, channels: range = CHANNELS) -> None:
@@ -77,7 +79,7 @@ class TurnStreamReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The messages that are whole now; at most one begun message is kept."""
+        """The messages that are complete now; at most one incomplete message is kept."""
         buffer = self._buffer
         buffer += data
         found: list[bytes] = []
@@ -94,7 +96,7 @@ class TurnStreamReader:
         return found
 
     def _length(self, buffer: bytearray, at: int) -> int | None:
-        """Bytes of the message that begins at `at`; None where its header is not whole."""
+        """Bytes of the message that begins at `at`; None while its header is incomplete."""
         length = int.from_bytes(buffer[at + 2 : at + 4], "big")
         if buffer[at] in self._channel_bytes:
             length += CHANNEL_HEADER_LENGTH + -length % 4

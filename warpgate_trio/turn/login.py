@@ -1,7 +1,8 @@
-"""How a TURN client proves itself to a server: the long-term credentials (RFC 8489 §9.2) of one 5-tuple.  Pure.
+"""How a TURN client authenticates: the long-term credential mechanism (RFC 8489 §9.2) for one 5-tuple.  Pure.
 
-Realm, nonce and password algorithms come with a 401, a further nonce with each 438.  A server that names its password
-algorithms gets the SHA-256 MAC under the best of them; one that does not gets SHA-1 under an MD5 key, as ever.
+Realm, nonce and password algorithms come with a 401, a new nonce with each 438.  If the server names password
+algorithms, requests have MESSAGE-INTEGRITY-SHA256, with a SHA-256 key where the server offers that, else an MD5 key.
+If it names none, they have MESSAGE-INTEGRITY (SHA-1) with an MD5 key.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ class Credentials:
 
 @final
 class Login:
-    """What a client knows of what its server wants.
+    """A client's credentials, and what its server has asked for.
 
     Attributes:
+      credentials: None: requests are never signed.
       signing: requests are signed from now on.
     """
 
@@ -64,10 +66,10 @@ class Login:
         return bool(self._key)
 
     def learn(self, message: Message) -> None:
-        """Take what a 401 or a 438 says.
+        """Learn realm, nonce and password algorithms from a 401 or a 438.
 
         Raises:
-          StunMalformed: it does not say how to ask, or no longer what its nonce says that it said.
+          StunMalformed: realm or nonce is missing, or the password algorithms that the nonce announces are.
         """
         realm, nonce = message.get(REALM), message.get(NONCE)
         algorithms = message.get(PASSWORD_ALGORITHMS) or ()
@@ -84,7 +86,7 @@ class Login:
             self._key = long_term_key(self.credentials.username, self._realm, self.credentials.password, sha256=sha256)
 
     def encode(self, method: int, transaction_id: bytes, attributes: tuple[AttributeValue, ...]) -> bytes:
-        """A request, signed once it is known how."""
+        """A request, signed if realm and nonce are known."""
         if self.credentials is None or not self._key:
             return encode(method, MessageClass.REQUEST, transaction_id, attributes)
         attributes += (USERNAME(self.credentials.username), REALM(self._realm), NONCE(self._nonce))
@@ -96,10 +98,10 @@ class Login:
         return encode(method, MessageClass.REQUEST, transaction_id, attributes, integrity_sha256=self._key)
 
     def check(self) -> Check | None:
-        """Whether an answer to what `encode` makes now is believed; None: any is.
+        """The check for responses to what `encode` makes now; None: every response is accepted.
 
-        A success has the MAC of our password; an error has it or none: who can read our transaction ids can cut us off
-        anyway.
+        A success needs the MAC of our password.  An error needs that MAC or none: whoever can read our transaction ids
+        can disrupt the connection anyway.
         """
         if not self._key:
             return None

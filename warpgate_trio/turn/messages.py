@@ -34,7 +34,7 @@ __all__ = [
 
 
 class Method(IntEnum):
-    """§17; Send and Data have indications alone."""
+    """§17; Send and Data exist as indications only."""
 
     ALLOCATE = 0x003
     REFRESH = 0x004
@@ -45,7 +45,7 @@ class Method(IntEnum):
 
 
 class Code(IntEnum):
-    """What error responses say (§19, and RFC 8489 §14.8)."""
+    """Error codes (§19, and RFC 8489 §14.8)."""
 
     TRY_ALTERNATE = 300
     BAD_REQUEST = 400
@@ -65,16 +65,16 @@ class Code(IntEnum):
 # --- Attributes (§18) -------------------------------------------------------------------------------------------------
 
 UDP_PROTOCOL: Final = 17
-"""The one value of REQUESTED-TRANSPORT in RFC 8656: the IP protocol number of UDP."""
+"""The only value of REQUESTED-TRANSPORT in RFC 8656: the IP protocol number of UDP."""
 DEFAULT_LIFETIME: Final = 600
-"""Seconds of an allocation that asks for nothing else (§3.2)."""
+"""Seconds that an allocation lasts without a LIFETIME attribute (§3.2)."""
 
 _FAMILY_CODES: Final[dict[Family, int]] = {4: 0x01, 6: 0x02}
 _FAMILIES: Final[dict[int, Family]] = {code: family for family, code in _FAMILY_CODES.items()}
 
 
 def _number(type_: int, name: str, used: int, padding: int) -> Attribute[int]:
-    """An attribute that is a number of `used` bytes, and reserved bytes behind it, which mean nothing."""
+    """An attribute whose value is a number of `used` bytes and `padding` reserved bytes, which are ignored."""
 
     def to_bytes(value: int, _: bytes) -> bytes:
         return value.to_bytes(used, "big") + bytes(padding)
@@ -145,9 +145,9 @@ REQUESTED_ADDRESS_FAMILY: Final = _family(0x0017, "REQUESTED-ADDRESS-FAMILY")
 EVEN_PORT: Final = Attribute(0x0018, "EVEN-PORT", _even_port_to_bytes, _even_port_from_bytes)
 REQUESTED_TRANSPORT: Final = _number(0x0019, "REQUESTED-TRANSPORT", 1, 3)
 DONT_FRAGMENT: Final = opaque(0x001A, "DONT-FRAGMENT", 0)
-"""Known to be refused or ignored; never sent: one datagram that is too big with it ends the allocation of some."""
+"""Never sent: on some servers one oversized datagram with it ends the allocation."""
 RESERVATION_TOKEN: Final = opaque(0x0022, "RESERVATION-TOKEN", 8)
 ADDITIONAL_ADDRESS_FAMILY: Final = _family(0x8000, "ADDITIONAL-ADDRESS-FAMILY")
 ADDRESS_ERROR_CODE: Final = Attribute(0x8001, "ADDRESS-ERROR-CODE", _address_error_to_bytes, _address_error_from_bytes)
 ICMP: Final = Attribute(0x8004, "ICMP", _icmp_to_bytes, _icmp_from_bytes)
-"""Type and code of an ICMP message about what was relayed (§18.13)."""
+"""Type and code of an ICMP message about a relayed datagram (§18.13)."""

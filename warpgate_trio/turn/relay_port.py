@@ -1,12 +1,12 @@
 """A relayed address as a `DatagramPort`: the shell of one `TurnClientCore` over one transport.
 
-It stands where a UDP port stands: races send probes from it and hear them at it, and a path of it carries QUIC, with
-the relay's server in between.  A path gets a channel, which makes a full packet of QUIC 1,204 bytes; what is sent
-without a path goes by indications.  The first datagram follows the request for the channel without waiting for its
-answer, a round trip that QUIC makes good where the request got lost or was refused.
+It is used like a UDP port: races send and receive probes through it, and its paths carry QUIC by way of the TURN
+server.  Each path has a channel, so a full QUIC packet of 1,200 bytes takes 1,204; what is sent without a path uses
+Send indications.  The first datagram follows the ChannelBind request at once.  That saves a round trip; if the request
+is lost or refused, QUIC's loss recovery sends the data again.
 
-One task owns it (`RelayPort.serve`).  Whatever ends it, a lost server or a `release`, its allocation is freed first,
-within `GOODBYE` seconds, and its paths break with the reason.
+One task owns the port (`RelayPort.serve`).  However the port ends, the owner first tries to free the allocation, for
+`GOODBYE` seconds at most.  Its paths break with the reason.
 """
 
 from __future__ import annotations
@@ -33,31 +33,33 @@ __all__ = ["CHECK_INTERVAL", "GOODBYE", "SILENCE", "RelayPort"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 GOODBYE: Final = 2.0
-"""Seconds to free the allocation: time for two lost requests (RFC 8489 §6.2.1); without it a server keeps it for ten
-minutes, and counts it."""
+"""Seconds to free the allocation: time for two lost requests (RFC 8489 §6.2.1).  An allocation that is not freed counts
+against the server's quota for ten minutes."""
 
 
 SILENCE: Final = 2.0
-"""Seconds in which something was sent to a peer and nothing came, after which the server is asked whether it still
-knows us: a restarted one swallows all data without a word.  A PING that stays out is such a silence."""
+"""Seconds without a datagram from any peer since one was sent, after which the server is asked whether the allocation
+still exists: a restarted server drops all data silently.  An unanswered PING is such a silence."""
 CHECK_INTERVAL: Final = 10.0
-"""Seconds from one such question to the next: a peer that is gone is silent for as long."""
+"""Seconds at least between two such checks, since a peer that is gone causes the same silence."""
 
 
 @final
-# long: a relayed address from the first question to its end, and what passes by it
+# long: a relayed address from the first request to its end, and the datagrams of it
 class RelayPort:
-    """One allocation; whoever has it runs `serve` in a task.
+    """One allocation; its owner runs `serve` in a task.
 
     Args:
-      on_close: told of its end.
-      on_leaving: told when its server will be shut down before long.
+      core: the TURN client, in its initial state.
+      transport: to the server; closed when `serve` ends.
+      on_close: called when `serve` ends.
+      on_leaving: called once, when the server announces its shutdown.
 
     Attributes:
-      name: the server as people know it.
-      local: the relayed address; OSError before `wait_allocated`.
-      mapped: the same, by server: where a peer meets it.
-      dropped: datagrams that belonged to nobody.
+      name: the server, for logs and errors.
+      local: the relayed address; raises OSError before `wait_allocated`.
+      mapped: the relayed address by the server's address, as for a UDP port whose mapping a STUN server reported.
+      dropped: datagrams, sent or received, that had no use: no permission or no allocation, no path, no probe.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class RelayPort:
         self._transport = transport
         self._on_close = on_close
         self._on_leaving = on_leaving
-        self._told = False  # that the server leaves
+        self._told = False  # `on_leaving` was called
         self._paths: dict[TransportAddress, UdpPath] = {}
         self._bound: dict[TransportAddress, Grant] = {}
         self._to_ask_for: set[TransportAddress] = set()
@@ -83,7 +85,7 @@ class RelayPort:
         self._wake = trio.Event()
         self._changed = trio.Event()
         self._scope = trio.CancelScope(shield=True)
-        self._unanswered = math.inf  # when the first datagram went out after the last that came in
+        self._unanswered = math.inf  # when the first datagram was sent after the last one received
         self._checked = -math.inf
         self.name: Final = name
         self.dropped: int = 0
@@ -108,26 +110,27 @@ class RelayPort:
 
     @property
     def error(self) -> StunError | None:
-        """Why the server gives nothing, or no more."""
+        """Why there is no allocation, or none any more; None if nothing failed."""
         return self._core.error
 
     @property
     def alternate(self) -> TransportAddress | None:
-        """The server that this one named in its place."""
+        """The alternate server that this one named (300)."""
         return self._core.alternate
 
     # -- what is wanted of the server --------------------------------------------------------------------------------
 
     def prime(self) -> None:
-        """Have the server say what it wants, so that an allocation takes one round trip later."""
+        """Fetch the server's realm and nonce, so that an allocation takes one round trip later."""
         self._core.prime(trio.current_time())
         self._wake.set()
 
     async def wait_primed(self) -> None:
-        """Wait until the server has said what it wants.
+        """Prime the server and wait for its answer.
 
         Raises:
-          StunError: it does not want us, or is not there.
+          StunError: it refuses, or does not answer.
+          trio.ClosedResourceError: the port was closed.
         """
         self.prime()
         while self._core.state is TurnState.ASKING:
@@ -135,10 +138,10 @@ class RelayPort:
         self._check_error()
 
     async def wait_allocated(self) -> None:
-        """Get the relayed address.
+        """Request the allocation and wait for it.
 
         Raises:
-          StunError: the server gives none.
+          StunError: the server grants none.
           trio.ClosedResourceError: the port was closed.
         """
         self._core.allocate(trio.current_time())
@@ -149,13 +152,17 @@ class RelayPort:
         self._check_error()
 
     def permit_nowait(self, ips: Iterable[str]) -> list[Grant]:
-        """Let addresses in, at any port; together with the allocation, where that is not there yet."""
+        """Request permissions for IP addresses, together with the allocation if there is none yet.
+
+        Raises:
+          ValueError: there would be more than `warpgate_trio.turn.grants.MAX_GRANTS`.
+        """
         grants = [self._core.permit(ip, trio.current_time()) for ip in dict.fromkeys(ips)]
         self._wake.set()
         return grants
 
     async def wait_settled(self, grants: Iterable[Grant]) -> None:
-        """Wait until the server has said yes or no to each.
+        """Wait until the server has granted or refused each of them.
 
         Raises as `wait_allocated` does.
         """
@@ -167,12 +174,12 @@ class RelayPort:
         self._check_error()
 
     def check(self) -> None:
-        """Ask the server whether the allocation still stands: a server that was restarted does not say so by itself."""
+        """Ask the server whether the allocation still exists: a restarted server does not report its loss by itself."""
         self._core.check(trio.current_time())
         self._wake.set()
 
     async def _change(self) -> None:
-        if self._changed.is_set():  # several may wait for it at once
+        if self._changed.is_set():  # not replaced while others wait for it
             self._changed = trio.Event()
         await self._changed.wait()
 
@@ -185,7 +192,7 @@ class RelayPort:
     # -- datagrams ---------------------------------------------------------------------------------------------------
 
     async def send(self, datagrams: Iterable[Datagram], *, hops: int | None = None) -> None:
-        """See `DatagramPort.send`; behind the request for a path's channel.  `hops` mean nothing here."""
+        """See `DatagramPort.send`.  Datagrams of a path wait until its ChannelBind was sent; `hops` is ignored."""
         self._check_open()
         batch = list(datagrams)
         while not self._to_ask_for.isdisjoint(remote for _, remote in batch):
@@ -201,7 +208,7 @@ class RelayPort:
             raise trio.BrokenResourceError(str(why)) from error
 
     def send_nowait(self, datagrams: Iterable[Datagram]) -> None:
-        """Send what goes without waiting; the rest is dropped.  Never raises."""
+        """Send what can be sent without waiting, and drop the rest.  Never raises."""
         if not self._closed:
             self._transport.send_nowait(self._wrapped(datagrams))
 
@@ -238,17 +245,17 @@ class RelayPort:
             self._leave("")
 
     def release(self) -> None:
-        """Its owner needs it no more: it is freed with its last path, or now."""
+        """The owner needs it no more: it is freed when its last path is closed, or now if it has none."""
         self._released = True
         if not self._paths:
             self._leave("")
 
     def close_nowait(self) -> None:
-        """Free it now; what stands on it breaks.  Idempotent."""
+        """Free it now; its paths break.  Idempotent."""
         self._leave("the relay was released")
 
     def _leave(self, why: str) -> None:
-        """From here on nothing is relayed, and the owner task has `GOODBYE` seconds to free the allocation."""
+        """Stop relaying; the owner task has `GOODBYE` seconds from now to free the allocation."""
         if self._closed:
             return
         self._closed = True
@@ -263,9 +270,10 @@ class RelayPort:
     # -- the owner task ----------------------------------------------------------------------------------------------
 
     async def serve(self) -> None:
-        """Drive it until it has ended; shielded, since goodbyes still need it when a node is cancelled.
+        """Run the port until it has ended.
 
-        Whatever a server makes us raise, panics included, ends this relay and nothing else.
+        It is shielded, because closing messages still go through it when the node is cancelled.  Any exception that a
+        server provokes, panics included, ends this relay and nothing else.
         """
         try:
             with self._scope, panics_as_errors():
@@ -283,7 +291,7 @@ class RelayPort:
             self._on_close(self)
 
     async def _drive(self) -> None:
-        """Send what is due, and keep its timers."""
+        """Send what the core has to send, and run its timers."""
         while True:
             self._wake = trio.Event()
             asked_for = set(self._to_ask_for)
@@ -307,7 +315,7 @@ class RelayPort:
 
     @property
     def _silent_at(self) -> float:
-        """When the server is to be asked, if nothing comes until then."""
+        """When the allocation is checked unless a datagram of a peer comes before."""
         return max(self._unanswered + SILENCE, self._checked + CHECK_INTERVAL)
 
     async def _receive(self) -> None:
@@ -327,7 +335,7 @@ class RelayPort:
                     await self._transport.send(self._wrapped(answers))
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
             self._fail(error)
-        await trio.sleep_forever()  # the driver ends first
+        await trio.sleep_forever()  # `_drive` ends and cancels this
 
     def _break_refused(self) -> None:
         for remote, path in self._paths.items():

@@ -1,11 +1,14 @@
-"""The relays of one node: its TURN servers, sockets that have asked them already, and relayed addresses on demand.
+"""The relays of one node: its TURN servers, primed sockets to them, and relayed addresses on demand.
 
-A nonce belongs to the 5-tuple that it was given to, so what is kept between `prime` and `open` is a socket per server,
-with its 401.  Servers are raced: the first that gives an address wins, a dead one costs `STAGGER` seconds at most, and
-what a loser was given is freed.  One that failed lately is asked after the others, and later
-beside them (`warpgate_trio.standing`), so that no further call waits for it.  A server may name another one in its
-place (300): it is followed once, with the same credentials, to an address that the user has configured too or that is
-public, and to no other.
+*Priming.*  A nonce is valid for the 5-tuple that it was issued to.  So `prime` keeps one socket per server, with the
+realm and nonce of that server's 401, until `open` uses it.
+
+*Racing.*  The first server that grants an allocation wins; allocations of the others are freed.  A dead server delays
+the result by `STAGGER` seconds at most.  A server that failed lately is asked after the others, and later at the same
+time as the next one (`warpgate_trio.standing`), so that no further call waits for it.
+
+*Redirection.*  A server may name an alternate server (300, Try Alternate).  The redirection is followed once, with the
+same credentials, and only to an address that is configured too or is public.
 """
 
 from __future__ import annotations
@@ -40,34 +43,36 @@ __all__ = ["KEPT_PRIMED", "MAX_RELAYS", "MAX_TARGETS", "STAGGER", "Relays"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 KEPT_PRIMED: Final = 50.0
-"""Seconds that a socket with its 401 is kept: some servers forget whom they have asked after 60."""
+"""Seconds for which a primed socket is kept; some servers forget the client after 60."""
 STAGGER: Final = 0.25
-"""Seconds from one server to the next, as with connections (RFC 8305 §5); none after a failure."""
+"""Seconds from the attempt at one server to the next, as for connections (RFC 8305 §5); no delay after a failure."""
 MAX_TARGETS: Final = 8
-"""Servers, each with each of its addresses, that are tried for one relayed address."""
+"""Targets that are tried for one relayed address; each address of a server counts as one."""
 MAX_RELAYS: Final = 256
-"""Relays of one node at a time: each is a socket here and a port at a server, and servers have quotas."""
+"""Relays of one node at a time, primed sockets included: each is a local socket, and servers have quotas."""
 LOOKUP: Final = 5.0
-"""Seconds for the names of the servers that are reached by UDP."""
+"""Seconds for the DNS lookup of servers over UDP; `STAGGER` where there are servers over TCP to ask meanwhile."""
 
 Target: TypeAlias = tuple[TurnServer, TransportAddress | None]
-"""A server, and which of its addresses; None where it is reached by name."""
+"""A server and one of its addresses; None where it is dialled by name (TCP and TLS)."""
 UNKNOWN: Final[TransportAddress] = ("0.0.0.0", 0)
-"""In the place of an address that is not known."""
+"""Stands for a server address that only the proxy knows."""
 _ANY: Final = {4: "0.0.0.0", 6: "::"}
 _NOBODY: Final = {4: "192.0.2.1", 6: "2001:db8::1"}
-"""Whom a server is asked to let in for its answer's sake: an address of the documentation's (RFC 5737, RFC 3849)."""
+"""Peers for which `Relays.measure` asks for a permission, to time the answer: documentation addresses (RFC 5737,
+RFC 3849)."""
 
 
 @final
-# long: how a relayed address is had of several servers, and the sockets that wait for that
+# long: getting a relayed address from several servers, and the primed sockets for that
 class Relays:
-    """See the module's page.
+    """The TURN servers of one node; see the module's docstring.
 
     Args:
       servers: in the order in which they are tried.
-      trust: makes the TLS context for ``turns`` servers, when one is first needed.
-      proxies: by which of them servers are reached over TCP and TLS.
+      names: resolves the servers' host names.
+      trust: makes the TLS context for a connection to a ``turns`` server.
+      proxies: the proxies through which servers over TCP and TLS are reached.
 
     Raises:
       ConfigError: a server's proxy cannot be used.
@@ -101,24 +106,24 @@ class Relays:
         return len(self._ports)
 
     def call_when_leaving(self, on_leaving: Callable[[TransportAddress], object]) -> None:
-        """Have somebody told when a server will be shut down before long: the relayed address that is to be left."""
+        """Set the function that is called with a relayed address when its server announces its shutdown."""
         self._on_leaving = on_leaving
 
     def _check_proxy(self, url: ServerUrl) -> None:
-        """One that cannot be used is found now, not in a walk; and which one is used, or not, is said."""
+        """Find an unusable proxy now rather than in a walk, and log which proxy is used or bypassed."""
         if url.transport == "tcp":
             dial = ServerDial(self._proxies.to(url))
             if dial.by_proxy:
                 logger.info("TURN server %s: by %s", url.redacted, dial)
         else:
-            with suppress(ConfigError):  # it is nothing to this one
+            with suppress(ConfigError):  # an unusable proxy does not matter: UDP bypasses it
                 proxy = self._proxies.to(url)
                 if proxy is not None:
                     logger.info("TURN server %s: directly, as %s takes no UDP", url.redacted, name_of(proxy))
 
     @property
     def names(self) -> list[str]:
-        """The names of the servers, but for those that a proxy looks up."""
+        """The host names of the servers, except those that a proxy resolves."""
         return [each.url.host for each in self.servers if not self._is_by_proxy(each.url)]
 
     def _is_by_proxy(self, url: ServerUrl) -> bool:
@@ -126,13 +131,16 @@ class Relays:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Why each server gave no address when one was wanted last, also where that was given up; empty if one did."""
+        """Why each server gave no address in the last `open`, a cancelled one included; empty if one succeeded."""
         return self._failures
 
     @asynccontextmanager
     async def running(self, nursery: trio.Nursery) -> AsyncGenerator[None]:
-        """Relays can be opened within the block; their owner tasks run in `nursery`, and have
-        `warpgate_trio.turn.relay_port.GOODBYE` seconds when it ends."""
+        """Relays can be opened within the block.
+
+        Their owner tasks run in `nursery`.  At the end of the block they have `warpgate_trio.turn.relay_port.GOODBYE`
+        seconds to free their allocations.
+        """
         async with open_background_nursery() as timers:
             self._nursery, self._timers = nursery, timers
             try:
@@ -146,13 +154,14 @@ class Relays:
     # -- a relayed address -------------------------------------------------------------------------------------------
 
     async def open(self, family: Family = 4, *, permit: Sequence[str] = ()) -> RelayPort:
-        """A relayed address of one of the servers; it is the caller's to `release`.
+        """Allocate a relayed address at one of the servers; the caller has to `release` it.
 
         Args:
-          permit: addresses of the peer to let in, asked for together with the allocation.
+          family: 4 or 6, of the relayed address.
+          permit: IP addresses of the peer; their permissions are requested together with the allocation.
 
         Raises:
-          StunError: no server gave one; the message has each one's reason.
+          StunError: no server gave one; the message has the reason of each.
           trio.ClosedResourceError: the node was closed.
         """
         failures: list[str] = []
@@ -162,7 +171,7 @@ class Relays:
             self._failures = tuple(dict.fromkeys(failures))
 
     async def measure(self, server: TurnServer) -> float:
-        """Have a server give an address, which is freed at once; the seconds of a round trip to it.
+        """Measure the round-trip time to a server, in seconds, by an allocation that is freed at once.
 
         Raises as `open` does.
         """
@@ -174,7 +183,7 @@ class Relays:
             began = trio.current_time()
             await port.wait_settled(
                 port.permit_nowait([_NOBODY[family_of(port.local[0])]])
-            )  # or refused: it has answered
+            )  # a refusal counts: it is an answer too
             return trio.current_time() - began
         finally:
             port.release()
@@ -182,12 +191,16 @@ class Relays:
     async def _open(
         self, servers: Sequence[TurnServer], family: Family, permit: Sequence[str], failures: list[str]
     ) -> RelayPort:
-        """`failures`: why each server gave none, also where it was given up; empty if one did."""
+        """Race the servers.
+
+        Args:
+          failures: receives the reason of each server that gave no address, unless one succeeds.
+        """
         targets = await self._targets(servers)
         if not targets:
             raise StunError("there is no TURN server to ask")
         asked: list[Target] = []
-        late: list[Target] = []  # that have let us go on to the next one
+        late: list[Target] = []  # without an answer when the next target was started
         errors: dict[Target, str] = {}
         found: list[RelayPort] = []
         won: RelayPort | None = None
@@ -224,7 +237,7 @@ class Relays:
         finally:
             if won is None and not found:
                 failures += [errors.get(each) or self._silence(each[0]) for each in asked]
-            for port in found:  # a dead heat, or a cancellation in the moment of success
+            for port in found:  # two succeeded at once, or a cancellation coincided with the success
                 port.release()
 
     def _silence(self, server: TurnServer) -> str:
@@ -256,7 +269,7 @@ class Relays:
         return port
 
     async def _may_follow(self, alternate: TransportAddress) -> bool:
-        """Whether a server's word may lead us there, and our credentials: anybody's 300 comes without a MAC."""
+        """Whether a redirection to this address may be followed: a 300 has no MAC, so anybody can forge one."""
         known = await self._names.look_up([each.url.host for each in self.servers], timeout=0)
         if any(alternate[0] in ips for ips in known.values()):
             return True
@@ -265,8 +278,11 @@ class Relays:
     # -- primed sockets ----------------------------------------------------------------------------------------------
 
     async def prime(self, family: Family = 4) -> None:
-        """Have every server say what it wants, so that `open` takes one round trip within the next `KEPT_PRIMED`
-        seconds.  Returns when each has, or has failed, which is nobody's business."""
+        """Fetch the realm and nonce of every server, so that `open` takes one round trip.
+
+        The primed sockets are kept for `KEPT_PRIMED` seconds.  Returns when each server has answered or failed;
+        failures are only logged.
+        """
         async with open_bare_nursery() as nursery:
             for server, address in (await self._targets(self.servers))[:MAX_TARGETS]:
                 nursery.start_soon(self._prime, server, address, family)
@@ -285,16 +301,16 @@ class Relays:
                 before = self._primed.pop((server, address, family), None)
                 if before is not None:
                     before[0].release()
-                self._primed[server, address, family] = port, until  # `open` may take it while it is still asking
+                self._primed[server, address, family] = port, until  # `open` may take it before the 401 has come
                 self._timers.start_soon(self._expire, port, until)
                 await port.wait_primed()
         except (StunError, trio.ClosedResourceError) as error:
             logger.debug("%s cannot be primed: %s", server.url.redacted, error)
-        except Exception:  # a server's doing, or a proxy's: the walk that it is done for goes on
+        except Exception:  # caused by a server or a proxy: the walk goes on without it
             logger.exception("%s cannot be primed", server.url.redacted)
 
     async def _expire(self, port: RelayPort, until: float) -> None:
-        await trio.sleep_until(until)  # a socket that waits for a walk which may not come
+        await trio.sleep_until(until)
         for key, (kept, _) in list(self._primed.items()):
             if kept is port:
                 del self._primed[key]
@@ -307,10 +323,12 @@ class Relays:
     # -- sockets -----------------------------------------------------------------------------------------------------
 
     async def _targets(self, servers: Sequence[TurnServer]) -> list[Target]:
-        """What is tried, in order: servers over UDP with each of their addresses, those over TCP by name; those that
-        failed lately last."""
+        """The targets in the order in which they are tried: first UDP, by address, then TCP, by name.
+
+        Targets that failed lately come last.
+        """
         over_udp = [each for each in servers if each.url.transport == "udp"]
-        # Where others can be asked, a resolver that hangs costs what any dead server does.
+        # If there are other servers, a resolver that hangs may delay the race by no more than a dead server.
         timeout = LOOKUP if len(over_udp) == len(servers) else STAGGER
         known = await self._names.look_up([each.url.host for each in over_udp], timeout=timeout)
         groups: list[list[TransportAddress]] = []
@@ -328,14 +346,18 @@ class Relays:
     async def _connect(
         self, server: TurnServer, address: TransportAddress | None, family: Family, *, hop: bool = False
     ) -> RelayPort:
-        """A port that has nothing yet; raises `StunError`."""
+        """Open a port without an allocation.
+
+        Raises:
+          StunError: the server cannot be reached, or too many relays are open.
+        """
         nursery = self._check_room()
         try:
             transport = await self._transport(server, address, hop=hop)
         except (OSError, ProxyError) as error:
             raise StunError(f"TURN server {server.url.redacted} cannot be reached: {error}") from error
         try:
-            nursery = self._check_room()  # others may have been here, and the node may have closed
+            nursery = self._check_room()  # again: the limit may have been reached meanwhile, or the node closed
             credentials = (
                 None
                 if server.username is None or server.password is None
@@ -383,7 +405,7 @@ class Relays:
         return self._nursery
 
     def _leave(self, port: RelayPort) -> None:
-        """Its server will be shut down before long: it is asked after the others, and what it relays goes elsewhere."""
+        """The server of this port will be shut down: ask it after the others, and have its paths moved."""
         self._standings.failed(self._ports[port], trio.current_time())
         self._on_leaving(port.local)
 

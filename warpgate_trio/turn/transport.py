@@ -1,6 +1,7 @@
-"""What carries a TURN client's messages to its server: a UDP socket, or a byte stream over TCP or TLS.
+"""The transports of a TURN client: a UDP socket, or a byte stream over TCP or TLS.
 
-A stream has a writer of its own: whoever sends puts whole messages into its outbox, so a cancelled sender tears none.
+A stream has its own writer task.  Senders put whole messages into its outbox, so that a cancelled sender never leaves
+half a message on the stream.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from .framing import TurnStreamReader
 __all__ = ["MAX_MESSAGE", "MAX_OUTBOX", "StreamTransport", "TurnTransport", "UdpTransport"]
 
 MAX_MESSAGE: Final = 4096
-"""Bytes of a message from the server: a datagram of a peer's, twice the size that anything of ours has."""
+"""Bytes of a message from the server over a stream: twice the size of any relayed datagram of this package."""
 MAX_OUTBOX: Final = 1 << 18
-"""Bytes that wait for a stream; beyond that senders wait, and what may not wait is dropped, as by a full socket."""
+"""Bytes in a stream's outbox beyond which `send` waits and `send_nowait` drops, as for a full socket."""
 _RECEIVE_SIZE: Final = 65536
 
 
@@ -30,35 +31,35 @@ class TurnTransport(Protocol):
 
     Attributes:
       server: its address.
-      reliable: nothing is lost on the way.
+      reliable: it is a byte stream, which loses no message.
     """
 
     server: TransportAddress
     reliable: bool
 
     async def run(self) -> None:
-        """What it needs a task for, until cancelled."""
+        """Run the transport's background work until cancelled."""
 
     async def receive(self) -> list[bytes]:
-        """Wait for messages of the server's, one at least.
+        """Wait for messages of the server, at least one.
 
         Raises:
-          trio.BrokenResourceError: there will be none.
+          trio.BrokenResourceError: the connection broke or ended.
         """
 
     async def send(self, messages: Iterable[bytes]) -> None:
-        """Send a batch; a checkpoint always.  Raises as `receive` does."""
+        """Send a batch; always a checkpoint.  Raises as `receive` does."""
 
     def send_nowait(self, messages: Iterable[bytes]) -> None:
-        """The same without waiting; what does not go at once may be dropped.  Never raises."""
+        """Send a batch without waiting; messages that cannot be sent at once may be dropped.  Never raises."""
 
     async def aclose(self) -> None:
-        """Close it, without a goodbye; what waits in it is dropped."""
+        """Close it at once; unsent messages are dropped."""
 
 
 @final
 class UdpTransport:
-    """A UDP socket of its own, which it owns; from anybody but the server nothing is heard."""
+    """A UDP socket, which it owns; datagrams from other sources than the server are dropped."""
 
     def __init__(self, sock: DatagramSocket, server: TransportAddress) -> None:
         self._sock = sock
@@ -86,7 +87,7 @@ class UdpTransport:
 
 @final
 class StreamTransport:
-    """A byte stream that is connected already, TLS included, and that it owns."""
+    """A connected byte stream, which it owns; over TLS the handshake is done already."""
 
     def __init__(self, stream: trio.abc.Stream, server: TransportAddress) -> None:
         self._stream = stream
@@ -110,10 +111,10 @@ class StreamTransport:
                 await self._filled.wait()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._break(error)
-            await trio.sleep_forever()  # the reader tells of it, with what the server said last
+            await trio.sleep_forever()  # `receive` reports it, after the server's last messages
 
     def _break(self, error: Exception) -> None:
-        """Nothing is written any more, which who waits for room has to know."""
+        """Record why nothing is written any more, and wake the senders that wait for room."""
         self._broken = self._broken or error
         self._drained.set()
 
@@ -133,7 +134,7 @@ class StreamTransport:
     async def send(self, messages: Iterable[bytes]) -> None:
         await trio.lowlevel.checkpoint()
         while len(self._outbox) > MAX_OUTBOX and self._broken is None:
-            if self._drained.is_set():  # several may wait for it at once
+            if self._drained.is_set():  # not replaced while others wait for it
                 self._drained = trio.Event()
             await self._drained.wait()
         if self._broken is not None:
