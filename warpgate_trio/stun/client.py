@@ -1,12 +1,13 @@
 """Asking STUN servers, over UDP and TCP: the Trio shell of `warpgate_trio.stun.transaction`.
 
-Law 1 of punching: the port that asked is the port that punches.  So the caller brings the socket or the stream, bound
-as it wants it, and keeps it; nothing here opens or closes one but `open_stun_stream`, whose stream is the caller's too.
-While a datagram socket is being asked over, nobody else may read from it; an owner that demultiplexes (RFC 9443) feeds
-`StunTransaction`s itself instead.  The ``query`` functions ask for a binding; the ``transact`` ones take any request.
+A NAT's mapping belongs to a local port, so the port that sends STUN requests has to be the port that punches.
+Therefore the caller provides the socket or the stream, bound as needed, and keeps it.  Only `open_stun_stream` and
+`race_tcp` open streams, for their bodies.  While a datagram socket is in use here, nobody else may read from it; an
+owner that demultiplexes (RFC 9443) feeds `StunTransaction`s itself instead.  The ``query`` functions send Binding
+requests, the ``transact`` functions any request.
 
-Several servers over one socket are asked at once, each by its own transaction; that is the race, and also how one sees
-a mapping from two sides within one round trip.
+Several servers can be asked at once over one socket, each by its own transaction.  This serves to race them, and to
+compare the mappings that two servers see within one round trip.
 """
 
 from __future__ import annotations
@@ -51,15 +52,15 @@ __all__ = [
 ]
 
 MAX_STREAM_ANSWER: Final = 2048
-"""Bytes of an answer over a stream: no Binding response is larger than a packet."""
+"""Bytes of an answer over a stream; no Binding response is larger than a packet."""
 MAX_STRANGERS: Final = 16
-"""Messages in a stream that answer nothing we ask now: late answers to requests that were given up."""
+"""Messages in a stream that answer no current request, such as late answers to requests that were given up."""
 
-_RECEIVE_SIZE: Final = 2048  # of a datagram; a longer one is no answer, and is cut
+_RECEIVE_SIZE: Final = 2048  # of a datagram; a longer one is truncated, and not an answer
 
 
 def new_transaction_id() -> bytes:
-    """12 bytes that nobody guesses."""
+    """A new transaction id: 12 unpredictable bytes."""
     return machine.current().entropy(TRANSACTION_ID_LENGTH)
 
 
@@ -73,17 +74,18 @@ async def query_udp(
     change: ChangeRequest | None = None,
     source: TransportAddress | None = None,
 ) -> StunAnswer:
-    """Ask one server from where it sees `sock`.
+    """Ask one server for the server-reflexive address of `sock`.
 
     Args:
-      sock: a datagram socket of the server's family, that nobody else reads; bound or not.
-      server: address (no name: `resolve`) and port.
-      rto, tries, last_wait: RFC 8489 §6.2.1; with the defaults, a dead server costs 39.5 s.
-      change: ask for an answer from elsewhere (RFC 5780), which then must come from `source`: the server itself with
-        `StunAnswer.other_address` in place of what is to change.
+      sock: a datagram socket of the server's family that nobody else reads from; bound or not.
+      server: IP address and port; `resolve` looks a name up.
+      rto, tries, last_wait: see `StunTransaction`; with the defaults, a dead server takes 39.5 s.
+      change: request an answer from another address or port of the server (RFC 5780).
+      source: where that answer has to come from: `server`, with the changed part taken from
+        `StunAnswer.other_address`.
 
     Raises:
-      StunTimeout: no answer; with `change`, what most filters make of it.
+      StunTimeout: no answer; with `change` most often because a NAT filters it.
       StunRefused: the server answered with an error.
       StunMalformed: the answer cannot be used.
       StunError: the request cannot be sent; the OSError is its cause.
@@ -108,7 +110,7 @@ async def query_all_udp(
     tries: int = TRIES,
     last_wait: float = LAST_WAIT,
 ) -> list[StunAnswer | StunError]:
-    """Ask all servers at once over one socket, requests leaving in order; what each said, in the same order."""
+    """Ask all servers at once over one socket, in order; returns each one's answer or error, in the same order."""
     transactions = _transactions(servers, rto, tries, last_wait)
     await transact_udp(sock, transactions)
     return [_outcome(each) for each in transactions]
@@ -122,10 +124,10 @@ async def race_udp(
     tries: int = TRIES,
     last_wait: float = LAST_WAIT,
 ) -> StunAnswer:
-    """Ask all servers at once over one socket; the first usable answer.
+    """Ask all servers at once over one socket; returns the first usable answer.
 
     Raises:
-      StunError: the last server's, when none gave any.
+      StunError: no server gave a usable answer; the error is that of the last server in the list.
     """
     if not servers:
         raise StunError("there is no STUN server to ask")
@@ -162,10 +164,11 @@ async def transact_udp(
     *,
     until: Callable[[StunTransaction], bool] = lambda _: False,
 ) -> None:
-    """Send requests of any method and receive until all are done, or `until` holds of one that has its response.
+    """Send requests of any method, and receive until all are done.
 
     Args:
-      sock: as of `query_udp`.
+      sock: as for `query_udp`.
+      until: called with each transaction that gets a response; True ends the wait.
     """
     for each in transactions:
         each.start(trio.current_time())
@@ -193,7 +196,7 @@ async def _send(sock: trio.socket.SocketType, request: bytes, transaction: StunT
         await sock.sendto(request, transaction.server)
     except OSError as error:
         if transaction.sent > 1:
-            return  # it worked before; this one is lost like any other
+            return  # an earlier request could be sent; this one counts as lost
         failed = StunError(f"STUN server {transaction.server[0]} cannot be asked: {_reason(error)}")
         failed.__cause__ = error
         transaction.fail(failed)
@@ -204,19 +207,19 @@ async def _receive(sock: trio.socket.SocketType) -> tuple[bytes, TransportAddres
         try:
             data, address = await sock.recvfrom(_RECEIVE_SIZE)
         except ConnectionError:
-            continue  # an ICMP error about an earlier datagram, as Windows tells it
+            continue  # an ICMP error about an earlier datagram, as Windows reports it
         return data, plain_address(address)
 
 
 async def query_stream(
     stream: trio.abc.Stream, *, server: TransportAddress | None = None, timeout: float = STREAM_TIMEOUT
 ) -> StunAnswer:
-    """Ask the server at the other end of `stream` from where it sees us; the stream stays open, for the next time.
+    """Ask the server at the other end of `stream` for our server-reflexive address; the stream stays open.
 
-    After an error or a cancellation in the middle the stream is good for nothing but closing.
+    After an error or a cancellation the stream can only be closed.
 
     Args:
-      server: its address; may be left out for a `trio.SocketStream`.
+      server: its address; may be omitted for a `trio.SocketStream`.
       timeout: seconds for the answer (RFC 8489 §6.2.2).
 
     Raises:
@@ -236,11 +239,12 @@ async def query_stream(
 
 
 async def transact_stream(stream: trio.abc.Stream, transaction: StunTransaction) -> None:
-    """Send a request of any method to the server at the other end of `stream`, and wait for its response; the caller
-    bounds the time.  The stream is for nothing else meanwhile.
+    """Send a request of any method to the server at the other end of `stream`, and wait for its response.
+
+    The caller bounds the time, and does not use the stream meanwhile.
 
     Raises:
-      StunMalformed: what comes is no STUN, or answers nothing.
+      StunMalformed: the server sends something that is not STUN, or too many messages that answer no request.
       StunError: the connection broke or ended.
     """
     try:
@@ -270,14 +274,14 @@ async def _exchange(stream: trio.abc.Stream, transaction: StunTransaction, serve
 async def open_stun_stream(
     server: TransportAddress, *, local: TransportAddress | None = None
 ) -> AsyncGenerator[trio.SocketStream]:
-    """Connect to a server over TCP; the stream closes with the body.
+    """Connect to a server over TCP; the stream is closed at the end of the body.
 
     Args:
-      local: address and port to connect from.  The port is shared (`share_port`, before the bind), so that a listener
-        and punching sockets, made alike, can have it too.
+      local: address and port to connect from.  The port is shared (`share_port`), so that a listener and punching
+        sockets can be bound to it too, if they share it as well.
 
     Raises:
-      StunError: it cannot be connected; the OSError is its cause.
+      StunError: the connection fails; the OSError is its cause.
     """
     stream = await _connect(server, local)
     try:
@@ -290,12 +294,16 @@ async def open_stun_stream(
 async def race_tcp(
     servers: Sequence[TransportAddress], *, local: TransportAddress | None = None, timeout: float = STREAM_TIMEOUT
 ) -> AsyncGenerator[tuple[StunAnswer, trio.SocketStream]]:
-    """Connect to all servers at once, from one local port if `local` says so, and ask them.
+    """Connect to all servers at once and ask them, from one local port if `local` is given.
 
-    The first usable answer, and the stream that it came by, which is open until the body ends; the others are closed.
+    Yields the first usable answer and its stream, which is open until the body ends; the other streams are closed.
+
+    Args:
+      local: as for `open_stun_stream`.
+      timeout: seconds for an answer once a connection is open.
 
     Raises:
-      StunError: the last server's, when none gave any.
+      StunError: no server gave a usable answer; the error is the one that came last.
     """
     errors: list[StunError] = [StunError("there is no STUN server to ask")]
     won: list[tuple[StunAnswer, trio.SocketStream]] = []
@@ -320,7 +328,7 @@ async def race_tcp(
                 nursery.start_soon(run, each)
         if not won:
             raise errors[-1]
-        for _, stream in won[1:]:  # a dead heat
+        for _, stream in won[1:]:  # several answered at once
             stream.socket.close()
         yield won[0]
     finally:
@@ -345,22 +353,22 @@ async def _connect(server: TransportAddress, local: TransportAddress | None) -> 
 
 
 def _reason(error: OSError) -> str:
-    # Without what Trio puts in front, the address a second time.
+    # Trio's own text would repeat the address.
     return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error)
 
 
 def share_port(sock: trio.socket.SocketType) -> None:
-    """Let several sockets be bound to one local port, all of which must say so before their bind."""
+    """Let several sockets be bound to one local port; to be called for each of them before its bind."""
     sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
     if hasattr(stdlib, "SO_REUSEPORT"):
         sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEPORT, 1)
 
 
 async def resolve(host: str, port: int, *, family: int = stdlib.AF_UNSPEC) -> TransportAddress:
-    """The first address of a server's name; `family` picks IPv4 or IPv6.
+    """The first address of a server's name; `family` selects IPv4 or IPv6.
 
     Raises:
-      StunError: the name has none.
+      StunError: the name has no such address, or the lookup fails.
     """
     try:
         found = await trio.socket.getaddrinfo(host, port, family=family, type=trio.socket.SOCK_DGRAM)

@@ -1,20 +1,20 @@
 """The STUN codec (RFC 8489, RFC 5780): messages as bytes, attributes as typed values, the two MACs and the fingerprint.
 
 Theory of operation.  A message is a 20-byte header (type, length, magic cookie, 96-bit transaction id) and attributes
-of type, length, value, padded to four bytes.  `decode` checks the frame alone and keeps values as bytes; an
-`Attribute` knows one type's format, and `message.get(XOR_MAPPED_ADDRESS)` gives its value typed, or raises `StunError`
-when that value is malformed.  Where the type is one that may be ignored (0x8000 and up, comprehension-optional), a
-malformed value is as if it was not there.  So one hostile attribute that nobody asks for, or has to understand, does no
-harm; and TURN (RFC 8656) brings its methods and attributes as further numbers and `Attribute`s, without a change here:
-`encode` takes any method, and whatever `Attribute(value)` makes.  Of a method's 12 bits the upper four are kept free
-(IANA reserves those methods), so that the first byte of every message is 0 to 3 and STUN can share a socket with QUIC
-(RFC 7983, RFC 9443).
+of type, length and value, padded to four bytes.  `decode` checks only this framing, and keeps values as bytes.  An
+`Attribute` knows the format of one type: `message.get(XOR_MAPPED_ADDRESS)` returns the typed value, or raises
+`StunMalformed` if it is malformed.  A malformed value of a comprehension-optional type (0x8000 and up) counts as
+absent.  So a hostile attribute does no harm unless it is needed.
 
-A MAC covers everything in front of it, under the header's length as it was when the MAC was last (RFC 8489 §14.5,
-§14.6); what stands behind a MAC is therefore not authentic, and `decode` drops it (but for a stronger MAC and the
-fingerprint, as those sections say).  A fingerprint that is there must be right, or `decode` refuses the message.
+TURN (RFC 8656) adds its methods as numbers and its attributes as `Attribute`s, without changes here: `encode` takes any
+method and any `AttributeValue`.  The upper four of a method's 12 bits are always 0 (IANA reserves those methods).  The
+first byte of every message is then 0 to 3, so that STUN can share a socket with QUIC (RFC 7983, RFC 9443).
 
-Texts are not prepared (RFC 8265): who has passwords passes keys, see `long_term_key`.
+A MAC covers everything in front of it, with the header's length as if the MAC were the last attribute (RFC 8489 §14.5,
+§14.6).  Attributes behind a MAC are not authenticated, so `decode` drops them, except for a stronger MAC and the
+fingerprint, as those sections say.  `decode` refuses a message with a wrong fingerprint.
+
+Texts are used as given, without the preparation of RFC 8265.  Passwords enter as keys, see `long_term_key`.
 """
 
 from __future__ import annotations
@@ -74,14 +74,15 @@ __all__ = [
 T = TypeVar("T")
 
 BINDING: Final = 0x001
-"""The one method of RFC 8489; TURN adds its own."""
+"""The only method of RFC 8489; TURN adds its own."""
 MAGIC_COOKIE: Final = 0x2112A442
 HEADER_LENGTH: Final = 20
 TRANSACTION_ID_LENGTH: Final = 12
 MAX_ATTRIBUTES: Final = 64
-"""Attributes of a message that is read; the longest real ones, TURN's Allocate with credentials, have about fifteen."""
+"""Attributes of a message that is decoded; real messages have at most about fifteen (TURN's Allocate with
+credentials)."""
 
-_OPTIONAL: Final = 0x8000  # and up: may be ignored
+_OPTIONAL: Final = 0x8000  # from here on types are comprehension-optional
 _FINGERPRINT_XOR: Final = 0x5354554E  # RFC 8489 §14.7
 _SHA1_LENGTH: Final = 20
 _SHA256_LENGTH: Final = 32
@@ -117,8 +118,8 @@ class Attribute(Generic[T]):
     Attributes:
       type: its number; below 0x8000 a receiver must understand it (comprehension-required).
       name: as in the RFC, for errors.
-      to_bytes, from_bytes: the value's format, given the transaction id, which XOR addresses need; `from_bytes` raises
-        `StunMalformed`, or ValueError for `Message.get` to make one of.
+      to_bytes, from_bytes: encode and decode the value.  They also get the transaction id, for XORed addresses.
+        `from_bytes` raises `StunMalformed`, or ValueError, which `Message.get` converts.
     """
 
     type: int
@@ -135,7 +136,7 @@ class Attribute(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class ErrorCode:
-    """RFC 8489 §14.8: 300 to 699, and a text for people."""
+    """RFC 8489 §14.8: a code of 300 to 699, and a text for people."""
 
     code: int
     reason: str = ""
@@ -210,7 +211,7 @@ def text(type_: int, name: str, most: int) -> Attribute[str]:
 
 
 def opaque(type_: int, name: str, *lengths: int) -> Attribute[bytes]:
-    """An attribute of bytes, of one of these lengths (of any when none is given)."""
+    """An attribute of bytes, of one of these lengths; of any length if none is given."""
 
     def check(data: bytes) -> bytes:
         if lengths and len(data) not in lengths:
@@ -229,7 +230,8 @@ def _error_to_bytes(value: ErrorCode, _: bytes) -> bytes:
 def _error_from_bytes(data: bytes, _: bytes) -> ErrorCode:
     if len(data) < 4 or not 3 <= data[2] & 7 <= 6 or data[3] > 99 or len(data) > 4 + 763:
         raise StunMalformed("ERROR-CODE without a code of 300 to 699")
-    # For people and logs only, so damage is shown, not raised; control characters would let it forge log lines.
+    # The text is for people and logs only, so bad UTF-8 is replaced rather than refused.  Control characters are
+    # replaced because they could forge log lines.
     reason = data[4:].decode("utf-8", "replace")
     return ErrorCode((data[2] & 7) * 100 + data[3], "".join(c if c.isprintable() else "?" for c in reason))
 
@@ -259,7 +261,7 @@ def _port_to_bytes(value: int, _: bytes) -> bytes:
 
 
 def _port_from_bytes(data: bytes, _: bytes) -> int:
-    if len(data) not in (2, 4):  # RFC 5780 §7.5 draws two bytes of padding, which some count and some do not
+    if len(data) not in (2, 4):  # some implementations count the two bytes of padding (RFC 5780 §7.5), some do not
         raise StunMalformed(f"RESPONSE-PORT of {len(data)} bytes")
     return int.from_bytes(data[:2], "big")
 
@@ -283,7 +285,7 @@ FINGERPRINT: Final = opaque(0x8028, "FINGERPRINT", 4)
 RESPONSE_ORIGIN: Final = transport_address(0x802B, "RESPONSE-ORIGIN")
 OTHER_ADDRESS: Final = transport_address(0x802C, "OTHER-ADDRESS")
 
-# What may follow a MAC; anything else behind one is dropped, and nothing may follow the fingerprint.
+# The types that may follow a MAC; others behind one are dropped.  Nothing may follow the fingerprint.
 _BEHIND: Final = {
     MESSAGE_INTEGRITY.type: frozenset({MESSAGE_INTEGRITY_SHA256.type, FINGERPRINT.type}),
     MESSAGE_INTEGRITY_SHA256.type: frozenset({FINGERPRINT.type}),
@@ -296,11 +298,11 @@ _BEHIND: Final = {
 @final
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message as `decode` found it.
+    """A decoded message.
 
     Attributes:
-      method: `BINDING`, or another of 8 bits.
-      message_class: what it is.
+      method: `BINDING`, or another one of 8 bits.
+      message_class: request, indication, success or error.
       transaction_id: 12 bytes.
       attributes: type and value of each, in order.
       raw: the bytes that it was decoded from.
@@ -314,11 +316,11 @@ class Message:
     _offsets: dict[int, int] = field(repr=False, compare=False)
 
     def get(self, attribute: Attribute[T]) -> T | None:
-        """The value of the first attribute of this type (further ones mean nothing, RFC 8489 §14), or None.
+        """The value of the first attribute of this type, or None; further ones are ignored (RFC 8489 §14).
 
         Raises:
-          StunMalformed: it is not of the type's format, and of a type that has to be understood (§14: others are
-            ignored by who cannot make anything of them).
+          StunMalformed: the value is malformed, and its type is comprehension-required.  Malformed values of other
+            types count as absent.
         """
         for type_, data in self.attributes:
             if type_ == attribute.type:
@@ -326,10 +328,10 @@ class Message:
         return None
 
     def get_all(self, attribute: Attribute[T]) -> list[T]:
-        """The values of all attributes of this type, in order, for one that may stand there more than once.
+        """The values of all attributes of this type, in order, for a type that may occur more than once.
 
         Raises:
-          StunMalformed: as `get`, for any of them; what is malformed and may be ignored is left out.
+          StunMalformed: as for `get`, for any of them.
         """
         values = [self._value(attribute, data) for type_, data in self.attributes if type_ == attribute.type]
         return [value for value in values if value is not None]
@@ -350,11 +352,11 @@ class Message:
         return tuple(dict.fromkeys(type_ for type_, _ in self.attributes if type_ < _OPTIONAL and type_ not in types))
 
     def verify(self, key: bytes) -> bool:
-        """Whether there is a MESSAGE-INTEGRITY by `key`."""
+        """Whether there is a valid MESSAGE-INTEGRITY by `key`."""
         return self._verify(MESSAGE_INTEGRITY.type, key, "sha1", _SHA1_LENGTH)
 
     def verify_sha256(self, key: bytes, *, at_least: int = _SHA256_LENGTH) -> bool:
-        """Whether there is a MESSAGE-INTEGRITY-SHA256 by `key`, truncated to `at_least` bytes (16 to 32) or more."""
+        """Whether there is a valid MESSAGE-INTEGRITY-SHA256 by `key`, of `at_least` bytes (16 to 32) or more."""
         return self._verify(MESSAGE_INTEGRITY_SHA256.type, key, "sha256", max(at_least, 16))
 
     def _verify(self, type_: int, key: bytes, digest: str, at_least: int) -> bool:
@@ -369,7 +371,7 @@ class Message:
 
 
 def _with_length(data: bytes, length: int) -> bytes:
-    """`data`, which begins with a header, with another length of attributes in it."""
+    """A message with another value in its header's length field."""
     return data[:2] + length.to_bytes(2, "big") + data[4:]
 
 
@@ -396,12 +398,12 @@ def encode(
     """The bytes of a message.
 
     Args:
-      integrity, integrity_sha256: keys of a MESSAGE-INTEGRITY and of a MESSAGE-INTEGRITY-SHA256 to add.
+      integrity, integrity_sha256: the keys of a MESSAGE-INTEGRITY and a MESSAGE-INTEGRITY-SHA256 to add.
       sha256_length: bytes of the latter: 16 to 32, a multiple of four (RFC 8489 §14.6).
       fingerprint: add a FINGERPRINT.
 
     Raises:
-      ValueError: something does not fit its field.
+      ValueError: a value does not fit its field.
     """
     if len(transaction_id) != TRANSACTION_ID_LENGTH or not 0 <= method <= 0xFF:
         raise ValueError("a transaction id has 12 bytes, a method 8 bits")
@@ -430,7 +432,7 @@ def _crc(data: bytes) -> bytes:
 
 
 def looks_like_stun(data: bytes) -> bool:
-    """Whether `data` begins as a STUN message does: first byte 0 to 3 (RFC 9443), the cookie in its place."""
+    """Whether `data` begins like a STUN message: first byte 0 to 3 (RFC 9443), and the magic cookie in its place."""
     return len(data) >= HEADER_LENGTH and data[0] < 4 and data[4:8] == b"\x21\x12\xa4\x42"
 
 
@@ -438,7 +440,7 @@ def decode(data: bytes) -> Message:
     """Decode a whole message.
 
     Raises:
-      StunMalformed: it is none, has more than `MAX_ATTRIBUTES` attributes, or a fingerprint that is not its own.
+      StunMalformed: it is not a STUN message, has more than `MAX_ATTRIBUTES` attributes, or a wrong fingerprint.
     """
     if not looks_like_stun(data):
         raise StunMalformed("no STUN header")
@@ -470,7 +472,7 @@ def decode(data: bytes) -> Message:
 
 
 def long_term_key(username: str, realm: str, password: str, *, sha256: bool = False) -> bytes:
-    """The key of RFC 8489 §9.2.2 (§18.5.1: MD5 or SHA-256), of texts that are already prepared."""
+    """The key of RFC 8489 §9.2.2, by MD5 or SHA-256 (§18.5.1); the texts are already prepared (RFC 8265)."""
     plain = f"{username}:{realm}:{password}".encode()
     return hashlib.sha256(plain).digest() if sha256 else hashlib.md5(plain, usedforsecurity=False).digest()
 
@@ -479,8 +481,12 @@ def long_term_key(username: str, realm: str, password: str, *, sha256: bool = Fa
 class StreamReader:
     """Cuts a TCP byte stream into messages (RFC 8489 §6.2.2: the length field frames them).
 
-    Bytes that can begin no message, or one of more than `most` bytes, raise `StunMalformed`: nothing behind them can be
-    found again, so the connection is over.
+    Args:
+      most: the longest message in bytes.
+
+    Raises:
+      StunMalformed: by `feed`, for bytes that begin no message, or one that is too long.  The next message cannot be
+        found then, so the connection is unusable.
     """
 
     def __init__(self, *, most: int = HEADER_LENGTH + _MAX_LENGTH) -> None:
@@ -488,7 +494,7 @@ class StreamReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The messages that are whole now, undecoded; at most one begun message is kept."""
+        """The messages that are complete now, undecoded; at most one incomplete message is kept."""
         self._buffer += data
         found: list[bytes] = []
         while len(self._buffer) >= HEADER_LENGTH:

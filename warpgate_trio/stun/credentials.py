@@ -1,7 +1,7 @@
-"""The long-term credential mechanism beyond its key (RFC 8489 §9.2): password algorithms, and what a nonce says.  Pure.
+"""The long-term credential mechanism (RFC 8489 §9.2), except its key: password algorithms and nonce cookies.  Pure.
 
-A server that knows more than MD5 names its algorithms in PASSWORD-ALGORITHMS, and says in the nonce that it does: the
-nonce is under the MAC of the next request, so nobody on the way can take the list away.
+A server that supports more than MD5 names its algorithms in PASSWORD-ALGORITHMS, and announces that in the nonce.  The
+MAC of the next request covers the nonce, so nobody on the path can remove the list unnoticed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class PasswordAlgorithm(IntEnum):
-    """§18.5.1; both have no parameters, so those of others are not kept."""
+    """§18.5.1; neither has parameters, so parameters of other algorithms are dropped."""
 
     MD5 = 1
     SHA256 = 2
@@ -41,7 +41,7 @@ class SecurityFeature(IntFlag):
 
 
 NONCE_COOKIE: Final = "obMatJos2"
-"""What a nonce begins with that says what its server can do, in four more characters of base64 (§9.2)."""
+"""The start of a nonce that announces security features, as the next four characters in base64 (§9.2)."""
 
 
 def _algorithm_to_bytes(value: int, _: bytes) -> bytes:
@@ -76,7 +76,7 @@ PASSWORD_ALGORITHMS: Final = Attribute(0x8002, "PASSWORD-ALGORITHMS", _algorithm
 
 
 def security_features(nonce: str) -> SecurityFeature:
-    """What a nonce says that its server can do: 24 bits; 0 where it says nothing."""
+    """The security features that a nonce announces (24 bits); none where it has no valid cookie."""
     if not nonce.startswith(NONCE_COOKIE):
         return SecurityFeature(0)
     try:
@@ -87,10 +87,10 @@ def security_features(nonce: str) -> SecurityFeature:
 
 
 def nonce_cookie(features: SecurityFeature) -> str:
-    """What a nonce begins with whose server can do `features`."""
+    """The start of a nonce that announces `features`."""
     return NONCE_COOKIE + base64.b64encode(features.to_bytes(3, "big")).decode()
 
 
 def user_hash(username: str, realm: str) -> bytes:
-    """What stands in USERHASH in place of the name (§14.4), of texts that are already prepared."""
+    """The value of USERHASH (§14.4), which replaces the name; both texts are already prepared (RFC 8265)."""
     return hashlib.sha256(f"{username}:{realm}".encode()).digest()

@@ -1,14 +1,14 @@
-"""A STUN client's request and its answer without I/O: when to send it again, which answer is believed.
+"""A STUN client's request and its response without I/O: retransmission, and which responses are accepted.
 
-Theory of operation.  A `StunTransaction` is one request: its owner sends what `transmit` hands out, gives `receive`
-what came in, and calls `handle_timer` at `deadline`, until `done`; then `response` returns or raises.  Over a datagram
-socket the request is repeated after RTO, 3 RTO, 7 RTO, ... (RFC 8489 §6.2.1); over a stream it is sent once (§6.2.2).
+Theory of operation.  A `StunTransaction` is one request.  Its owner sends what `transmit` returns, passes received data
+to `receive`, and calls `handle_timer` at `deadline`, until it is `done`; then `response` returns or raises.  Over a
+datagram socket the request is retransmitted after RTO, 3 RTO, 7 RTO, ... (RFC 8489 §6.2.1); over a stream it is sent
+once (§6.2.2).
 
-What is believed: a response to our method with our transaction id, 96 random bits, from where we asked, or from the
-one place that we asked the server to answer from.  Anything else is not ours (`receive` says False) and ends nothing,
-since anybody may send anything to a UDP port.  What does come from the server can still be a lie: a mapped address
-that no host can have, or one of another family, is refused, for it ends up in front of peers as where we can be
-reached.
+A response is accepted if it has the method and the 96-bit random transaction id of the request, and comes from the
+address that was asked, or the one that the request asked the server to answer from.  Anything else is ignored
+(`receive` returns False), since anybody may send anything to a UDP port.  A mapped address is checked even so, because
+peers will be told to reach this node there: one that no host can have, or of another family, is refused.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ __all__ = [
 ]
 
 DEFAULT_RTO: Final = 0.5
-"""Seconds to the first repetition: RFC 8489 §6.2.1."""
+"""Seconds until the first retransmission (RTO, RFC 8489 §6.2.1)."""
 TRIES: Final = 7
-"""Requests in all (Rc there)."""
+"""Requests in all (Rc, RFC 8489 §6.2.1)."""
 LAST_WAIT: Final = 16
-"""RTOs from the last request to giving up (Rm there): 39.5 s in all with the default RTO."""
+"""RTOs from the last request until giving up (Rm, RFC 8489 §6.2.1): 39.5 s in all with the default RTO."""
 STREAM_TIMEOUT: Final = 39.5
 """Seconds for an answer over a stream (Ti, RFC 8489 §6.2.2)."""
 
@@ -74,7 +74,7 @@ _KNOWN: Final[frozenset[Attribute[Any]]] = frozenset(
         UNKNOWN_ATTRIBUTES,
         MESSAGE_INTEGRITY,
         MESSAGE_INTEGRITY_SHA256,
-        # RFC 3489's SOURCE-ADDRESS and CHANGED-ADDRESS: servers add them for its clients, and in its number range.
+        # RFC 3489's SOURCE-ADDRESS and CHANGED-ADDRESS, which servers add for its clients, are comprehension-required.
         transport_address(0x0004, "SOURCE-ADDRESS"),
         transport_address(0x0005, "CHANGED-ADDRESS"),
     }
@@ -83,17 +83,17 @@ _KNOWN: Final[frozenset[Attribute[Any]]] = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StunAnswer:
-    """What a server said about one socket.
+    """The answer of a server to a Binding request.
 
     Attributes:
-      mapped: from where the server saw the request come.
-      server: whom we asked.
-      source: from where the answer came; another than `server` only where that was asked for.
+      mapped: the server-reflexive address: where the server saw the request come from.
+      server: the address that was asked.
+      source: the address that the answer came from; other than `server` only if the request asked for that.
       rtt: seconds from the last request to the answer.
       retransmitted: the request was sent more than once, so the answer may be to an earlier one and `rtt` too short.
-      other_address: the server's other address and port (RFC 5780), None where it has none.
-      response_origin: from where the server says that it answered.
-      software: what it calls itself.
+      other_address: the server's other address and port (RFC 5780); None if it has none, or an implausible one.
+      response_origin: the address that the server says it answered from.
+      software: the server's SOFTWARE text.
     """
 
     mapped: TransportAddress
@@ -107,10 +107,10 @@ class StunAnswer:
 
 
 def plausible(mapped: TransportAddress, server: TransportAddress) -> str | None:
-    """Why `server` cannot have seen a packet from `mapped`, or None.
+    """Why `server` cannot have received a packet from `mapped`; None if it can.
 
-    Private addresses pass: the server may be in our network, or inside of the carrier's NAT.  Loopback is for servers
-    on loopback.
+    Private addresses are plausible: the server may be in our network, or inside the carrier's NAT.  Loopback addresses
+    are plausible only if the server is on loopback.
     """
     ip, at = ip_address(mapped[0]), ip_address(server[0])
     if mapped[1] == 0:
@@ -126,14 +126,17 @@ def plausible(mapped: TransportAddress, server: TransportAddress) -> str | None:
 
 @final
 class StunTransaction:
-    """One request and what comes of it.
+    """One request and its response.
 
     Args:
-      request: the encoded request; answers are matched with its method and transaction id.
-      server: whom it goes to.
-      source: from where the answer comes, when the request asks for another place than `server`.
+      request: the encoded request; responses are matched by its method and transaction id.
+      server: the address that it is sent to.
+      source: the address that the response comes from, if the request asks for another one than `server`.
       rto, tries, last_wait: RFC 8489 §6.2.1's RTO (seconds), Rc, and Rm (in RTOs).
-      check: what else an answer must fulfil to be ours, such as a MAC; one that does not is as if it had not come.
+      check: a further condition for responses, such as a valid MAC; a response that fails it is ignored.
+
+    Raises:
+      ValueError: `rto`, `tries` or `last_wait` is not positive.
     """
 
     def __init__(
@@ -179,16 +182,16 @@ class StunTransaction:
 
     @property
     def deadline(self) -> float:
-        """When `handle_timer` wants to be called; infinity when it is done, or has a request to be sent."""
+        """When `handle_timer` is to be called; infinity if it is done, or `transmit` is to be called first."""
         return math.inf if self.done else self._deadline
 
     def start(self, now: float) -> None:
-        """Make the first request due; again, it does nothing."""
+        """Make the first request due.  Idempotent."""
         if not self._sent:
             self._due = True
 
     def handle_timer(self, now: float) -> None:
-        """Repeat the request, or give up: no answer has come in time."""
+        """If the deadline has passed, make a retransmission due, or give up after the last request."""
         if now < self.deadline:
             return
         self._deadline = math.inf
@@ -200,23 +203,23 @@ class StunTransaction:
             self._due = True
 
     def transmit(self, now: float) -> bytes | None:
-        """The request, if it is to be sent to `server` now; then it counts as sent."""
+        """The request if it is due, to be sent to `server` now; it counts as sent.  Otherwise None."""
         if not self._due or self.done:
             return None
         self._due = False
         self._sent += 1
         self._sent_at = now
-        # From now, not from the last deadline: after a pause of this process there is no burst.
+        # Counted from now, not from the last deadline, so that a pause of this process causes no burst.
         self._deadline = now + self._rto * (self._last_wait if self._sent == self._tries else 2 ** (self._sent - 1))
         return self.request
 
     def fail(self, error: StunError) -> None:
-        """End it from outside: what it was to be sent by is broken."""
+        """End it from outside, because its socket is broken."""
         if not self.done:
             self._error = error
 
     def receive(self, data: bytes, address: TransportAddress, now: float) -> bool:
-        """Whether `data`, which came from `address`, is an answer to this request; never raises."""
+        """Process a datagram from `address`; returns whether it is a response to this request.  Never raises."""
         try:
             message = decode(data)
         except StunMalformed:
@@ -224,7 +227,7 @@ class StunTransaction:
         return self.receive_message(message, address, now)
 
     def receive_message(self, message: Message, address: TransportAddress, now: float) -> bool:
-        """The same for a message that is decoded already."""
+        """The same for a decoded message."""
         if (
             message.transaction_id != self.transaction_id
             or message.method != self._method
@@ -241,16 +244,18 @@ class StunTransaction:
 
     @property
     def answer(self) -> Message | None:
-        """The response, a success or an error; None where none has come."""
+        """The response, a success or an error; None if none has come."""
         return self._answer
 
     def response(self) -> Message:
         """The success response.
 
         Raises:
-          StunRefused: it was an error response.
-          StunMalformed: it breaks its format, or must not be understood in part (RFC 8489 §6.3.3).
-          StunTimeout: there was none.
+          StunRefused: the response is an error.
+          StunMalformed: the response is an error without a valid error code.
+          StunTimeout: there was no response.
+          StunError: `fail` was called with it.
+          RuntimeError: the transaction is not done.
         """
         if self._error is not None:
             raise self._error
@@ -271,7 +276,12 @@ class Check(Protocol):
 def binding_request(
     transaction_id: bytes, *, change: ChangeRequest | None = None, response_port: int | None = None
 ) -> bytes:
-    """A Binding request; with `change` or `response_port`, RFC 5780's, answered from or to elsewhere."""
+    """A Binding request.
+
+    Args:
+      change: request an answer from another address or port of the server (RFC 5780).
+      response_port: request an answer to this port of our address (RFC 5780).
+    """
     assert len(transaction_id) == TRANSACTION_ID_LENGTH
     attributes: list[AttributeValue] = []
     if change is not None:
@@ -282,10 +292,11 @@ def binding_request(
 
 
 def read_binding_answer(transaction: StunTransaction) -> StunAnswer:
-    """What a Binding transaction, which is done, found out.
+    """The answer of a Binding transaction that is done.
 
     Raises:
-      StunError: of `StunTransaction.response`; and StunMalformed when the answer says nothing, or what cannot be.
+      StunError: as `StunTransaction.response`.
+      StunMalformed: the response has no mapped address, an implausible one, or an unknown required attribute.
     """
     message = transaction.response()
     if unknown := message.unknown_required(_KNOWN):
@@ -317,7 +328,7 @@ def read_binding_answer(transaction: StunTransaction) -> StunAnswer:
 
 
 def _may_be_asked(other: TransportAddress, server: TransportAddress) -> bool:
-    """Whether `other` can be another address of `server`; one outside must not have us ask inside."""
+    """Whether `other` can be another address of `server`; a public server must not direct requests to private ones."""
     there, here = ip_address(other[0]), ip_address(server[0])
     return (
         plausible(other, server) is None and there != here and scope_of(there) in (AddressScope.PUBLIC, scope_of(here))
