@@ -1,16 +1,16 @@
-"""How often codes may be tried from one place, whoever they belong to.  No I/O.
+"""Limits on how often codes may be tried from one network, whoever offers them.  No I/O.
 
-Who wants to guess a code, or to spend other people's by wrong tries, has one place or a few to do it from.  So tries
-are counted by tiers (`limits`): of IPv6 the /64, the /56 and the /48, of IPv4 the address and the /24; the narrow ones
-are soon used up, the wide ones, which many may share, somewhat later.  Of each prefix:
+An attacker may want to guess a code, or to void the codes of others by wrong tries, and has one network or a few to do
+it from.  So tries are counted per prefix: for IPv6 the /64, the /56 and the /48, for IPv4 the address and the /24.  The
+limits of narrow prefixes are tight; wide ones, which many people may share, allow more (`Tier`).  Each prefix has:
 
-* so many claims, of any kind, at once and over time (a token each, which a pairing gives back);
-* so many tries under way, one less for each wrong one: what is under way cannot be taken back when it proves wrong;
-* a wait behind each *wrong* try but the first few, twice as long each time, up to an hour.  A try counts as wrong, too,
-  whose time was over with a proof posted and not judged: else whoever posts late would guess for nothing.
+* a token bucket for claims of any kind; a successful pairing gives its token back;
+* a limit of tries under way, reduced by one for each wrong try, since a try under way may still prove wrong;
+* a wait after each *wrong* try beyond the first few, which doubles each time, up to an hour.  A try also counts as
+  wrong if it ended by time with a posted proof that was not judged: otherwise late posts would be free guesses.
 
-From one /48 or /24 that is at most 10 wrong tries in any hour: three codes spent, at three tries each.  Wrong tries are
-forgotten two hours after the last one.  What honest people try is right, costs nothing, and is over within a second.
+This allows at most 10 wrong tries in any hour from one /48 or /24, which voids three codes at three tries each.  Wrong
+tries are forgotten two hours after the last one.  Honest tries are right: they cost nothing and end within a second.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from ..limits import BoundedMap, TokenBucket, prefixes
 __all__ = ["ClaimRates", "Tier"]
 
 FIRST_WAIT: Final = 60.0
-"""Seconds from a wrong try to the next one, behind those that are free: enough to ask again for the code."""
+"""Seconds to wait after the first wrong try that is not free (`Tier.free`): enough to ask for the code again."""
 LONGEST_WAIT: Final = 3600.0
-"""Seconds of the longest such wait, which doubles with each wrong try."""
+"""Seconds to wait at most; the wait doubles with each wrong try."""
 WRONG_MEMORY: Final = 7200.0
-"""Seconds after the last wrong try from a place in which all of them are forgotten: twice the longest wait, so that
+"""Seconds after the last wrong try of a prefix until its wrong tries are forgotten: twice the longest wait, so that
 waiting for it gains nothing."""
 REMEMBERED: Final = 16_384
-"""Prefixes that are remembered; the one that was used longest ago gives way, and begins anew."""
+"""Prefixes that are remembered; beyond that the least recently used one is forgotten, and starts afresh."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tier:
-    """What one prefix may do.
+    """The limits of one prefix.
 
     Attributes:
-      claims: at once.
-      seconds: for one more.
-      under_way: tries at a time.
-      free: wrong tries that nobody waits for.
+      claims: claims at once.
+      seconds: seconds until one more claim is allowed.
+      under_way: tries under way at a time.
+      free: wrong tries that cause no wait.
     """
 
     claims: int
@@ -60,7 +60,7 @@ _TIERS: Final = {2: (_WIDE, _NARROW), 3: (_WIDE, _MIDDLE, _NARROW)}  # by the nu
 
 @final
 class _Source:
-    """What one prefix has done."""
+    """The counts of one prefix."""
 
     __slots__ = ("claims", "tier", "under_way", "until", "wrong", "wrong_at")
 
@@ -73,7 +73,7 @@ class _Source:
         self.until = -math.inf
 
     def wait(self, now: float) -> float:
-        """Seconds until it may try again; 0.0: it may now."""
+        """Seconds until it may try again; 0.0 if it may now."""
         if now - self.wrong_at >= WRONG_MEMORY:
             self.wrong = 0
         if self.under_way >= max(1, self.tier.under_way - self.wrong):
@@ -91,16 +91,16 @@ class _Source:
 
 @final
 class ClaimRates:
-    """The rates of all places.  `begin` a try, then `end` it, whatever came of it."""
+    """The limits of all prefixes.  For each try that `begin` allows, `end` has to be called."""
 
     def __init__(self, size: int = REMEMBERED) -> None:
         self._sources: BoundedMap[bytes, _Source] = BoundedMap(size)
 
     def begin(self, host: str, now: float) -> float:
-        """A try from a host begins, unless it has to wait: returns for how many seconds, 0.0 for none.
+        """Begin a try from a host; returns the seconds that it has to wait, or 0.0 if the try has begun.
 
-        Of a try that has to wait nothing is remembered: a network that is refused has 65,536 /64s to be refused from,
-        and all of those together would have other people's wrong tries forgotten.
+        A refused try leaves no trace.  Otherwise a refused /48 could use its 65,536 /64s to push the wrong tries of
+        others out of the memory.
         """
         known = [self._sources.use(key) for key in prefixes(host)]
         wait = max((source.wait(now) for source in known if source is not None), default=0.0)
@@ -111,7 +111,7 @@ class ClaimRates:
         return wait
 
     def end(self, host: str, now: float, *, paired: bool = False, wrong: bool = False) -> None:
-        """A try from a host is over; `wrong`: the code was, or nobody said in time that it was not."""
+        """A try from a host is over; `wrong`: its code was wrong, or its proof was not judged in time."""
         for source in self._of(host):
             source.under_way = max(0, source.under_way - 1)
             if paired:

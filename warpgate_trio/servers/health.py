@@ -1,6 +1,6 @@
-"""``/healthz`` and ``/metrics`` for who watches over the servers: the Trio shell of `servers.health_core`.
+"""``/healthz`` and ``/metrics`` for the monitoring of the servers: the Trio shell of `servers.health_core`.
 
-One task accepts, and one per connection serves one request.
+One task per listener accepts connections, and one task per connection serves one request.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["HealthLimits", "HealthServer", "open_health", "serve_health"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 _READ: Final = 4096
-_LEFT_OVER: Final = 64 * 1024  # bytes of a body that are read away, as closing over them would take the answer back
+_LEFT_OVER: Final = 64 * 1024  # bytes of a body to discard: unread data at the close would reset the connection
 
 
 @final
@@ -36,9 +36,10 @@ class HealthLimits:
     """What clients can make it hold.
 
     Attributes:
-      connections: at once; further ones are closed unanswered, or take the place of who has too many.
+      connections: connections at once; beyond that a new one is closed unanswered, or replaces the oldest one of the
+        address that has the most.
       head: bytes of a request.
-      time: seconds of a connection, from its first byte to its end.
+      time: seconds that a connection may last.
     """
 
     connections: int = 32
@@ -79,12 +80,12 @@ async def serve_health(
 ) -> NoReturn:
     """Serve until cancelled; `nursery.start` returns the `HealthServer` once it listens.
 
-    ``GET /healthz`` is answered with 200, and with 503 while the servers are being shut down; ``GET /metrics`` with
-    what they count, in the text format of Prometheus (`servers.metrics`).  Who can connect can read both: nothing is
-    asked for, and nothing encrypted.
+    ``GET /healthz`` is answered with 200, or with 503 while the servers are being shut down.  ``GET /metrics`` returns
+    the servers' counts in the text format of Prometheus (`servers.metrics`).  There is no authentication and no
+    encryption: anybody who can connect can read both.
 
     Args:
-      statistics: what the servers' ``statistics()`` return, asked for each answer.
+      statistics: returns the results of the servers' ``statistics()``; called for each answer.
       host: the address to listen on; None: all, IPv4 and IPv6.
       port: 0 lets the system choose.
       draining: whether the servers are being shut down.
@@ -122,8 +123,9 @@ async def open_health(
     draining: Callable[[], bool] = lambda: False,
     limits: HealthLimits = DEFAULT_LIMITS,
 ) -> AsyncGenerator[HealthServer]:
-    """Run it for the time of the body; arguments and errors as for `serve_health`.  What the body raises leaves
-    bare.
+    """Run it during the body; arguments and errors as for `serve_health`.
+
+    An exception of the body is not wrapped in an ExceptionGroup.
     """
     async with open_background_nursery() as nursery:
         yield await nursery.start(

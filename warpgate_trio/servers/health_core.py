@@ -1,7 +1,7 @@
 """One HTTP request for a server's health or its metrics, and the answer, on h11 without I/O.
 
-A connection has one request, and ends behind its answer (``Connection: close``): who asks every ten seconds does not
-miss the handshake, and nothing is held for who asks slowly.
+A connection has one request and ends after its answer (``Connection: close``).  A monitor that asks every ten seconds
+does not need a persistent connection, and idle connections would hold memory.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class _Answer:
 
 @final
 class Pages:
-    """What there is to be asked for.
+    """The pages that can be requested.
 
     Args:
-      statistics: what the servers have counted.
-      draining: whether they are being shut down.
-      wall_time: Unix seconds.
+      statistics: returns what the servers have counted.
+      draining: returns whether they are being shut down.
+      wall_time: returns Unix seconds.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Pages:
         self.wall_time: Final = wall_time
 
     def answer(self, method: str, target: str) -> _Answer:
-        """The answer to a request; `target`: as it stands in it (RFC 9112 §3.2)."""
+        """The answer to a request; `target`: the request target as sent (RFC 9112 §3.2)."""
         page = {"/healthz": self._health, "/metrics": self._metrics}.get(_path(target))
         if page is None:
             return _Answer(HTTPStatus.NOT_FOUND, "there are /healthz and /metrics\n")
@@ -74,8 +74,8 @@ class HealthRequest:
     """One request, from its first byte to the answer.
 
     Args:
-      pages: what may be asked for.
-      head: bytes that the request may have, without a body.
+      pages: the pages that can be requested.
+      head: the most bytes of the request without its body.
     """
 
     def __init__(self, pages: Pages, head: int) -> None:
@@ -83,10 +83,10 @@ class HealthRequest:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=head)
 
     def receive(self, data: bytes) -> bytes | None:
-        """Take bytes, ``b""`` for the end of them.
+        """Process received bytes; ``b""`` is the end of the stream.
 
-        Returns all that is to be sent, after which nothing is read any more; None: the request is not whole yet;
-        ``b""``: there is none, and nobody to answer.
+        Returns the whole answer, after which nothing more is processed; None while the request is incomplete; or
+        ``b""`` if the stream ended without a request, so that there is nothing to answer.
         """
         self._http.receive_data(data)
         method = "GET"
@@ -127,7 +127,7 @@ def _refusal(status: HTTPStatus, *more: tuple[str, str]) -> _Answer:
 
 
 def _path(target: str) -> str:
-    """Of a target in origin form or, as servers have to take it too, in absolute form."""
+    """The path of a target in origin form, or in absolute form, which servers have to accept too."""
     scheme, found, rest = target.partition("://")
     if found and scheme.lower() in ("http", "https"):
         target = "/" + rest.partition("/")[2]

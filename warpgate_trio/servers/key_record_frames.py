@@ -1,13 +1,12 @@
-"""The frames by which a rendezvous server keeps key records, and tells them (`address.key_record`).  No I/O.
+"""The frames by which clients publish and look up key records (`address.key_record`) at a server.  No I/O.
 
-Between a server and clients that are registered by version 3, where the server has said that it can:
-`Capability.KEY_RECORDS`.
+They are for clients that registered by version 3, at a server that has announced `Capability.KEY_RECORDS`.
 
-    C->S  0x40 PUBLISH    record 1..1,024: of the client's own key; in place of the one that it published before
-    S->C  0x41 PUBLISHED  status u8: 0 it is kept, 1 it is not one of this key, or of a version that the server knows
+    C->S  0x40 PUBLISH    record 1..1,024: of the client's own key; replaces the one that it published before
+    S->C  0x41 PUBLISHED  status u8: 0 it is stored; 1 it is not valid for this key, or of an unknown version
     C->S  0x42 LOOKUP     id u32, key 32
-    S->C  0x43 FOUND      id u32, status u8: 0 and the record; 1 nobody is registered by that key who has published one;
-                          2 too many lookups from there: ask later
+    S->C  0x43 FOUND      id u32, status u8: 0 followed by the record; 1 no registered client of that key has published
+                          one; 2 too many lookups from this address, ask later
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ __all__ = ["FindStatus", "Found", "Lookup", "Publish", "PublishStatus", "Publish
 
 
 class PublishStatus(IntEnum):
-    """What became of a PUBLISH.  A code that a reader does not know is as 1."""
+    """The result of a PUBLISH.  Readers treat an unknown code like 1."""
 
     KEPT = 0
     NOT_TAKEN = 1
 
 
 class FindStatus(IntEnum):
-    """What a LOOKUP found.  A code that a reader does not know is as 1."""
+    """The result of a LOOKUP.  Readers treat an unknown code like 1."""
 
     RECORD = 0
     NOBODY = 1

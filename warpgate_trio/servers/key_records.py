@@ -1,12 +1,12 @@
-"""The key records that a rendezvous server keeps, and tells who asks for one by its key.  No I/O.
+"""The key records that a rendezvous server stores, and their lookup by key.  No I/O.
 
-A record is kept for as long as the connection is registered that published it: who has left can be asked nothing.
-Where several processes of one key have published one, the newest is told.  Records are what they say, signed by the key
-of the connection, so that the server keeps nothing for anybody else; whoever is told one checks it again.
+A record is stored as long as the connection that published it is registered, since a node that has left cannot be
+called.  If several processes of one key have published records, a lookup returns the newest one.  The server accepts
+only records signed by the key of the connection, so nobody can store anything for another key.  Clients that receive a
+record verify it again.
 
-Lookups are bounded by who asks, as far as an address tells: by a connection, and by its address, its network and its
-customer's network together (`limits.SubscriberRates`).  Keys cannot be guessed, so what is bounded is how closely
-somebody can watch for keys that he knows, and what it costs.
+Lookups are limited per connection, and per address and the networks around it (`limits.SubscriberRates`).  Keys cannot
+be guessed, so the limits bound the server's work, and how closely somebody can watch keys that he knows.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from .server_connection import ServerConnection
 __all__ = ["LOOKUPS_PER_SECOND", "LOOKUP_BURST", "KeyRecordStatistics", "KeyRecords"]
 
 LOOKUPS_PER_SECOND: Final = 1.0
-"""Lookups a second of one IPv4 address or IPv6 /64, sustained; of a network around it four times as many.  Who opens a
-contact asks once."""
+"""Lookups per second of one IPv4 address or IPv6 /64, sustained; each wider network may make four times as many as the
+one within it.  Opening a contact takes one."""
 LOOKUP_BURST: Final = 64
-"""Lookups of one address at once: a program that starts, with that many contacts."""
+"""Lookups of one address at once, for a program that starts with that many contacts."""
 REMEMBERED: Final = 16_384
-"""Addresses and networks whose lookups are counted, as many as there are connections."""
+"""Addresses and networks whose lookups are counted, as many as there may be connections."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRecordStatistics:
-    """A count of what a server keeps of keys now (first one), and what was asked so far."""
+    """Counts of the keys with a record now (the first one), and of lookups so far."""
 
     records: int
     lookups: int
@@ -43,7 +43,7 @@ class KeyRecordStatistics:
 
 @final
 class KeyRecords:
-    """See the module's page."""
+    """All key records of one server; see the module's docstring."""
 
     def __init__(self) -> None:
         self._by_key: dict[bytes, dict[ServerConnection, KeyRecord]] = {}
@@ -52,11 +52,11 @@ class KeyRecords:
         self._limited = 0
 
     def __len__(self) -> int:
-        """Keys of which there is a record."""
+        """The number of keys with a record."""
         return len(self._by_key)
 
     def statistics(self) -> KeyRecordStatistics:
-        """What is kept now, and was asked so far."""
+        """See `KeyRecordStatistics`."""
         return KeyRecordStatistics(records=len(self), lookups=self._lookups, limited=self._limited)
 
     def receive(self, connection: ServerConnection, frame: Publish | Lookup, now: float) -> bytes:
@@ -66,7 +66,7 @@ class KeyRecords:
         return self._look_up(connection, frame, now).encode()
 
     def left(self, connection: ServerConnection) -> None:
-        """A connection is registered no more."""
+        """A connection is no longer registered: forget its record."""
         if connection.key is None:
             return
         records = self._by_key.get(connection.key, {})

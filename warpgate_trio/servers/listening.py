@@ -1,4 +1,4 @@
-"""The ports of a server that speaks over UDP and TCP, and has the same number for both."""
+"""The sockets of a server that listens on the same port number over UDP and TCP."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..sockaddr import TransportAddress, socket_family
 __all__ = ["BACKLOG", "bind_places", "listen", "listening_hosts"]
 
 BACKLOG: Final = 128
-"""Connections that wait to be accepted, which happens at once: what a burst brings."""
-_BIND_TRIES: Final = 20  # for a port that UDP chose and TCP may not get, or that lacks a free neighbour
+"""Connections that may wait to be accepted; they are accepted at once, so this is the size of a burst."""
+_BIND_TRIES: Final = 20  # of system-chosen ports, which may be taken for TCP or have no free neighbour
 
 
 def listening_hosts(host: str | None, second: str | None) -> list[str]:
-    """The addresses to listen on; ValueError where the second is none beside the first."""
+    """The addresses to listen on; ValueError unless `second` is another address of the same family as `host`."""
     if second is None:
         return ["0.0.0.0", "::"] if host is None else [host]
     if host is None:
@@ -36,9 +36,16 @@ def listening_hosts(host: str | None, second: str | None) -> list[str]:
 async def bind_places(
     stack: ExitStack, wanted: Sequence[tuple[str, int]], port: int, *, optional: bool = False
 ) -> list[tuple[trio.socket.SocketType, trio.socket.SocketType]]:
-    """A UDP socket and a TCP listener for each (host, offset to the port), all or none.
+    """Bind a UDP socket and a TCP listener for each (host, offset to the port): all of them, or none.
 
-    `optional`: what the machine's lack of a family makes impossible may be left out, as long as something is left.
+    Args:
+      stack: closes the sockets.
+      wanted: hosts and offsets to `port`.
+      port: 0 lets the system choose.
+      optional: places whose address family this host lacks may be left out, as long as one is left.
+
+    Raises:
+      OSError: an address cannot be bound.
     """
     for attempt in range(1, _BIND_TRIES + 1):
         with ExitStack() as trial:
@@ -77,10 +84,10 @@ async def _bind_once(
 
 
 async def listen(stack: ExitStack, at: TransportAddress) -> trio.socket.SocketType:
-    """A TCP listener.
+    """Open a TCP listener, which `stack` closes.
 
     Raises:
-      OSError: that address cannot be listened on.
+      OSError: the address cannot be listened on.
     """
     listener = await _socket(stack, trio.socket.SOCK_STREAM, at)
     listener.listen(BACKLOG)

@@ -1,23 +1,25 @@
-"""The frames of pairing, which who registers by version 3 of the rendezvous protocol may speak.  No I/O.
+"""The frames of pairing, for clients that registered by version 3 of the rendezvous protocol.  No I/O.
 
-Somebody *offers* a code: the server gives a *nameplate*, the number of a mailbox.  Somebody else *claims* it, by a
-first message; the two then *post* messages to each other, which the server passes on.  Each claim is a *try*.  What
-they say is a password-authenticated key exchange (`warpgate_trio.pairing`), of which the server learns nothing.
+One client, the offerer, *offers* a code; the server assigns a *nameplate*, the number of a mailbox.  Another client,
+the claimer, *claims* it with a first message.  The two then *post* messages to each other, which the server forwards.
+Each claim is a *try*.  The messages are a password-authenticated key exchange (`warpgate_trio.pairing`), of which the
+server learns nothing.
 
-    C->S  0x11 OFFER    nameplate u32, lifetime u16: 0 takes what the server chooses; seconds
-    S->C  0x12 OFFERED  nameplate u32, lifetime u16: what it is
+    C->S  0x11 OFFER    nameplate u32, 0: the server chooses; lifetime u16, seconds
+    S->C  0x12 OFFERED  nameplate u32, lifetime u16: those that it has got
     C->S  0x13 CLAIM    nameplate u32, payload 1..4,096
-    S->C  0x14 CLAIMED  try u32, payload 1..4,096: to who offers
-    both  0x15 POST     try u32, payload 1..4,096; the try is 0 on the connection of who has claimed
+    S->C  0x14 CLAIMED  try u32, payload 1..4,096: to the offerer
+    both  0x15 POST     try u32, payload 1..4,096; on the claimer's connection the try is 0
     both  0x16 SETTLE   try u32, outcome u8, wait u16
 
-SETTLE ends a try, or an offer with try 0.  Who offers says by it how a try ended, `Outcome.PAIRED` or `Outcome.WRONG`,
-which the server counts, or `Outcome.OWN_KEY`; who claimed says `Outcome.LEFT` or nothing.  From the server it says why:
-nothing more comes. `wait` is 0 but where an outcome says that somebody has to wait: seconds.
+SETTLE ends a try, or with try 0 an offer; on the claimer's connection the try is 0 too.  The offerer reports by it how
+a try ended: `Outcome.PAIRED` or `Outcome.WRONG`, which the server counts, or `Outcome.OWN_KEY`.  The claimer sends
+`Outcome.LEFT` or nothing.  The server sends it with the reason why nothing more will come.  `wait` is the number of
+seconds to wait with `Outcome.WAIT`, and otherwise 0.
 
-A connection offers once or claims once: one that has offered may not claim, and the other way round, however that has
-ended; what was refused does not count.  Whoever wants more opens another one.  A claim or a post for a try that has
-ended is ignored, as ends cross on the wire.
+A connection may offer once or claim once, but not both, whatever the outcome; refused offers and claims do not count.
+For another one a client opens another connection.  A POST or SETTLE for a try that has ended is ignored, since the
+two sides' frames may cross on the wire.
 """
 
 from __future__ import annotations
@@ -33,14 +35,14 @@ from .relay_frames import check_payload, check_width
 __all__ = ["MAX_POST", "Claim", "Claimed", "Offer", "Offered", "Outcome", "Post", "Settle"]
 
 MAX_POST: Final = 4096
-"""Bytes in a message of a pairing: a signed address of 2,048, a signature, a proof and a key exchange, and room."""
+"""Bytes in a message of a pairing: a signed address of 2,048, a signature, a proof, a key exchange, and spare room."""
 
 
 class Outcome(enum.IntEnum):
-    """How a try ended, or an offer.  A code that a reader does not know is as any other."""
+    """How a try or an offer ended.  Readers treat an unknown code like any other."""
 
     PAIRED = 1
-    """The two know each other now, and the code is used."""
+    """The two are paired, and the code is used."""
     WRONG = 2
     """The claimer had another code."""
     LEFT = 3
@@ -50,27 +52,27 @@ class Outcome(enum.IntEnum):
     USED = 5
     """The code has been used."""
     EXPIRED = 6
-    """The code's time is over."""
+    """The code's lifetime is over."""
     SPENT = 7
-    """Wrong codes were tried too often, and so it is void."""
+    """The code is void, because wrong codes were tried too often."""
     AWAY = 8
-    """Who offers it is not connected now."""
+    """The offerer is not connected now."""
     BUSY = 9
-    """As many as may are trying it now."""
+    """The limit of simultaneous tries is reached, or this connection has offered or claimed already."""
     WAIT = 10
-    """The claimer's address has tried too often: after `wait` seconds it may again."""
+    """The claimer's address has tried too often, and may try again after `wait` seconds."""
     TAKEN = 11
-    """Somebody else offers by that nameplate, or has a moment ago."""
+    """The nameplate belongs to another offer, or did until recently."""
     TOO_MANY = 12
-    """The server has as many offers as it takes, from this address or in all."""
+    """The limit of offers is reached, for this connection, this address or in all."""
     SLOW = 13
     """The try took too long."""
     OWN_KEY = 14
-    """The claimer had the right code, and the offerer's own key: it may come again with another one."""
+    """The claimer had the right code but the offerer's own key; it may try again with another key."""
 
     @property
     def words(self) -> str:
-        """What is to be said of it, as the end of a sentence."""
+        """The outcome in words, as the end of a sentence."""
         return _WORDS[self]
 
 
@@ -94,7 +96,7 @@ _WORDS: Final = {
 
 @final
 class Offer(msgspec.Struct, frozen=True):
-    """A client offers a code; `nameplate`: the one that it wants, 0 for any; `lifetime`: seconds, 1 at least."""
+    """A client offers a code; `nameplate`: the wanted one, 0 for any; `lifetime`: seconds, at least 1."""
 
     nameplate: int
     lifetime: int
@@ -174,7 +176,7 @@ class Post(msgspec.Struct, frozen=True):
 
 @final
 class Settle(msgspec.Struct, frozen=True):
-    """A try has ended, or with number 0 the offer, or the claim; `outcome`: an `Outcome`, or what is none here."""
+    """A try has ended, or with number 0 the offer or the claim; `outcome`: an `Outcome`, or an unknown code."""
 
     number: int
     outcome: int

@@ -1,14 +1,16 @@
-"""The mailboxes by which a rendezvous server lets two nodes pair: who offers, who claims, who hears what.  No I/O.
+"""The mailboxes by which a rendezvous server lets two nodes pair: offers, claims and their messages.  No I/O.
 
-`mailbox_frames` has the frames.  A mailbox has a *nameplate*, the smallest number that is free, and the connection of
-who offers, until its lifetime is over, it was used, or three tries were wrong.  Its number is remembered for a while
-after that, with the reason: who comes late is told, and does not try an old code on somebody else's offer.
+`mailbox_frames` has the frames.  A mailbox belongs to one offer.  It has a *nameplate*, the smallest free number unless
+the client asks for another one, and the offerer's connection.  It exists until its lifetime is over, its code was used,
+or three tries were wrong.  After that its number is remembered for a while together with the reason.  A late claimer
+then learns the reason, and never tries an old code on somebody else's offer.
 
-Whose connection has ended may come back to his mailbox by the same key within its lifetime.  The tries that were under
-way have ended then, and nobody can claim it in between.
+An offerer whose connection has ended may return to the mailbox with the same key within the lifetime.  The tries that
+were under way have ended, and in between nobody can claim.
 
-What a try costs its place is `claim_rates`'; how many offers a place may have is a `Budget`'s, and how often it may
-make one: what ends at once is remembered, too, and must not have the ends of other people's offers forgotten.
+`claim_rates` limits the tries of a host.  A `Budget` limits how many offers an address may have, and `SubscriberRates`
+how often it may make one.  The latter protects the memory of ended offers: offers that end at once are remembered too,
+and must not push out those of others.
 """
 
 from __future__ import annotations
@@ -25,38 +27,38 @@ from .server_connection import ServerConnection
 __all__ = ["Delivery", "Mailboxes", "PairingFrame", "PairingStatistics"]
 
 MAX_OFFERS: Final = 4096
-"""Mailboxes at a time, at about 500 bytes each; one /48 or /24 gets half of what is free at most."""
+"""Mailboxes at a time, at about 500 bytes each; one /48 or IPv4 /24 gets half of what is free at most."""
 OFFERS_PER_ADDRESS: Final = 16
 """Mailboxes of one IPv4 address or IPv6 /64."""
 OFFERS_PER_SECOND: Final = 0.2
-"""Offers per second of such an address, behind as many at once; a /48 gets 16 times as many, which is half of
-`MAX_OFFERS` in `SPENT_MEMORY`."""
+"""Offers per second of one IPv4 address or IPv6 /64, after a burst of `OFFERS_PER_ADDRESS`.  A /48 may make 16 times as
+many: within `SPENT_MEMORY` seconds that is half of `MAX_OFFERS`."""
 MAX_LIFETIME: Final = 300
-"""Seconds for which a code is good at most: enough to read it out on a telephone."""
+"""Seconds for which a code is valid at most: enough to read it out on a telephone."""
 SPENT_MEMORY: Final = 600.0
-"""Seconds for which the end of an offer is remembered, and its number is not given again."""
+"""Seconds for which the end of an offer is remembered, and its number not assigned again."""
 WRONG_TRIES: Final = 3
-"""Wrong tries that end an offer: one or two of them may be slips."""
+"""Wrong tries that end an offer; one or two of them may be typing errors."""
 TRIES_AT_ONCE: Final = 4
-"""Tries of one offer that are under way at a time."""
+"""Tries of one offer that may be under way at a time."""
 TRY_TIME: Final = 20.0
-"""Seconds for a try, which takes two round trips between the two: as many as bad links and a busy machine need."""
+"""Seconds for a try, which takes two round trips between the two nodes: enough for bad links and busy hosts."""
 POSTS_PER_TRY: Final = 4
-"""Messages from each side of a try; a pairing takes one and two."""
+"""POSTs from each side of a try; a pairing needs one and two."""
 
 _SAID: Final[dict[int, Outcome]] = {
     Outcome.PAIRED: Outcome.USED,
     Outcome.EXPIRED: Outcome.EXPIRED,
     Outcome.SPENT: Outcome.SPENT,
 }
-# What who offers may say of the end of his offer, and what it is then.
+# The outcomes by which an offerer may end its offer, and what the server remembers for each.
 
 PairingFrame: TypeAlias = Offer | Claim | Post | Settle
-"""What clients send."""
+"""The pairing frames that clients send."""
 
 
 class Delivery(NamedTuple):
-    """A frame for another connection; `host`: whom it is counted for."""
+    """A frame for another connection; `host`: the IP address that it counts for."""
 
     receiver: ServerConnection
     frame: bytes
@@ -65,7 +67,7 @@ class Delivery(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairingStatistics:
-    """A count of the offers that there are, and of what became of tries so far."""
+    """Counts of the open offers, and of tries so far by their outcome."""
 
     offers: int
     claims: int
@@ -90,7 +92,7 @@ class _Try:
 
 @final
 class _Mailbox:
-    """One offer; `offerer` is None while nobody is connected for it."""
+    """One offer; `offerer` is None while the offerer is not connected."""
 
     __slots__ = ("ends", "host", "key", "made", "nameplate", "offerer", "tries", "wrong")
 
@@ -113,8 +115,8 @@ class _Mailbox:
 class Mailboxes:
     """All mailboxes of one server.
 
-    Each method takes what a connection said, or that it has ended, and `now` in monotonic seconds; it returns what the
-    others are to be told, and `receive` the answer before that.
+    Methods take `now` in monotonic seconds, and return the frames for other connections.  `receive` also returns the
+    answer to its own connection.
     """
 
     def __init__(self) -> None:
@@ -136,7 +138,7 @@ class Mailboxes:
     def receive(
         self, connection: ServerConnection, frame: PairingFrame, now: float
     ) -> tuple[bytes | None, list[Delivery]]:
-        """A registered client said something: the answer to it, and what others are to be told."""
+        """Process a frame of a registered client; returns the answer, and the frames for other connections."""
         self._end_expired(now)
         if isinstance(frame, Offer):
             return self._offer(connection, frame, now).encode(), []
@@ -147,7 +149,7 @@ class Mailboxes:
         return None, self._settle(connection, frame, now)
 
     def left(self, connection: ServerConnection, now: float) -> list[Delivery]:
-        """A connection has ended.  Its offer stays for its time, in case that it comes back.  Idempotent."""
+        """A connection has ended.  Its offer is kept for its lifetime, as the offerer may return.  Idempotent."""
         claim = self._claiming.pop(connection, None)
         if claim is not None:
             return self._claimer_left(*claim, now)
@@ -165,7 +167,7 @@ class Mailboxes:
         return self._offering[connection].deadline if connection in self._offering else math.inf
 
     def handle_timer(self, connection: ServerConnection, now: float) -> list[Delivery]:
-        """An offer is over, or tries have taken too long: of the offer, or by this connection."""
+        """End this connection's offer if its lifetime is over, and tries for it or by it that took too long."""
         claim = self._claiming.get(connection)
         if claim is not None and claim[0].tries[claim[1]].ends <= now:
             return self._end_try(*claim, Outcome.SLOW, now, both=True)
@@ -184,7 +186,7 @@ class Mailboxes:
             return Settle(0, Outcome.TOO_MANY)
         own = self._open.get(frame.nameplate)
         if own is not None and own.key == connection.key:
-            if own.offerer is not None:  # a ghost, which has not been missed yet
+            if own.offerer is not None:  # the old connection, whose end was not noticed yet
                 del self._offering[own.offerer]
                 self._end_tries(own, Outcome.AWAY, now)
             own.offerer = connection
@@ -209,9 +211,9 @@ class Mailboxes:
         return number
 
     def _end_expired(self, now: float) -> None:
-        """Forget the offers of who is away, and what has been remembered for long enough.
+        """Forget expired offers whose offerer is not connected, and ended offers after `SPENT_MEMORY`.
 
-        Who is connected is told by `handle_timer`.
+        Offers of connected clients are ended by `handle_timer`.
         """
         self._over.forget_while(lambda over: now - over[1] >= SPENT_MEMORY)
         if self._next_end <= now:
@@ -220,7 +222,7 @@ class Mailboxes:
             self._next_end = min((each.ends for each in self._open.values() if each.ends > now), default=math.inf)
 
     def _end(self, mailbox: _Mailbox, why: Outcome, now: float) -> list[Delivery]:
-        """An offer is over: who offers is told, and whoever tries it."""
+        """End an offer; the offerer and all claimers receive a SETTLE."""
         told = self._end_tries(mailbox, why, now)
         del self._open[mailbox.nameplate]
         self._over.put(mailbox.nameplate, (why, now))
@@ -301,7 +303,9 @@ class Mailboxes:
         return self._end_try(mailbox, frame.number, why, now)
 
     def _claimer_left(self, mailbox: _Mailbox, number: int, now: float) -> list[Delivery]:
-        """Who has posted a proof may have had the wrong code: the try lasts until who offers says so, or is late."""
+        """A claimer has left.  A proof that it has posted may be wrong, so the try then lasts until it is judged or
+        late.
+        """
         tried = mailbox.tries[number]
         tried.claimer = None
         if tried.from_claimer:
@@ -314,9 +318,9 @@ class Mailboxes:
     def _end_try(
         self, mailbox: _Mailbox, number: int, why: Outcome, now: float, *, both: bool = False
     ) -> list[Delivery]:
-        """A try is over: its claimer is told, and with `both` who offers."""
+        """End a try; its claimer receives a SETTLE, and with `both` the offerer too."""
         tried = mailbox.tries.pop(number)
-        # Who offers may have found a proof wrong that came just before the time was over, and nobody hears of it then.
+        # A proof that came just before the end may be wrong, and the offerer's verdict would come too late to count.
         unjudged = tried.from_claimer > 0 and why in (Outcome.SLOW, Outcome.EXPIRED)
         self._rates.end(tried.host, now, paired=why is Outcome.PAIRED, wrong=unjudged or why is Outcome.WRONG)
         told: list[Delivery] = []

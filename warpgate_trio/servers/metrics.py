@@ -1,7 +1,7 @@
-"""What the servers count, in the text format of Prometheus (version 0.0.4).  No I/O.
+"""The servers' counts in the text format of Prometheus (version 0.0.4).  No I/O.
 
-Names follow https://prometheus.io/docs/practices/naming/: the program, the server, what is counted, its unit; what only
-grows ends in ``_total``, and is a counter by that, and all else is a gauge.
+Names follow https://prometheus.io/docs/practices/naming/: the program, the server, what is counted, and its unit.
+Names that end in ``_total`` are counters, all others gauges.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .turn_limits import TurnStatistics
 __all__ = ["CONTENT_TYPE", "Statistics", "exposition"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-"""Of `exposition`."""
+"""The content type of `exposition`."""
 Statistics: TypeAlias = NtpStatistics | RendezvousStatistics | StunStatistics | TurnStatistics
 """What a server's ``statistics()`` returns."""
 
-# By dataclass and field: the name, and what it says.
+# By dataclass and field: the metric's name and help text.
 _METRICS: Final[dict[type, dict[str, tuple[str, str]]]] = {
     RendezvousStatistics: {
         "connections": ("warpgate_rendezvous_connections", "Clients that are connected."),
@@ -83,7 +83,7 @@ _METRICS: Final[dict[type, dict[str, tuple[str, str]]]] = {
 
 
 def exposition(statistics: Iterable[Statistics]) -> str:
-    """The text that Prometheus scrapes; of several servers of a kind it has the sums."""
+    """The text that Prometheus scrapes; the values of several servers of one kind are added up."""
     found: dict[str, tuple[str, int]] = {}
     for each in statistics:
         for name, meaning, value in _samples(each):

@@ -1,15 +1,14 @@
-"""By which names clients may have dialled a rendezvous server.
+"""The names by which clients may have dialled a rendezvous server.
 
-Version 2 of the protocol (`rendezvous_frames`) has clients sign the name that they have dialled, and a server takes its
-own names alone: what a client has signed for another server is worth nothing here then.  So nothing counts that the
-other side of the connection says, neither a ``Host`` header nor the server name in TLS: whoever passes a challenge on
-writes both himself.  What counts is, in this order,
+Since version 2 of the protocol (`rendezvous_frames`) clients sign the name that they have dialled, and a server accepts
+its own names only.  So a registration that was signed for another server is invalid here.  Names that the other side of
+the connection sends are not used, neither the ``Host`` header nor the server name in TLS: an attacker that forwards a
+challenge chooses both.  If the operator gives ``public_urls``, these are the only names.  Otherwise the names are:
 
-* what the operator says: ``public_urls``, and then nothing else;
-* the address and port that the connection came in at, and ``localhost`` where that is loopback;
-* with that port, the addresses of a NAT in front that hands everything on: the operator says them, too;
-* with that port, the name that this machine has: its administrator gave it, so no stranger can choose it;
-* where the server does TLS itself, the names in its certificate, with that port: clients verify them.
+* the address and port at which the connection arrived, and ``localhost`` if that address is loopback;
+* with that port, the external addresses of a NAT in front that forwards all ports, which the operator gives;
+* with that port, the host name of this host, which its administrator has chosen;
+* with that port, the names in the certificate, if the server does TLS itself: clients verify them.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from .rendezvous_frames import server_name
 
 __all__ = ["ServerNames", "certificate_hosts"]
 
-_ROUNDS = 4  # Of a TLS handshake, between two objects in memory; version 1.2 takes two.
+_ROUNDS = 4  # of a TLS handshake between two objects in memory; TLS 1.2 takes two
 
 
 @final
@@ -37,13 +36,13 @@ class ServerNames:
     """The names of one server.
 
     Args:
-      public_urls: all of its URLs, if somebody has said them.
-      ssl_context: what it serves TLS with, or how to get that.
-      hostname: the machine's; empty where it has none.
-      external_ips: the addresses of a NAT in front of it.
+      public_urls: all URLs by which clients dial it; empty if the operator gave none.
+      ssl_context: its TLS context, or a function that returns it; None without TLS.
+      hostname: the name of this host; empty if it has none.
+      external_ips: the external addresses of a NAT in front of it.
 
     Raises:
-      ConfigError: one of `public_urls` is no URL of a rendezvous server.
+      ConfigError: one of `public_urls` is not the URL of a rendezvous server.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class ServerNames:
         self._certified: tuple[ssl.SSLContext, frozenset[str]] | None = None
 
     def of(self, accepted: Accepted) -> frozenset[str]:
-        """What a client may have dialled whose connection came in there."""
+        """The names by which the client of a connection may have dialled the server."""
         if self._public:
             return self._public
         ip, port = accepted.local
@@ -85,9 +84,9 @@ def _public_name(url: ServerUrl | str) -> str:
 
 
 def certificate_hosts(context: ssl.SSLContext) -> frozenset[str]:
-    """The DNS names and IP addresses that a server's certificate is good for.  A wildcard is no name.
+    """The DNS names and IP addresses in a server's certificate, without wildcards.
 
-    Python does not say which certificate a context has, but the context shows it to whoever connects.
+    A Python `ssl.SSLContext` does not tell which certificate it has, so this reads it by a handshake in memory.
     """
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
@@ -99,9 +98,9 @@ def certificate_hosts(context: ssl.SSLContext) -> frozenset[str]:
         for side in sides:
             with suppress(
                 ssl.SSLError
-            ):  # it wants to read on; or it wants a certificate of a client, when it has shown its own
+            ):  # it waits for data; or it requires a client certificate, after it has sent its own
                 side.do_handshake()
-        with suppress(ValueError):  # not there yet
+        with suppress(ValueError):  # the certificate has not arrived yet
             der = der or sides[0].getpeercert(binary_form=True)
     if der is None:
         return frozenset()

@@ -1,6 +1,7 @@
 """The embedded NTP server: the Trio shell of `warpgate_trio.servers.ntp_core`.
 
-One task per socket, which reads a request, answers it and reads the next: an answer costs less than to hand it on.
+One task per socket reads a request, answers it and reads the next: answering is cheaper than passing it to another
+task.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ __all__ = ["NtpServer", "NtpStatistics", "open_ntp", "serve_ntp"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-_MAX_REQUEST = 1024  # Bytes read of a packet: an authenticated request with extension fields has about 200.
+_MAX_REQUEST = 1024  # bytes read of a packet; an authenticated request with extension fields has about 200
 
 
 @final
 class NtpServer:
-    """A running time server, made by `open_ntp` and `serve_ntp`."""
+    """A running NTP server, made by `open_ntp` and `serve_ntp`."""
 
     def __init__(self, responder: NtpResponder, urls: tuple[str, ...], port: int) -> None:
         self._responder = responder
@@ -48,7 +49,7 @@ class NtpServer:
         return self.urls[0]
 
     def statistics(self) -> NtpStatistics:
-        """What became of the requests so far."""
+        """Counts of the requests so far, by result."""
         return self._responder.statistics()
 
 
@@ -63,11 +64,11 @@ async def serve_ntp(
     """Serve this machine's wall clock until cancelled; `nursery.start` returns the `NtpServer` once it listens.
 
     Args:
-      host: the address to listen on; None: all, IPv4 and IPv6 (with ``port=0`` each gets a port of its own).  An
-        answer leaves from the address that was asked.
+      host: the address to listen on; None: all, IPv4 and IPv6 (with ``port=0`` each family gets its own port).  Answers
+        leave from the address that the request was sent to.
       port: 0 lets the system choose.
-      stratum: 1 to 15; higher than the default makes clients with a choice trust it still less.
-      limits: per address and in all.
+      stratum: 1 to 15; clients prefer servers with a lower one.
+      limits: rates per address and in all.
 
     Raises:
       OSError: the address cannot be listened on.
@@ -95,11 +96,11 @@ async def open_ntp(
     stratum: int = STRATUM,
     limits: NtpLimits = DEFAULT_LIMITS,
 ) -> AsyncGenerator[NtpServer]:
-    """Run a time server for the time of the body; arguments as for `serve_ntp`.
+    """Run an NTP server during the body; arguments as for `serve_ntp`.
 
     Raises:
       OSError: the address cannot be listened on.
-      Whatever the body raises, bare.
+      An exception of the body is not wrapped in an ExceptionGroup.
     """
     async with open_background_nursery() as nursery:
         yield await nursery.start(partial(serve_ntp, host=host, port=port, stratum=stratum, limits=limits))
@@ -115,7 +116,7 @@ async def _open_sockets(host: str | None, port: int) -> list[trio.socket.SocketT
         for family, kind, proto, _, address in found:
             try:
                 sock = trio.socket.socket(family, kind, proto)
-            except OSError as error:  # a family that the system was built without
+            except OSError as error:  # the system was built without this family
                 failed = error
                 continue
             sockets.append(sock)
@@ -126,7 +127,7 @@ async def _open_sockets(host: str | None, port: int) -> list[trio.socket.SocketT
             except OSError as error:
                 sockets.remove(sock)
                 sock.close()
-                if host is not None or error.errno != errno.EADDRNOTAVAIL:  # IPv6 switched off
+                if host is not None or error.errno != errno.EADDRNOTAVAIL:  # EADDRNOTAVAIL: IPv6 is disabled
                     raise
                 failed = error
     except BaseException:
@@ -156,7 +157,7 @@ async def _serve_socket(responder: NtpResponder, sock: trio.socket.SocketType, u
             if answer is not None:
                 await asked.reply(answer, source, at)
         except OSError as error:
-            # A client that cannot be reached (port 0, no route): none of the others' business.
+            # This client cannot be reached (port 0, no route); the others are not affected.
             logger.debug("answer not sent: %s", error)
         except BaseException as error:
             if not unforeseen.contains(error, "a request"):

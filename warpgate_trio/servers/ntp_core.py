@@ -1,12 +1,12 @@
-"""What an NTP server answers (RFC 5905 section 8, the server side), without I/O.
+"""The answers of an NTP server (RFC 5905 section 8, the server side), without I/O.
 
-It keeps nothing of a client but what limits it.  An answer has exactly the 48 bytes of the smallest request, and there
-is one per request: whoever forges its source address makes us send a third party no more than was sent to us, and no
-more than the limit of an address.  What is no client's request is not answered at all, nor is what exceeds a limit: a
-kiss of death would be one more packet to somebody who may not have asked.
+The only state per client is its rate limit.  Each request gets one answer of exactly 48 bytes, the size of the smallest
+request, so a forged source address gives no amplification and is subject to the limit per address.  Other packets are
+not answered, and neither are requests over a limit: a kiss-o'-death packet would be one more packet to a host that may
+not have asked.
 
-The clock that is handed out is this machine's, whatever it is set by.  Two peers that ask the same server agree with
-each other even when it is wrong, and that is what a punch needs.
+The server gives out this host's clock, however that is set.  Two peers that ask the same server agree with each other
+even if the server is wrong, and that is enough for punching.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ..limits import TokenBucket, TokenBuckets, subscriber
 __all__ = ["DEFAULT_LIMITS", "DISPERSION", "STRATUM", "NtpLimits", "NtpResponder", "NtpStatistics"]
 
 STRATUM: Final = 10
-"""How far from a reference clock we say to be: what chrony says of a clock that nothing disciplines.  Every real server
-is preferred to it, and it is under the 16 of one that must not be used."""
+"""The advertised distance from a reference clock: what chrony uses for an undisciplined local clock.  Clients prefer
+every real server, and it is below 16, which means unsynchronised."""
 DISPERSION: Final = 0.01
-"""Seconds that our clock is said to be off: what a machine with a time daemon on the internet keeps to.  Without one
-nobody knows, and the high stratum says that."""
+"""Seconds of root dispersion that are advertised: the accuracy of a host whose NTP daemon uses servers on the internet.
+Without a daemon the accuracy is unknown, which the high stratum indicates."""
 _PRECISION: Final = -20  # 2^-20 s, a microsecond
-_REFERENCE: Final = 0x7F7F0100  # 127.127.1.0, the name that ntpd gave to an undisciplined local clock
+_REFERENCE: Final = 0x7F7F0100  # 127.127.1.0, ntpd's reference id of an undisciplined local clock
 _CLIENT: Final = 3
 _SERVER: Final = 4
 _ORIGIN: Final = slice(24, 32)
@@ -39,12 +39,12 @@ _TRANSMIT: Final = slice(40, 48)
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NtpLimits:
-    """What one address may ask, and all together.
+    """Rate limits per address and in all.
 
     Attributes:
-      rate: answers per second to one IPv4 address or IPv6 /64 (RFC 6177): a node asks three times in 17 minutes, and
-        many are behind one NAT.
-      burst: answers to one of them at once.
+      rate: answers per second to one IPv4 address or IPv6 /64 (RFC 6177); a node asks three times in 17 minutes, and
+        many nodes may be behind one NAT.
+      burst: answers to one such address at once.
       total_rate: answers per second in all.
       total_burst: answers at once in all.
       addresses: addresses whose limits are remembered; the least recently seen are forgotten.
@@ -63,7 +63,7 @@ DEFAULT_LIMITS: Final = NtpLimits()
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NtpStatistics:
-    """Requests by what became of them."""
+    """Counts of packets by result."""
 
     answered: int
     ignored: int
@@ -72,10 +72,9 @@ class NtpStatistics:
 
 @final
 class NtpResponder:
-    """All requests of one server.  `stratum`: 1 to 15.
+    """Answers the requests to one server; `stratum`: 1 to 15.
 
-    A request is answered at once or never, so `receive` returns the answer: nothing is left to be handed out later, and
-    no timer runs.
+    A request is answered at once or never, so `receive` returns the answer, and there is no queue and no timer.
     """
 
     def __init__(self, limits: NtpLimits = DEFAULT_LIMITS, *, stratum: int = STRATUM) -> None:
@@ -92,10 +91,10 @@ class NtpResponder:
     def receive(
         self, data: bytes, source: IPv4Address | IPv6Address, *, received: float, sent: float, now: float
     ) -> bytes | None:
-        """The answer to a packet of `source`; None for none.
+        """The answer to a packet from `source`, or None.
 
         Args:
-          received, sent: the wall clock when the packet came, and when the answer leaves.
+          received, sent: the wall clock when the packet arrived, and when the answer leaves.
           now: monotonic seconds, for the limits.
         """
         version, mode = (data[0] >> 3 & 7, data[0] & 7) if len(data) >= PACKET_SIZE else (0, 0)
@@ -114,7 +113,7 @@ class NtpResponder:
         answer.ref_id = _REFERENCE
         answer.ref_timestamp = answer.recv_timestamp = to_ntp(received)
         plain = bytes(answer.to_data())
-        # The client's own bits, which need not be a time and are compared as they are.
+        # The client's transmit timestamp, bit for bit: clients compare it, and it need not be a real time.
         return plain[: _ORIGIN.start] + data[_TRANSMIT] + plain[_ORIGIN.stop :]
 
     def statistics(self) -> NtpStatistics:

@@ -1,18 +1,18 @@
-"""The circuits of a rendezvous server, without I/O: who may have one, what it holds, in which order it is passed on.
+"""The circuits of a rendezvous server, without I/O: who may have one, what it holds, and the order of writing.
 
-A circuit has a `Leg` on each of its two connections (`relay_frames` has the frames).  What comes in by one leg waits at
-the other one until its client has credit for it and the connection takes it.
+A circuit has a `Leg` on each of its two connections (`relay_frames` has the frames).  Data that arrives on one leg
+waits at the other leg until that leg's client has granted credit for it and the connection accepts it.
 
-*Memory.*  A leg's client may send what the server has granted it: at first `INITIAL_CREDIT`, and as much again as was
-written on to the other side.  So a direction holds no more than its window, however slow its reader is.  The window
-grows where it is what holds the stream up: when all that was granted has come and was written on, the round trip to the
-sender took longer than the window lasts.  Both windows together stay within `CIRCUIT_BYTES`.
+*Memory.*  A client may send as much as the server has granted: `INITIAL_CREDIT` at first, and then as much again as was
+written to the other side.  So each direction holds at most its window, however slow its reader is.  The window grows
+when it limits the throughput: all granted bytes have arrived and were written, so the round trip to the sender takes
+longer than one window lasts.  Both windows together stay within `CIRCUIT_BYTES`.
 
-*Order.*  Of what waits for a connection, signals go first, then credit and ends, then the circuits' bytes by turns.
+*Order.*  On a connection, signals are written first, then credit and ends, then the data of the circuits in turn.
 
-*Ends.*  When one side ends a circuit, or is gone, what it had sent still goes to the other side, and its end behind
-that; a side that does not take it within `RelayLimits.unanswered` loses it.  A server that is shut down ends all
-circuits in that way, those that are answered later than the others where their clients may leave them before.
+*Ends.*  When one side ends a circuit or disconnects, the data that it has sent is still written to the other side,
+followed by the end.  A client that does not accept it within `RelayLimits.unanswered` loses it.  A server that is shut
+down ends all circuits in this way: unanswered ones at once, answered ones later if their clients get time to leave.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ __all__ = ["CIRCUIT_BYTES", "NO_RELAY", "Circuits", "RelayLimits", "RelayRules",
 CIRCUIT_BYTES: Final = 256 * 1024
 """Bytes that one circuit holds on the server at most, both directions together."""
 RENEWAL: Final = 4
-"""Credit is renewed when a fourth of the window is free: fewer frames, and no small ones."""
+"""Credit is renewed when this part, a fourth, of the window is free: fewer frames, and no small increments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayLimits:
-    """What one server relays.
+    """How much one server relays.
 
     Attributes:
-      circuits: in all; one /48 or IPv4 /24 gets half of what is free at most.
-      circuits_per_address: that the clients of one IPv4 address or IPv6 /64 have called.
-      circuits_per_connection: that end at one connection, whoever called.
-      rings: unanswered ones at one connection; a node that does not answer keeps room for those that it has answered.
-      unanswered: seconds after which a call that nobody has answered ends, and an end that nobody has taken.
+      circuits: circuits in all; one /48 or IPv4 /24 gets half of what is free at most.
+      circuits_per_address: circuits whose caller is at one IPv4 address or IPv6 /64.
+      circuits_per_connection: circuits of one connection, as caller and receiver together.
+      rings: unanswered calls to one connection; the rest of `circuits_per_connection` stays free for other circuits.
+      unanswered: seconds after which an unanswered call ends, and after which a client loses an end, and the data
+        before it, that it does not accept.
       idle: seconds without a byte either way after which a circuit ends.
     """
 
@@ -61,9 +62,10 @@ class RelayRules:
     """Between whom a server relays, and how much.
 
     Attributes:
-      token: one of the two has to have it (`warpgate_trio.config.Servers.relay_token`); None: nobody has it.
-      open_to_all: relays between any two.
-      limits: how much.
+      token: the relay token, which one of the two needs (`warpgate_trio.config.Servers.relay_token`); None: there is
+        none.
+      open_to_all: relays between any two, without a token.
+      limits: how much it relays.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -72,17 +74,17 @@ class RelayRules:
 
     @property
     def for_anybody(self) -> bool:
-        """Whether there is anybody for whom it relays."""
+        """Whether it relays at all."""
         return self.open_to_all or self.token is not None
 
 
 NO_RELAY: Final = RelayRules()
-"""Between nobody."""
+"""Relays nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayStatistics:
-    """What a server relays now (first two), and has done so far."""
+    """Counts of what a server relays now (the first two) and has done so far."""
 
     circuits: int
     held: int
@@ -92,13 +94,13 @@ class RelayStatistics:
 
 
 @final
-# long: a circuit from its call to its end, and what is written of it when
+# long: a circuit from its call to its end, and the order in which it is written
 class Circuits:
-    """All circuits of one server.  `RendezvousCore` owns it and checks who may speak of them.
+    """All circuits of one server.  `RendezvousCore` owns it and checks which clients may use circuits.
 
     Attributes:
-      woken: connections that have something more to write, or are over; the shell takes them out.
-      draining: the server is shut down: no circuit comes to be.
+      woken: connections that have something new to write, or are over; `RendezvousCore.woken` empties it.
+      draining: the server is being shut down and makes no new circuits.
     """
 
     def __init__(self, rules: RelayRules) -> None:
@@ -124,9 +126,12 @@ class Circuits:
     def call(
         self, connection: ServerConnection, frame: Call, mailbox: Iterable[ServerConnection], now: float
     ) -> RelayEnd | list[tuple[ServerConnection, bytes]]:
-        """Make a circuit and return the RINGs for it, or why there is none.
+        """Make a circuit; returns its RINGs with their connections, or the reason why there is none.
 
-        Where a RING finds no place, `not_rung` is to be called.
+        Call `not_rung` for each RING that cannot be queued.
+
+        Args:
+          mailbox: the connections that the call may ring.
         """
         self._calls += 1
         there = [each for each in mailbox if each is not connection]
@@ -159,13 +164,13 @@ class Circuits:
         return rings
 
     def allows(self, caller: ServerConnection, receiver: ServerConnection) -> bool:
-        """Whether one of the two may have circuits with anybody; who has not registered yet may have the token."""
+        """Whether the two may have a circuit; until the caller has registered it may, as it could have the token."""
         return self.rules.open_to_all or caller.has_token or receiver.has_token or not caller.registered
 
     def registered(self, connection: ServerConnection, now: float) -> bool:
-        """A connection that has called before has said who it is: who may not have a circuit with it is let go.
+        """A connection with an early CALL has registered: end its circuits that are not allowed.
 
-        Returns False where one who may have answered was let go.
+        Returns False if one of these may have an ANSWER in the queue already.
         """
         circuits = [leg.circuit for leg in connection.legs.values()]
         if not connection.relays:
@@ -182,16 +187,16 @@ class Circuits:
         return True
 
     def not_rung(self, caller: ServerConnection, number: int, connection: ServerConnection, now: float) -> None:
-        """The RING for a caller's circuit found no place in a connection's queue."""
+        """The queue of `connection` had no room for the RING of the caller's circuit."""
         circuit = caller.legs[number].circuit
         for leg in [each for each in circuit.rung if each.connection is connection]:
             self._turn_down(leg, EndReason.FULL, now)
             self._remove(leg)
 
     def answer(self, connection: ServerConnection, frame: Answer, now: float) -> tuple[ServerConnection, bytes] | None:
-        """Bind a circuit: the ANSWER for its caller, None where there is none any more.
+        """Open a circuit; returns its caller and the ANSWER for it, or None if the call is over.
 
-        `unheard` is to be called where that finds no place.
+        Call `unheard` if the ANSWER cannot be queued.
         """
         leg = connection.legs.get(frame.circuit)
         if leg is None or leg not in leg.circuit.rung:
@@ -210,12 +215,12 @@ class Circuits:
         return caller.connection, Answer(caller.number, frame.payload).encode()
 
     def unheard(self, connection: ServerConnection, number: int, now: float) -> None:
-        """The caller has no room for the ANSWER of this connection's circuit."""
+        """The caller's queue had no room for this connection's ANSWER."""
         leg = connection.legs[number]
         self._end_both(leg, EndReason.FULL, now)
 
     def relay(self, connection: ServerConnection, frame: Relay, now: float) -> None:
-        """Bytes for the other side."""
+        """Data for the other side."""
         leg = connection.legs.get(frame.circuit)
         if leg is None or leg.end is not None:
             return
@@ -235,7 +240,7 @@ class Circuits:
         self._list(other)
 
     def credit(self, connection: ServerConnection, frame: RelayCredit) -> None:
-        """A client takes more; what it said before stands, where that was more."""
+        """A client grants credit; a limit below an earlier one is ignored."""
         leg = connection.legs.get(frame.circuit)
         if leg is not None and frame.limit > leg.credit:
             leg.credit = frame.limit
@@ -248,16 +253,19 @@ class Circuits:
             self._leave(leg, EndReason.REFUSED if leg in leg.circuit.rung else EndReason.CLOSED, now)
 
     def left(self, connection: ServerConnection, now: float) -> None:
-        """A connection has ended, and what waits for it goes nowhere.  Idempotent."""
+        """A connection has ended; data that waits for it is dropped.  Idempotent."""
         for leg in list(connection.legs.values()):
             self._leave(leg, EndReason.GONE, now)
         connection.ready.clear()
         self.woken.pop(connection, None)
 
     def shut_down(self, connection: ServerConnection, now: float, *, answered: bool = True) -> bool:
-        """End the circuits of a connection, behind what waits for it, or those alone that are not `answered`.
+        """End the circuits of a connection, behind their waiting data.
 
-        Returns whether it has circuits that go on.
+        Args:
+          answered: end the answered circuits too, not only the unanswered ones.
+
+        Returns whether circuits of it go on.
         """
         for leg in list(connection.legs.values()):
             if answered or leg.circuit.answerer is None:
@@ -265,7 +273,7 @@ class Circuits:
         return any(leg.end is None for leg in connection.legs.values())
 
     def give_up_waiting(self, connection: ServerConnection) -> None:
-        """What waits for a connection goes nowhere."""
+        """Drop the circuit data that waits for a connection."""
         for leg in connection.legs.values():
             self._clear(leg)
             self._list(leg)
@@ -277,7 +285,7 @@ class Circuits:
         return min((leg.deadline for leg in connection.legs.values()), default=math.inf)
 
     def handle_timer(self, connection: ServerConnection, now: float) -> None:
-        """End what was not answered, was idle, or was not taken in time."""
+        """End circuits that were unanswered or idle for too long; drop ends that were not accepted in time."""
         for leg in [each for each in connection.legs.values() if each.deadline <= now]:
             if leg.end is not None:
                 self._drop(leg)
@@ -287,7 +295,7 @@ class Circuits:
     # -- what is to be written -----------------------------------------------------------------------------------------
 
     def transmit(self, connection: ServerConnection) -> Piece | None:
-        """The next frame of a connection's circuits, which is the shell's from here on; `written` is called for it."""
+        """Take the next frame of a connection's circuits; `written` has to be called for it."""
         ready = connection.ready
         for _ in range(len(ready)):  # credit and ends first
             if ready[0].urgent or not ready[0].ready:
@@ -319,7 +327,7 @@ class Circuits:
         return Piece(Relay(leg.number, data).encode(), leg, len(data))
 
     def written(self, piece: Piece) -> None:
-        """A frame was written, or never will be: who has sent what is in it may send more."""
+        """A frame was written, or never will be: its sender may get new credit."""
         if not piece.size:
             return
         leg, source = piece.leg, piece.leg.circuit.other(piece.leg)
@@ -329,7 +337,7 @@ class Circuits:
         if source is None or source.end is not None:
             return
         source.drained += piece.size
-        if source.exhausted and source.drained == source.received:  # the window is what it waits for
+        if source.exhausted and source.drained == source.received:  # the window limits the sender
             source.exhausted = False
             source.window = max(source.window, min(2 * source.window, CIRCUIT_BYTES - leg.window))
         if source.drained + source.window - source.limit >= source.window // RENEWAL:
@@ -340,7 +348,7 @@ class Circuits:
     # -- ends ----------------------------------------------------------------------------------------------------------
 
     def _leave(self, leg: Leg, reason: EndReason, now: float) -> None:
-        """A client has left its end, and hears no more of it."""
+        """A client has left a circuit: end it for the others, and send this client nothing more of it."""
         circuit = leg.circuit
         if leg.end is None:
             if leg in circuit.rung:
@@ -354,7 +362,7 @@ class Circuits:
         self._drop(leg)
 
     def _turn_down(self, leg: Leg, reason: EndReason, now: float) -> None:
-        """One of those that were rung does not answer; with the last one the call is over."""
+        """One of the rung clients will not answer; if it was the last one, the call is over."""
         circuit = leg.circuit
         circuit.rung.remove(leg)
         if not circuit.rung and circuit.caller is not None and circuit.answerer is None:
@@ -368,7 +376,7 @@ class Circuits:
         circuit.rung.clear()
 
     def _finish(self, leg: Leg, reason: EndReason, now: float) -> None:
-        """Tell a client that its circuit has ended, behind what waits for it."""
+        """Have RELAY_END sent to a client, behind the data that waits for it."""
         if leg.end is None:
             leg.end = reason
             leg.credit_due = False
@@ -376,12 +384,12 @@ class Circuits:
             self._list(leg)
 
     def _drop(self, leg: Leg) -> None:
-        """A client hears no more of a leg."""
+        """Send nothing more of a leg to its client, and forget it."""
         self._clear(leg)
         self._remove(leg)
 
     def _clear(self, leg: Leg) -> None:
-        """What waits for a client is not going to be written."""
+        """Drop the data that waits for a client."""
         size = sum(map(len, leg.waiting))
         leg.waiting.clear()
         leg.held -= size
@@ -410,7 +418,7 @@ class Circuits:
             self.woken[leg.connection] = None  # to be closed
 
     def _list(self, leg: Leg) -> None:
-        """There may be something to write for a leg."""
+        """Put a leg in its connection's turn if it has something to write."""
         if not leg.listed and leg.ready and leg.number in leg.connection.legs:
             leg.listed = True
             leg.connection.ready.append(leg)

@@ -1,30 +1,29 @@
-"""The frames of relayed circuits, which who registers by version 3 of the rendezvous protocol may speak.  No I/O.
+"""The frames of relayed circuits, for clients that registered by version 3 of the rendezvous protocol.  No I/O.
 
-A *circuit* is a byte stream both ways between two registered nodes, on the connections that they have open anyway.  One
-calls the other by key; the first process that answers has the circuit.  What they say on it is theirs (TLS, with the
-keys of both); the server counts it and passes it on.
+A *circuit* is a bidirectional byte stream between two registered nodes, over their existing connections to the server.
+The caller names the receiver's key; the first process of that key that answers gets the circuit.  The two speak TLS on
+it, with the keys of both; the server only counts and forwards the bytes.
 
     C->S  0x0b CALL          circuit u32 (odd, new), receiver key 32, receiver's instance 8 or zeros, payload 1..16,384
     S->C  0x0c RING          circuit u32 (even), payload 1..16,384
-    both  0x0d ANSWER        circuit u32, payload 1..16,384: by who was rung, and so to who called
+    both  0x0d ANSWER        circuit u32, payload 1..16,384: from the client that was rung, and on to the caller
     both  0x0e RELAY         circuit u32, bytes 1..65,536
     both  0x0f RELAY_CREDIT  circuit u32, limit u64: the other side may send up to this offset of its bytes
     both  0x10 RELAY_END     circuit u32, reason u8: nothing more comes on it, either way
 
-Numbers are those of one connection: odd ones its client's, even ones the server's.  The payloads of CALL and ANSWER are
-signals, sealed as those of SEND.
+Circuit numbers belong to one connection: the client chooses odd ones, the server even ones.  The payloads of CALL and
+ANSWER are signals, sealed like those of SEND.
 
-*Credit goes hop by hop.*  On each connection, each side says how much the other one may send on a circuit, as the
-absolute offset of its last byte; from ANSWER on `INITIAL_CREDIT` bytes may be sent without having been told.  The
-server renews what it grants as it writes on (`relay_core`), a client as its application reads.  So nobody holds more of
-a circuit than it has granted, and a circuit that is not read stops nothing but itself.  Who sends beyond its credit
-loses the circuit.
+*Credit is hop by hop.*  On each connection, each side tells the other up to which absolute byte offset it may send on a
+circuit.  After ANSWER, `INITIAL_CREDIT` bytes may be sent before the first RELAY_CREDIT.  The server renews credit as
+it writes to the other side (`relay_core`), a client as its application reads.  So nobody holds more of a circuit than
+it has granted, and a circuit that is not read blocks no other.  A circuit ends if a client exceeds its credit.
 
-Frames for a circuit that has ended are ignored, as the two sides' ends cross on the wire.
+Frames for a circuit that has ended are ignored, since the ends of both sides may cross on the wire.
 
-*All circuits.*  A server that is about to be shut down says so by RELAY_END of circuit 0, which never is one: it makes
-no circuits any more, and those that there are will end before long, so that their clients find other ways.  Clients of
-older releases ignore it, as they do any end of a circuit that they do not have.
+*All circuits.*  A server that is about to be shut down sends RELAY_END for circuit 0, a number that no circuit has.  It
+means that the server makes no new circuits and will end the existing ones soon, so that clients find other paths.
+Clients of older releases ignore it, like the end of any circuit that they do not have.
 """
 
 from __future__ import annotations
@@ -58,55 +57,55 @@ __all__ = [
 ]
 
 ALL_CIRCUITS: Final = 0
-"""The number that no circuit has: what is said of it is said of all circuits."""
+"""A number that no circuit has, and that stands for all circuits of the connection."""
 MAX_PAYLOAD: Final = 16_384
 """Bytes in a payload, the size limit of a signal (`warpgate_trio.signal.MAX_SIGNAL`)."""
 MAX_RELAY: Final = 65_536
-"""Bytes in one RELAY: the size at which a relay in Trio is fastest; 16 KiB costs it half of its speed, and so does
-256 KiB."""
+"""Bytes of data in one RELAY.  A relay in Trio is fastest at this size; with 16 KiB or 256 KiB it has half of the
+speed."""
 MAX_RELAY_FRAME: Final = 1 + 4 + MAX_RELAY
 """Bytes in the longest frame of a circuit, a full RELAY."""
 MERGED: Final = 1024
-"""Bytes up to which pieces that wait are made one: an object costs 40 beside its own, and a frame may hold one byte."""
+"""Bytes up to which waiting data is merged: a frame may carry one byte, and an object has 40 bytes of overhead."""
 INITIAL_CREDIT: Final = 64 * 1024
-"""Bytes that each side may send on an answered circuit before it has heard of credit: one full RELAY."""
+"""Bytes that each side may send on an answered circuit before it receives a RELAY_CREDIT: one full RELAY."""
 
 
 class EndReason(enum.IntEnum):
-    """Why a circuit ended, or never came to be.  A code that a reader does not know is as any other."""
+    """Why a circuit ended, or was not made.  Readers treat an unknown code like any other."""
 
     CLOSED = 1
     """The other side closed it."""
     REFUSED = 2
-    """The other side does not take the call."""
+    """The other side refuses the call."""
     GONE = 3
     """The other side's connection to the server has ended."""
     NOBODY_HOME = 4
-    """Nobody is registered by that key who takes calls."""
+    """No other client that takes calls is registered with that key."""
     FULL = 5
     """The receiver has no room for the call, or the caller none for the answer."""
     NOT_ALLOWED = 6
-    """Neither of the two has the server's token, and the server is not open."""
+    """Neither of the two has the server's relay token, and the server is not open."""
     TOO_MANY_HERE = 7
-    """The caller's connection has as many circuits as one may have."""
+    """The caller's connection has reached its limit of circuits."""
     TOO_MANY_OF_ADDRESS = 8
-    """The caller's address has as many circuits as one may have."""
+    """The caller's address has reached its limit of circuits."""
     TOO_MANY_IN_ALL = 9
-    """The server has as many circuits as it takes."""
+    """The server has reached its limit of circuits."""
     UNANSWERED = 10
     """Nobody answered in time."""
     IDLE = 11
     """Nothing was sent on it for too long."""
     OVERRUN = 12
-    """More was sent on it than credit was given."""
+    """More was sent on it than the credit allowed."""
     ANSWERED_ELSEWHERE = 13
     """Another process of the same key has answered."""
     SHUTTING_DOWN = 14
-    """The server is being shut down: it makes no circuits any more, and ends those that there are."""
+    """The server is being shut down: it makes no new circuits and ends the existing ones."""
 
     @property
     def words(self) -> str:
-        """What is to be said of it, as the end of a sentence."""
+        """The reason in words, as the end of a sentence."""
         return _WORDS[self]
 
 
@@ -130,7 +129,7 @@ _WORDS: Final = {
 
 @final
 class Call(msgspec.Struct, frozen=True):
-    """A client wants a circuit with whoever has a key, or with one process of it."""
+    """A client requests a circuit with any process of a key, or with one (`instance`)."""
 
     circuit: int
     receiver: bytes
@@ -148,7 +147,7 @@ class Call(msgspec.Struct, frozen=True):
 
 @final
 class Ring(msgspec.Struct, frozen=True):
-    """A client is called."""
+    """The server passes a call on to a client of the receiver's key."""
 
     circuit: int
     payload: bytes
@@ -164,7 +163,7 @@ class Ring(msgspec.Struct, frozen=True):
 
 @final
 class Answer(msgspec.Struct, frozen=True):
-    """The call is taken; the circuit is open."""
+    """The call is accepted; the circuit is open."""
 
     circuit: int
     payload: bytes
@@ -196,7 +195,7 @@ class Relay(msgspec.Struct, frozen=True):
 
 @final
 class RelayCredit(msgspec.Struct, frozen=True):
-    """The other side may send so many bytes in all."""
+    """The other side may send up to this offset, counted from the start of its bytes."""
 
     circuit: int
     limit: int
@@ -243,7 +242,7 @@ def check_payload(data: bytes, start: int, name: str, most: int = MAX_PAYLOAD) -
 
 
 def keep(waiting: deque[bytes], data: bytes) -> None:
-    """Have bytes of a circuit wait, at the end of those that do, so that what is held is what was counted."""
+    """Append data to the queue of a circuit, merging small pieces (`MERGED`) so that memory matches the byte count."""
     if waiting and len(waiting[-1]) + len(data) <= MERGED:
         waiting[-1] += data
     else:

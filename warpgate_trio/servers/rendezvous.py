@@ -1,7 +1,7 @@
 """The rendezvous server over WebSockets: the Trio shell of `warpgate_trio.servers.rendezvous_core`.
 
-Idle cost decides how many nodes one server can hold, so an idle connection has two tasks (trio-websocket's reader and
-its handler), one deadline, and no writer: a task that writes the queue exists only while there is something in it.
+The cost of an idle connection decides how many nodes one server can hold.  So it has two tasks (trio-websocket's reader
+and its handler), one deadline, and no writer: the task that writes the queue exists only while the queue has frames.
 """
 
 from __future__ import annotations
@@ -50,18 +50,17 @@ __all__ = [
 logger: logging.Logger = logging.getLogger(__name__)
 
 LAST_WORD: Final = 0.5
-"""Seconds in which clients are told that the server goes down, where who shuts it down waits no longer: one way and the
-close frame's answer, on the same continent."""
+"""Seconds for the close handshakes with clients when `drain` is cancelled: one round trip on the same continent."""
 _GOING_AWAY: Final = 1001  # RFC 6455 §7.4.1
 
 
 @final
 class Rendezvous:
-    """The mailboxes without a listener: `handle` serves one WebSocket, whichever server it came in by.
+    """A rendezvous server without a listener: `handle` serves one WebSocket of any HTTP server.
 
     Args:
       limits: what clients can make it hold.
-      names: by which clients dial it.
+      names: the names by which clients dial it.
       relay: between whom it relays.
     """
 
@@ -119,9 +118,9 @@ class Rendezvous:
             await self._all_left.park()
 
     async def handle(self, websocket: WebSocket) -> None:
-        """Serve one client until it leaves, breaks a rule, falls silent, is replaced, or all are told to go away.
+        """Serve one client until it leaves, breaks a rule, is silent for too long, is replaced, or the server drains.
 
-        Nothing of a payload is logged.
+        Payloads are never logged.
         """
         self._served += 1
         try:
@@ -153,7 +152,7 @@ class Rendezvous:
                     await outbox.write(challenge)
                     await self._converse(websocket, connection, outbox)
                 finally:
-                    # Before the nursery closes: somebody may send to this mailbox in that very moment, and wake us.
+                    # Before the nursery closes: otherwise a SEND to this mailbox could start a task in it.
                     del self._outboxes[connection]
                     self._core.disconnect(connection, trio.current_time())
                     self._wake_circuits()
@@ -169,13 +168,14 @@ class Rendezvous:
             if answer is None:
                 answer = await self._hear(websocket, connection, registration_ends)
             if answer is not None:
-                # By this task, not through the queue: a client that does not read its answers is not read from either.
+                # By this task and not through the queue: while a client does not read its answers, nothing is read
+                # from it.
                 await outbox.write(answer)
 
     def _look_at_clock(
         self, websocket: WebSocket, connection: ServerConnection, registration_ends: float
     ) -> bytes | None:
-        """Do what is due; returns the frame to answer with when the client's time is up."""
+        """Run the timers that are due; returns an ERROR frame if the client has exceeded its time."""
         now = trio.current_time()
         if self._patience(websocket, connection, registration_ends) <= now:
             return self._core.fail(connection, ErrorCode.SLOW, "not registered in time, or silent for too long", now)
@@ -185,14 +185,15 @@ class Rendezvous:
         return None
 
     def _patience(self, websocket: WebSocket, connection: ServerConnection, registration_ends: float) -> float:
-        """Until when the client may be silent."""
-        # Pings never get as far as the handler, so silence is measured where bytes come in.
+        """The time until which the client may be silent."""
+        # Pings do not reach the handler, so the WebSocket measures silence, by the bytes that it receives.
         return registration_ends if connection.key is None else websocket.last_heard + self.limits.silence
 
     async def _hear(self, websocket: WebSocket, connection: ServerConnection, registration_ends: float) -> bytes | None:
-        """Take frames until there is one to answer, returned, or something may be due.
+        """Process frames until one needs an answer, which is returned, or a timer may be due (None).
 
-        One scope for many frames, whose deadline never moves on: a scope for each is a tenth of what a frame costs.
+        One cancel scope serves many frames, and its deadline is never moved later: a scope for each frame would cost a
+        tenth of the time that a frame takes.
         """
         with trio.CancelScope() as scope:
             while not connection.closing:
@@ -200,7 +201,7 @@ class Rendezvous:
                 due = min(patience, self._core.deadline(connection))
                 if due < scope.deadline:
                     scope.deadline = due
-                # No name for the frame: it would be held until the next one is in.
+                # The frame gets no name: a variable would keep it in memory until the next one arrives.
                 answer, woken = self._core.receive(connection, await websocket.receive(), trio.current_time())
                 self._wake(woken)
                 if answer is not None:
@@ -221,7 +222,7 @@ class Rendezvous:
 
 @final
 class _Outbox:
-    """Writes to one client, each frame within the time that the limits give it."""
+    """Writes frames to one client, each within `RendezvousLimits.write` seconds."""
 
     def __init__(
         self,
@@ -244,18 +245,18 @@ class _Outbox:
             await self._websocket.send(frame)
 
     def wake(self, *, last: bool = False) -> None:
-        """The queue got longer; `last`: the connection ends once it is written."""
+        """Write what waits; `last`: end the connection after that."""
         self._last = self._last or last
         if not self._writing:
             self._writing = True
             self._nursery.start_soon(self._write_queue)
 
     def end(self) -> None:
-        """End the connection, whatever waits."""
+        """End the connection, even if frames wait."""
         self._nursery.cancel_scope.cancel()
 
     async def _write_queue(self) -> None:
-        whole = self._nursery.cancel_scope  # who does not take a frame in time loses the connection
+        whole = self._nursery.cancel_scope  # a client that does not accept a frame in time loses the connection
         try:
             while (frame := self._core.transmit(self._connection, trio.current_time())) is not None:
                 whole.deadline = trio.current_time() + self._core.limits.write
@@ -263,7 +264,7 @@ class _Outbox:
                 self._core.written(self._connection)
                 self._wake_circuits()
         except WebSocketClosed:
-            self._last = True  # the handler, which only reads, might not notice for long
+            self._last = True  # the handler only reads, and might not notice for a long time
         whole.deadline = math.inf
         self._writing = False
         if self._last or self._core.is_over(self._connection):
@@ -284,7 +285,7 @@ class RendezvousServer:
         self._rendezvous = rendezvous
         self._listeners = listeners
         self.urls = urls
-        """One URL per listening socket, whatever the public ones are."""
+        """One URL per listening socket; the public URLs may differ."""
         self.port = port
         """The port of the first listening socket."""
 
@@ -306,18 +307,18 @@ class RendezvousServer:
         return self._rendezvous.draining
 
     async def drain(self, *, leave: float = 0.0) -> None:
-        """Shut the server down well, and return when the last client has left; the caller bounds the time.
+        """Shut the server down gracefully, and return when the last client has left; the caller bounds the time.
 
-        From here on nobody gets in, and no circuit comes to be.  Circuits end with `EndReason.SHUTTING_DOWN`, behind
-        what was sent on them; then, behind the signals that wait for it, each client is told that the server goes away
-        (WebSocket close code 1001, RFC 6455 §7.4.1), so that it turns to another one at once.
+        New connections and new circuits are refused from now on.  Circuits end with `EndReason.SHUTTING_DOWN`, behind
+        the data that was sent on them.  Then, behind the signals that wait for it, each client receives WebSocket close
+        code 1001 (going away, RFC 6455 §7.4.1), so that it uses another server at once.
 
         Args:
-          leave: seconds for which circuits go on that are answered.  Their clients are told at once, so that they leave
-            them for other ways, and stay connected until they have.
+          leave: seconds for which answered circuits go on.  Their clients learn of the shutdown at once, so that they
+            can move to other paths, and stay connected until they have, or the time is over.
 
-        Cancelled: what waits for clients that do not take it is dropped, they are told nevertheless, within
-        `LAST_WORD` seconds, and all connections end.  There is no way back.
+        If it is cancelled, data that clients do not accept is dropped, the clients still have `LAST_WORD` seconds to
+        receive the close code, and all connections end.  Draining cannot be undone.
         """
         for listener in self._listeners:
             listener.socket.close()
@@ -339,19 +340,19 @@ async def serve_rendezvous(
     """Serve until cancelled; `nursery.start` returns the `RendezvousServer` once it listens.
 
     Args:
-      host: the address to listen on; None: all, IPv4 and IPv6 (with ``port=0`` each gets a port of its own).
+      host: the address to listen on; None: all, IPv4 and IPv6 (with ``port=0`` each family gets its own port).
       port: 0 lets the system choose.
-      ssl_context: serve ``wss``; a function is asked for each connection, so that certificates can be renewed.
+      ssl_context: serve ``wss``; a function is called for each connection, so that certificates can be renewed.
       limits: what clients can make it hold.
-      public_urls: by which clients dial it, all of them: behind a reverse proxy or a NAT, or by a DNS name.  Clients
-        sign the name that they have dialled, and one that is not known here is refused.  Without any: the address
-        and port that a connection comes in at, and the names in the certificate (`servers.names`).
-      external_ips: the addresses of a NAT in front that hands everything on, port by port, as clouds have it.
-      trusted_proxies: reverse proxies in front of it, which say whose connection it is.
-      relay: between whom it relays; between nobody where that is not said.
+      public_urls: all URLs by which clients dial it: behind a reverse proxy or a NAT, or by a DNS name.  Clients sign
+        the name that they have dialled, and any other name is refused.  Without URLs the server knows the address and
+        port at which a connection arrives, the host's name, and the names in the certificate (`servers.names`).
+      external_ips: the addresses of a NAT in front that forwards all ports unchanged, as in clouds.
+      trusted_proxies: reverse proxies in front of it that are believed about the client's address.
+      relay: between whom it relays; by default between nobody.
 
     Raises:
-      ConfigError: one of `public_urls` is no URL of a WebSocket.
+      ConfigError: one of `public_urls` is not a WebSocket URL.
       OSError: the address cannot be listened on.
     """
     rendezvous = Rendezvous(
@@ -401,13 +402,13 @@ async def open_rendezvous(
     trusted_proxies: TrustedProxies | None = None,
     relay: RelayRules = NO_RELAY,
 ) -> AsyncGenerator[RendezvousServer]:
-    """Run a rendezvous server for the time of the body; arguments as for `serve_rendezvous`.
+    """Run a rendezvous server during the body; arguments as for `serve_rendezvous`.
 
     Raises:
-      ConfigError: one of `public_urls` is no URL of a WebSocket.
+      ConfigError: one of `public_urls` is not a WebSocket URL.
       OSError: the address cannot be listened on.
-      RuntimeError: this is not Trio.
-      Whatever the body raises, bare.
+      RuntimeError: it does not run under Trio.
+      An exception of the body is not wrapped in an ExceptionGroup.
     """
     require_trio("open_rendezvous")
     async with open_background_nursery() as nursery:

@@ -1,6 +1,6 @@
 """The mailboxes of a rendezvous server, without I/O: who may open one, who may write to it, and how much.
 
-`rendezvous_frames` has the protocol; its names can be had from here too, where they stood before.
+`rendezvous_frames` has the protocol; some of its names can be imported from here too.
 """
 
 from __future__ import annotations
@@ -80,25 +80,27 @@ _VERSIONS: Final = {Register: 1, Register2: 2, Register3: 3}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RendezvousLimits:
-    """What one server allows; the defaults hold an idle node's cost to one connection and a ping every 30 s.
+    """The limits of one server; with the defaults an idle node costs one connection and a ping every 30 s.
 
     Attributes:
-      connections: connections in all; ``serve`` makes it what the limit of open files allows.
-      connections_per_address: from one IPv4 address or IPv6 /64; many nodes may sit behind one carrier-grade NAT.
-      connections_per_key: connections that one mailbox holds; one more closes the oldest (a node that roams leaves
-        ghosts).
+      connections: connections in all; ``serve`` lowers it to what the limit of open files allows.
+      connections_per_address: from one IPv4 address or IPv6 /64; many nodes may be behind one carrier-grade NAT.
+      connections_per_key: connections of one mailbox; one more closes the oldest, since a roaming node leaves dead
+        connections behind.
       queue: payloads that wait for one connection; a receiver that does not read gets no more.
       queued_bytes: bytes that wait in all queues together; one /48 or IPv4 /24 gets half of what is free at most.
-      queued_bytes_per_address: bytes of these, for the connections of one IPv4 address or IPv6 /64, and from them.
-      sends_per_second: SENDs per connection, sustained; over it the connection is closed.
-      send_burst: SENDs per connection at once.
-      registration: seconds from the TCP connection to the end of the WebSocket handshake, and again to a good REGISTER.
-      silence: seconds without any byte, after which a connection is closed; clients ping every 30 s.
-      write: seconds in which a client must take what is written to it.
-      keys: keys that were here by version 2, and have left, that are remembered, at 200 bytes each; beyond, the first
-        one is forgotten.
-      key_memory: seconds for which they are, and version 1 does not get their mailboxes: longer than a reconnection
-        takes, and no lasting harm to who goes back to an older release.
+      queued_bytes_per_address: bytes of these to, and as many from, the connections of one IPv4 address or IPv6 /64.
+      sends_per_second: SENDs, CALLs and frames of pairing and key records per connection, sustained.  A connection
+        that exceeds it is closed.
+      send_burst: such frames per connection at once.
+      registration: seconds from the TCP connection to the end of the WebSocket handshake, and from there to a valid
+        REGISTER.
+      silence: seconds without any byte after which a connection is closed; clients ping every 30 s.
+      write: seconds in which a client must accept a frame that is written to it.
+      keys: keys that registered by version 2 or 3 and have left, which are remembered at 200 bytes each; beyond that
+        the oldest one is forgotten.
+      key_memory: seconds for which they are remembered, and refused by version 1.  It is longer than a reconnection
+        takes, and short enough for operators who go back to an older release.
     """
 
     connections: int = 16_384
@@ -121,7 +123,7 @@ DEFAULT_LIMITS: Final = RendezvousLimits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RendezvousStatistics:
-    """A count of what a server holds now (first three) and has done so far."""
+    """Counts of what a server holds now (the first three) and has done so far."""
 
     connections: int
     mailboxes: int
@@ -138,19 +140,19 @@ class RendezvousStatistics:
 @final
 # long: what each frame of a client does, in one place
 class RendezvousCore:
-    """All mailboxes of one server.  Frames and `now` (monotonic seconds) in, answers and fuller queues out.
+    """All mailboxes of one server.  It takes frames and `now` (monotonic seconds), and fills the connections' queues.
 
-    `receive` returns the answer to a frame, since whoever does not read his answers is not to be read from either.  How
-    long a client may be silent is counted where its bytes come in, pings among them, which never get this far.  What a
-    call changes for the circuits of other connections is told by `woken`.
+    `receive` returns the answer to a frame.  The shell writes it before it reads on, so that a client that does not
+    read its answers is not read from either.  The shell also measures a client's silence, because pings count and do
+    not come this far.  The connections whose circuits have something new to write are in `woken`.
 
     Args:
       relay: between whom it relays.
 
     Attributes:
-      circuits: what is relayed.
-      pairing: the mailboxes by which nodes pair.
-      key_records: what clients have published of their keys.
+      circuits: the relayed circuits.
+      pairing: the mailboxes for pairing.
+      key_records: the key records that clients have published.
     """
 
     def __init__(
@@ -176,13 +178,13 @@ class RendezvousCore:
     def connect(
         self, nonce: bytes, now: float, *, host: str, version: int, names: Collection[str]
     ) -> tuple[ServerConnection, bytes]:
-        """A client came: return its state and the CHALLENGE to write.
+        """A client has connected: returns its state and the CHALLENGE to write.
 
         Args:
           nonce: 32 fresh random bytes.
           host: the client's IP address, for the limits.
-          version: the newest one that it has announced, else 1.
-          names: of this server, as far as this connection may have been dialled by them (`server_name`).
+          version: the newest version that it has announced, else 1.
+          names: the names (`server_name`) of this server by which the client may have dialled it.
         """
         sends = TokenBucket(self.limits.sends_per_second, self.limits.send_burst)
         connection = ServerConnection(nonce, sends, host=host, version=version, names=names)
@@ -190,10 +192,10 @@ class RendezvousCore:
         return connection, Challenge(nonce, version).encode()
 
     def call_ahead(self, connection: ServerConnection, data: bytes, now: float) -> list[ServerConnection]:
-        """Take the CALL that came with a client's request, before it has registered.
+        """Process the CALL that came with a client's upgrade request, before the client has registered.
 
-        It rings, as a signal would reach its receiver, which takes no right; what comes of it waits for the
-        registration, and so does the question whether the two may be relayed.  Anything but a CALL is passed over.
+        The receiver is rung at once: like a signal, a RING needs no permission.  The answer waits until the caller has
+        registered, and only then is it decided whether the two may be relayed.  Any other frame is ignored.
 
         Returns the connections whose `queue` got longer.
         """
@@ -225,8 +227,8 @@ class RendezvousCore:
     ) -> tuple[bytes | None, list[ServerConnection]]:
         """Process one frame.
 
-        Returns the frame to answer with, if there is one, and the connections whose `queue` got longer.  With an ERROR
-        for an answer, `connection.closing` is set.
+        Returns the answer, if there is one, and the connections whose `queue` got longer.  If the answer is an ERROR,
+        `connection.closing` is set.
         """
         try:
             frame = decode_from_client(data)
@@ -257,9 +259,9 @@ class RendezvousCore:
         return None, []
 
     def transmit(self, connection: ServerConnection, now: float) -> bytes | None:
-        """The frame that is to be written to a connection next, None for nothing; the same one until `written`."""
+        """The next frame to write to a connection, or None; it returns the same frame until `written` is called."""
         if not connection.registered:
-            return None  # what answers its call waits
+            return None  # the answer to its early CALL waits
         if connection.sending is None:
             if connection.queue:
                 return connection.queue[0].frame
@@ -267,7 +269,7 @@ class RendezvousCore:
         return None if connection.sending is None else connection.sending.frame
 
     def written(self, connection: ServerConnection) -> None:
-        """What `transmit` has handed out was written, or never will be."""
+        """The frame from `transmit` was written, or never will be."""
         if connection.sending is not None:
             piece, connection.sending = connection.sending, None
             self.circuits.written(piece)
@@ -280,7 +282,7 @@ class RendezvousCore:
             self._from.give_back(queued.host, queued.cost)
 
     def woken(self) -> list[ServerConnection]:
-        """The connections that have something more to write of their circuits since this was asked last."""
+        """The connections whose circuits have got something to write since the last call of this method."""
         woken = list(self.circuits.woken)
         self.circuits.woken.clear()
         return woken
@@ -291,34 +293,34 @@ class RendezvousCore:
         return min(circuits, self.pairing.deadline(connection))
 
     def handle_timer(self, connection: ServerConnection, now: float) -> None:
-        """Circuits that this connection has called, or what it has offered, may be over."""
+        """End the circuits, offers and tries of this connection whose time is over."""
         self.circuits.handle_timer(connection, now)
         self._hand_on(self.pairing.handle_timer(connection, now))
 
     def warn(self, now: float) -> None:
-        """The server will be shut down: no circuit comes to be, who has some is told, and who has none is over."""
+        """Prepare the shutdown: refuse new circuits, and send RELAY_END for all circuits to clients that have some."""
         self.circuits.draining = True
         for connection in self._connections:
             if self.circuits.shut_down(connection, now, answered=False):
                 connection.queue.append(Queued(RelayEnd(ALL_CIRCUITS, EndReason.SHUTTING_DOWN).encode()))
 
     def drain(self, now: float) -> None:
-        """The server is shut down: `circuits` end, behind what waits, and connections are over behind that."""
+        """Shut down: end all circuits behind their waiting data; then the connections are over (`is_over`)."""
         self.circuits.draining = True
         for connection in self._connections:
             self.circuits.shut_down(connection, now)
 
     def give_up_waiting(self) -> None:
-        """Circuits end without what waits for a client that does not take it."""
+        """Drop the circuit data that waits for clients, so that the circuits end at once."""
         for connection in self._connections:
             self.circuits.give_up_waiting(connection)
 
     def is_over(self, connection: ServerConnection) -> bool:
-        """Whether the server drains, and has nothing more to say to a client."""
+        """Whether the server drains and has nothing left to send to a client."""
         return self.circuits.draining and not (connection.queue or connection.legs or connection.sending)
 
     def fail(self, connection: ServerConnection, code: ErrorCode, text: str, now: float) -> bytes:
-        """End a connection for the reason given: returns the ERROR frame to write before it is closed."""
+        """End a connection with an error; returns the ERROR frame to write before it is closed."""
         self._errors += 1
         connection.closing = True
         self.circuits.left(connection, now)
@@ -372,8 +374,8 @@ class RendezvousCore:
         connection.registered = True
         if not self.circuits.registered(connection, now):
             while connection.queue:
-                self.written(connection)  # the answer to a call that is none: nobody is to take it for one
-        # Through the queue, so that no MESSAGE can get ahead of it; what waits there already has answered a call.
+                self.written(connection)  # drop the ANSWER of a circuit that is not allowed
+        # Through the queue, so that no MESSAGE can overtake it.  What is in the queue already answers the early CALL.
         connection.queue.appendleft(Queued(registered.encode()))
         if len(mailbox) > self.limits.connections_per_key:
             woken.append(self._replace(mailbox[0], "the key opened more connections than a mailbox holds", now))
@@ -382,7 +384,7 @@ class RendezvousCore:
     def _refusal(
         self, connection: ServerConnection, frame: Register | Register2 | Register3, nonce: bytes, now: float
     ) -> tuple[ErrorCode, str] | None:
-        """Why not; None: it may."""
+        """Why a registration is refused; None if it is not."""
         if connection.version != _VERSIONS[type(frame)]:
             return ErrorCode.PROTOCOL, f"a registration that is not of version {connection.version}"
         if isinstance(frame, Register):
@@ -410,7 +412,7 @@ class RendezvousCore:
         return connection
 
     def _belongs_to_2(self, key: bytes, now: float) -> bool:
-        """Whether version 2 has the mailbox open, or had it a while ago."""
+        """Whether version 2 or 3 has the mailbox open, or had it within `key_memory` seconds."""
         left_at = self._left_2.get(key)
         if left_at is not None and now - left_at < self.limits.key_memory:
             return True
@@ -448,7 +450,7 @@ class RendezvousCore:
         if not connection.sends.take(now):
             return self.fail(connection, ErrorCode.RATE, "more CALLs than this server allows", now), []
         if not (connection.relays if connection.registered else self.circuits.rules.for_anybody):
-            # It has called before it knew.
+            # A client may CALL before REGISTERED tells it whether the server relays.
             return RelayEnd(frame.circuit, EndReason.NOT_ALLOWED).encode(), []
         rings = self.circuits.call(connection, frame, self._receivers(frame), now)
         if isinstance(rings, RelayEnd):
@@ -462,7 +464,7 @@ class RendezvousCore:
         return None, rung
 
     def _receivers(self, frame: Call) -> list[ServerConnection]:
-        """Who may be rung."""
+        """The connections that a CALL may ring."""
         return [
             each
             for each in self._mailboxes.get(frame.receiver, [])
@@ -486,14 +488,14 @@ class RendezvousCore:
         return answer
 
     def _hand_on(self, told: list[Delivery]) -> None:
-        """What there is no room for is lost, and the try that it was of takes too long."""
+        """Queue pairing frames for other connections.  A frame without room is dropped; its try then times out."""
         for receiver, frame, host in told:
             if not receiver.closing and self._put(receiver, Queued(frame, host)):
                 self.circuits.woken[receiver] = None
 
     def _put(self, receiver: ServerConnection, message: Queued) -> bool:
-        """Queue a payload; False where there is no room for it: of the connection, of its or the sender's subscriber,
-        or in all.
+        """Queue a payload; False if there is no room: in the queue, for the receiver's or the sender's network, or in
+        all queues together.
         """
         assert message.host is not None
         if len(receiver.queue) >= self.limits.queue or not self._for.take(receiver.host, message.cost):

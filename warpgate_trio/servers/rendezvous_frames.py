@@ -1,50 +1,51 @@
-"""The rendezvous protocol: its frames, and what a client answers.  No I/O.
+"""The rendezvous protocol: its frames, and the client's answers to a challenge.  No I/O.
 
 A rendezvous server carries sealed signals between nodes that can both reach it.  A node proves that it owns its key and
-so opens the *mailbox* of that key; whoever is registered may send to any mailbox.  The server sees keys, sizes and
-times, never
-contents, and promises nothing: a payload is handed to the connections that are there, or the sender is told that none
-is.
+thereby opens the *mailbox* of that key; any registered client may send to any mailbox.  The server sees keys, sizes and
+times, never contents.  Delivery is best effort: a payload is handed to the connections that the mailbox has now, or the
+sender learns that there is none.
 
-One WebSocket binary message is one frame, a type byte and fixed-width fields, big-endian:
+One WebSocket binary message is one frame: a type byte and fixed-width fields, big-endian.
 
     S->C  0x01 CHALLENGE   version u8, nonce 32
     C->S  0x02 REGISTER    key 32, signature 64 over nonce + key (context ``warpgate-trio rendezvous v1``)
     S->C  0x03 REGISTERED
     C->S  0x04 SEND        id u32, receiver key 32, payload 1..16,384
-    S->C  0x05 SENT        id u32, count u16: connections that it was handed to; 0xFFFF: there are some, and none has
+    S->C  0x05 SENT        id u32, count u16: connections that it was handed to; 0xFFFF: there are some, but none has
                            room
     S->C  0x06 MESSAGE     payload
-    S->C  0x07 ERROR       code u8, UTF-8 text of at most 200 bytes; the server closes behind it
+    S->C  0x07 ERROR       code u8, UTF-8 text of at most 200 bytes; then the server closes the connection
     C->S  0x08 REGISTER2   key 32, instance 8, signature 64 over nonce + key + instance + name (context
                            ``warpgate-trio rendezvous v2``), the server's name 1..261
     C->S  0x09 SEND2       id u32, receiver key 32, receiver's instance 8 or zeros for any, payload 1..16,384
     C->S  0x0a REGISTER3   key 32, instance 8, signature 64 over nonce + key + instance + capabilities + token proof +
                            name (context ``warpgate-trio rendezvous v3``), capabilities u16, token proof 32, name 1..261
-    S->C  0x03 REGISTERED  by version 3 with capabilities u16 behind it
-    both  0x40 .. 0x43     key records (`key_record_frames`), where the server can: `Capability.KEY_RECORDS`
-    both  0x0b .. 0x10     circuits (`relay_frames`), where both have said that they can: `Capability.RELAY`
-    both  0x11 .. 0x16     pairing (`mailbox_frames`), where the server has said that it can: `Capability.PAIR`
+    S->C  0x03 REGISTERED  in version 3 followed by capabilities u16
+    both  0x40 .. 0x43     key records (`key_record_frames`), if the server has announced `Capability.KEY_RECORDS`
+    both  0x0b .. 0x10     circuits (`relay_frames`), if both sides have announced `Capability.RELAY`
+    both  0x11 .. 0x16     pairing (`mailbox_frames`), if the server has announced `Capability.PAIR`
 
-Version 1 signs nothing of the server, so whoever is asked to register can pass the challenge of another server on, and
-so register there as its client.  *Version 2* signs the name that the client has dialled (`server_name`), and a server
-takes its own names alone; a registration that was made for another server is worth nothing to it.  It also names the
-client's *instance*, 8 random bytes of its process, so that of two processes with one key each can be written to.
+*Version 1* does not bind a registration to a server.  A malicious server can forward the challenge of another server to
+its client, and register there with the client's answer.  *Version 2* signs the name that the client has dialled
+(`server_name`), and a server accepts its own names only.  It also names the client's *instance*, 8 random bytes per
+process, so that each of several processes with one key can be addressed.
 
-*Version 3* adds what each side can do (`Capability`), and the proof that a client has the server's relay token: an
-HMAC-SHA256 by the token over nonce, key and name, or zeros.  So the token itself goes to nobody.
+*Version 3* adds the capabilities of each side (`Capability`), and a proof that the client has the server's relay token:
+an HMAC-SHA256 by the token over nonce, key and name, or zeros.  The token itself is never sent.
 
-A client announces versions 2 and 3 as subprotocols in its upgrade request; it gets a CHALLENGE of the newest one that
-the server knows too, and else of version 1, the only one that older clients take.  A hostile server may always claim
-version 1.  So, on the server, a mailbox that version 2 or 3 has opened is closed to version 1 while it is open and for
-an hour after, and a registration of version 2 or 3 ends those of version 1; and a client that has seen version 2 or 3
-at a server never takes 1 there again (`Registrant`).
+A client announces versions 2 and 3 as subprotocols in its upgrade request.  It receives a CHALLENGE of the newest of
+these that the server knows, or else of version 1, the only version of older clients.  A hostile server can always claim
+to know version 1 only.  There are two defences:
 
-A client does not wait for REGISTERED before it sends: its frames are taken in their order, and after an ERROR none is.
-SENT and REGISTERED may come in either order; no MESSAGE comes before REGISTERED.
+* On the server, version 1 cannot open a mailbox that is open by version 2 or 3, or was within the last hour; and a
+  registration by version 2 or 3 ends those by version 1.
+* A client that has seen version 2 or 3 at a server never accepts version 1 there again (`Registrant`).
 
-A frame may be longer than its fixed width only where a payload, a text or a name ends it.  Everything a client can make
-the server hold is bounded by `rendezvous_core.RendezvousLimits`.
+A client need not wait for REGISTERED before it sends further frames.  The server processes frames in order, and none
+after an ERROR.  SENT and REGISTERED may come in either order; no MESSAGE comes before REGISTERED.
+
+A frame may be longer than its fixed width only if it ends in a payload, a text or a name.  Everything that a client can
+make the server hold is bounded by `rendezvous_core.RendezvousLimits`.
 """
 
 from __future__ import annotations
@@ -116,19 +117,19 @@ __all__ = [
 ]
 
 VERSION: Final = 3
-"""The newest version of the protocol; 1 is spoken with who does not announce it."""
+"""The newest version of the protocol; with a peer that announces no version, 1 is spoken."""
 CIRCUITS_SINCE: Final = 3
-"""The version from which on both sides know of circuits."""
+"""The first version with circuits."""
 KEY_RECORDS_SINCE: Final = 3
-"""The version from which on a server says whether it keeps key records."""
+"""The first version in which a server says whether it keeps key records."""
 SUBPROTOCOL: Final = "warpgate-rendezvous-2"
 """The WebSocket subprotocol by which a client announces that it understands version 2."""
 SUBPROTOCOLS: Final = {"warpgate-rendezvous-3": 3, SUBPROTOCOL: 2}
-"""Version by subprotocol, the newest first; what a client announces, in this order."""
+"""Version by subprotocol, in the order in which a client announces them: the newest first."""
 INSTANCE_LENGTH: Final = 8
-"""Bytes that name one process among all that have the same key."""
+"""Bytes of an instance, which tells the processes of one key apart."""
 ANY_INSTANCE: Final = bytes(INSTANCE_LENGTH)
-"""In SEND2: whoever has the key.  The instance of who registers by version 1."""
+"""In SEND2 and CALL: any process of the key.  Also the instance of a client that registers by version 1."""
 MAX_FRAME: Final = MAX_RELAY_FRAME
 """Bytes in the longest frame, a full RELAY."""
 QUEUE_FULL: Final = 0xFFFF
@@ -142,32 +143,32 @@ CONTEXT_2: Final = b"warpgate-trio rendezvous v2"
 CONTEXT_3: Final = b"warpgate-trio rendezvous v3"
 TOKEN_CONTEXT: Final = b"warpgate-trio relay token v1"
 NO_TOKEN: Final = bytes(32)
-"""The token proof of who has none."""
+"""The token proof of a client that has no relay token."""
 
 
 class Capability(enum.IntFlag):
-    """What a side of version 3 can do; bits that a reader does not know mean nothing to it."""
+    """What one side can do, since version 3; readers ignore unknown bits."""
 
     RELAY = 1
-    """It speaks the frames of circuits (`relay_frames`)."""
+    """It supports circuits (`relay_frames`)."""
     MAY_RELAY = 2
-    """Of a server: this client may call and be called by anybody, as the server is open, or as its token is right."""
+    """Of a server: this client may have circuits with anybody, because the server is open or the token is right."""
     PAIR = 4
-    """Of a server: it speaks the frames of pairing (`mailbox_frames`)."""
+    """Of a server: it supports pairing (`mailbox_frames`)."""
     KEY_RECORDS = 64
-    """Of a server: it keeps and tells key records (`key_record_frames`)."""
+    """Of a server: it stores key records and answers lookups (`key_record_frames`)."""
 
 
 class ErrorCode(enum.IntEnum):
-    """Why the server closes.  A client treats a code that it does not know as any other."""
+    """Why the server closes the connection.  A client treats an unknown code like any other."""
 
     PROTOCOL = 1  # a frame that is malformed or not allowed now
-    BAD_SIGNATURE = 2  # the registration is not by the key that it names
+    BAD_SIGNATURE = 2  # the registration is not signed by the key that it names
     SLOW = 3  # not registered in time, silent for too long, or not reading
     RATE = 4  # more SENDs than allowed
     REPLACED = 5  # the same key opened more connections than a mailbox holds, or registered by a newer version
-    UNKNOWN_NAME = 6  # the registration names a server that this one does not know to be itself
-    OLD_VERSION = 7  # the key has registered by a newer version of the protocol
+    UNKNOWN_NAME = 6  # the registration names a server, and this server does not know that name as its own
+    OLD_VERSION = 7  # the key has registered by a newer version of the protocol within the last hour
 
 
 # --- Frames -----------------------------------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ class Register(msgspec.Struct, frozen=True):
 
 @final
 class Registered(msgspec.Struct, frozen=True):
-    """`capabilities`: of the server, by version 3; None by those before."""
+    """`capabilities`: of the server, in version 3; None in older versions."""
 
     capabilities: int | None = None
 
@@ -276,7 +277,8 @@ class Error(msgspec.Struct, frozen=True):
     def decode(cls, data: bytes) -> Error:
         if not 2 <= len(data) <= 2 + MAX_ERROR_TEXT:
             raise RemoteProtocolError(f"ERROR frame of {len(data)} bytes, not 2 to {2 + MAX_ERROR_TEXT}")
-        # For people and logs only, so damage is shown, not raised; control characters would let it forge log lines.
+        # The text is for people and logs only, so bad UTF-8 is replaced rather than refused.  Control characters are
+        # replaced because they could forge log lines.
         text = data[2:].decode("utf-8", "replace")
         return cls(data[1], "".join(c if c.isprintable() else "?" for c in text))
 
@@ -336,7 +338,7 @@ class Register3(msgspec.Struct, frozen=True):
 
     @property
     def signed(self) -> bytes:
-        """What its signature is over, behind the nonce."""
+        """The signed bytes, without the nonce in front of them."""
         return self.key + self.instance + self.capabilities.to_bytes(2, "big") + self.token + self.name.encode("ascii")
 
 
@@ -390,7 +392,7 @@ def decode_from_server(data: bytes) -> FromServer:
     """Decode what a server sent.
 
     Raises:
-      RemoteProtocolError: it is no frame that a server sends.
+      RemoteProtocolError: it is not a valid frame of a server.
       SignalUnsupported: it is a CHALLENGE of a version that this release does not know.
     """
     frame = _FROM_SERVER.get(data[0]) if data else None
@@ -400,7 +402,7 @@ def decode_from_server(data: bytes) -> FromServer:
 
 
 def decode_from_client(data: bytes) -> FromClient:
-    """Decode what a client sent; raises `RemoteProtocolError` when it is no frame that a client sends."""
+    """Decode what a client sent; raises `RemoteProtocolError` if it is not a valid frame of a client."""
     frame = _FROM_CLIENT.get(data[0]) if data else None
     if frame is None:
         raise RemoteProtocolError(f"no frame of a rendezvous client: {data[:1].hex() or 'empty'}")
@@ -418,11 +420,11 @@ def _name(data: bytes, start: int, frame: str) -> str:
 
 
 def server_name(host: str, port: int) -> str:
-    """The name of a server as version 2 signs it: ``host:port``.
+    """The name of a server as clients sign it since version 2: ``host:port``.
 
-    The host is the URL's: a DNS name in lower case, without a dot at its end; or an IP address, IPv6 in brackets in the
-    form of RFC 5952, an IPv4 address in IPv6 form as what it is, without a scope.  The port is always there, the
-    scheme's own too.  Neither scheme nor path count.
+    The host is that of the URL: a DNS name in lower case without a final dot, or an IP address without a scope.  IPv6
+    is written in brackets in the form of RFC 5952, an IPv4-mapped IPv6 address as the IPv4 address.  The port is always
+    present, even if it is the scheme's default.  Scheme and path are not part of the name.
     """
     host = host.lower().removesuffix(".")
     try:
@@ -433,12 +435,12 @@ def server_name(host: str, port: int) -> str:
 
 
 def register(identity: Identity, challenge: Challenge) -> Register:
-    """Answer the server's challenge by version 1: proof that we own the mailbox of our key."""
+    """Answer a challenge by version 1: prove that we own our key, and thereby its mailbox."""
     return Register(identity.public_key, identity.sign(CONTEXT_1, challenge.nonce + identity.public_key))
 
 
 def register_2(identity: Identity, challenge: Challenge, instance: bytes, name: str) -> Register2:
-    """Answer the server's challenge by version 2: the same, to the server of this name alone."""
+    """Answer a challenge by version 2: the same proof, valid only at the server of this name."""
     signed = challenge.nonce + identity.public_key + instance + name.encode("ascii")
     return Register2(identity.public_key, instance, identity.sign(CONTEXT_2, signed), name)
 
@@ -446,7 +448,7 @@ def register_2(identity: Identity, challenge: Challenge, instance: bytes, name: 
 def register_3(
     identity: Identity, challenge: Challenge, instance: bytes, name: str, *, relay_token: str | None = None
 ) -> Register3:
-    """Answer the server's challenge by version 3: the same, with what this release can do."""
+    """Answer a challenge by version 3: like version 2, with our capabilities and the token proof."""
     token = NO_TOKEN if relay_token is None else token_proof(relay_token, challenge.nonce, identity.public_key, name)
     unsigned = Register3(identity.public_key, instance, bytes(64), Capability.RELAY, token, name)
     signature = identity.sign(CONTEXT_3, challenge.nonce + unsigned.signed)
@@ -454,16 +456,17 @@ def register_3(
 
 
 def token_proof(relay_token: str, nonce: bytes, key: bytes, name: str) -> bytes:
-    """The proof that who registers by a key, at the server of this name, has its relay token."""
+    """The proof that the client that registers with `key` at the server `name` has that server's relay token."""
     said = TOKEN_CONTEXT + nonce + key + name.encode("ascii")
     return hmac.digest(relay_token.encode(), said, hashlib.sha256)
 
 
 class BrokerExtra(enum.Enum):
-    """What a broker is asked for beside the topic of our key, and need not give.
+    """Optional requests to an MQTT broker, beside the subscription to the topic of our key.
 
-    The value is how many connections in a row have to end over it for the broker to be spared it.  A connection that
-    ends for another reason, as where a broker is started again, looks the same; who has no record cannot be found.
+    The value is the number of connections in a row that the broker has to close over a request before the request is
+    left out once.  A restart of the broker looks the same, so `KEY_RECORD` takes two: a node without a published record
+    cannot be found.
     """
 
     OWN_TOPIC = 1
@@ -472,19 +475,19 @@ class BrokerExtra(enum.Enum):
 
 @final
 class Registrant:
-    """What one process registers as, at all of its servers.
+    """How one process registers at all of its servers.
 
-    It remembers which of them have spoken version 2, since a server that is asked for it and claims to know version 1
-    alone may be one that passes another server's challenge on.  It remembers for its life and not on disk: after a
-    restart an operator may have gone back to an older release, and nobody else would tell the client so.
+    It remembers which servers have spoken version 2 or 3.  If such a server later claims to know version 1 only, it may
+    be one that forwards another server's challenge.  The memory lasts as long as the process and is not kept on disk:
+    an operator may go back to an older release, and a restart of the client then accepts that.
 
     Args:
       instance: 8 random bytes.
-      listens: whether it can be called.
-      relay_token: of its servers, where it has one.
+      listens: whether the process can be called.
+      relay_token: the relay token of its servers; None if it has none.
 
     Attributes:
-      has_token: it has one for its servers to relay.
+      has_token: whether it has a relay token.
     """
 
     def __init__(self, instance: bytes, *, listens: bool = True, relay_token: str | None = None) -> None:
@@ -498,13 +501,14 @@ class Registrant:
         self._speak_2: set[str] = set()
 
     def spares(self, broker: str, extra: BrokerExtra) -> bool:
-        """Whether a broker (its URL) is not to be asked for something: it may have closed a connection over that."""
+        """Whether the next connection to a broker (its URL) leaves the request out, see `BrokerExtra`."""
         return self._closed[broker, extra] >= extra.value
 
     def note_broker(self, broker: str, extra: BrokerExtra, *, closed: bool) -> None:
-        """A connection to a broker has ended; `closed`: by the broker, before we had from it what it was asked for.
+        """A connection to a broker has ended; `closed`: the broker closed it before it had fulfilled the request.
 
-        The connection after so many of these (`BrokerExtra`) does not ask for it; the one after that does.
+        After as many of these in a row as `BrokerExtra` says, one connection leaves the request out; the next one makes
+        it again.
         """
         if closed and not self.spares(broker, extra):
             self._closed[broker, extra] += 1
@@ -515,7 +519,7 @@ class Registrant:
         """Answer the challenge of the server that was dialled by `name` (`server_name`).
 
         Raises:
-          RemoteProtocolError: it went back to version 1.
+          RemoteProtocolError: the server spoke version 2 or 3 before, and claims version 1 now.
         """
         if challenge.version != 1:
             self._speak_2.add(name)

@@ -1,10 +1,11 @@
-"""Answering from the address that was asked, on a UDP socket that is bound to all of a machine's addresses.
+"""Answering from the address that a request was sent to, on a UDP socket that is bound to all addresses of the host.
 
-Left to itself, the kernel takes the source of an answer from its routes: on a machine with two addresses in a network,
-always the same one.  Who asked the other one ignores the answer, and so does its NAT.  RFC 1122 section 4.1.3.5 has the
-application do it: the kernel tells with each datagram where it was sent to, and takes an answer's source the same way
-(IP_PKTINFO, and IPV6_PKTINFO of RFC 3542 section 6).  Unlike one socket per address, this copes with addresses that
-come and go.  Where the system has none of it, and on a socket that is bound to one address, it is an ordinary socket.
+By default the kernel chooses the source address of an answer by its routes.  On a host with two addresses in one
+network that is always the same address.  A client that sent its request to the other address ignores such an answer,
+and so does its NAT.  By RFC 1122 section 4.1.3.5 the application has to choose the source: the kernel reports the
+destination of each datagram, and accepts a source for each answer, as ancillary data (IP_PKTINFO, and IPV6_PKTINFO of
+RFC 3542 section 6).  Unlike one socket per address, this also works when addresses come and go.  On systems without
+these options, and for a socket that is bound to one address, the classes here use plain receive and send calls.
 """
 
 from __future__ import annotations
@@ -24,32 +25,37 @@ from ..sockaddr import TransportAddress, parse_ip, socket_address
 __all__ = ["MAX_SINKS", "RECEIVE_BUFFER", "ReplySink", "ReplySocket", "ServerSocket"]
 
 MAX_SINKS: Final = 4096
-"""Addresses of this machine that clients ask one socket at; of more, who was there before has to begin anew."""
+"""Local addresses of one socket whose sinks are kept.  Beyond that all sinks are replaced by new ones, and TURN clients
+have to allocate anew, since a sink is part of a client's identity."""
 
 _IP_PKTINFO: Final[int | None] = getattr(socket, "IP_PKTINFO", 8 if sys.platform == "linux" else None)  # named in 3.12
 _IPV6_RECVPKTINFO: Final[int | None] = getattr(socket, "IPV6_RECVPKTINFO", None)
 _IPV6_PKTINFO: Final[int | None] = getattr(socket, "IPV6_PKTINFO", None)
 _V4: Final = struct.Struct("=i4s4s")  # struct in_pktinfo: interface, our address, the header's destination
 _V6: Final = struct.Struct("=16si")  # struct in6_pktinfo
-_SPACE: Final = 64  # for one of them and its header
+_SPACE: Final = 64  # bytes for one of these structs and its cmsg header
 
 RECEIVE_BUFFER: Final = 4 << 20
-"""Bytes that the kernel is asked to hold for a `ServerSocket`: all clients of a server share one, and at 40 MB/s these
-are what comes in the tenth of a second in which a busy machine lets others run."""
+"""Receive buffer of a `ServerSocket` in bytes, as requested from the kernel.  All clients of a server share it.  At
+40 MB/s it holds the data of a tenth of a second, for which a busy host may run other processes."""
 
 Ancillary = list[tuple[int, int, bytes]]
 
 
 @final
 class ReplySocket:
-    """A bound UDP socket, whose owner stays who made it."""
+    """Wraps a bound UDP socket; the caller still owns the socket and closes it."""
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
         self._sock = sock
         self._tells: bool = hasattr(sock, "recvmsg") and _ask_for_destinations(sock)
 
     async def receive(self, size: int) -> tuple[bytes, Any, Ancillary]:
-        """A datagram, its source, and what to `reply` with.  Raises `OSError` as a socket does."""
+        """Wait for a datagram; returns it, its source, and the ancillary data for `reply`.
+
+        Raises:
+          OSError: as a socket does.
+        """
         if not self._tells:
             data, source = await self._sock.recvfrom(size)
             return data, source, []
@@ -57,7 +63,11 @@ class ReplySocket:
         return data, source, _answering(ancillary)
 
     async def reply(self, data: bytes, to: Any, ancillary: Ancillary) -> None:
-        """Answer a datagram that came with `ancillary`.  Raises `OSError` as a socket does."""
+        """Send an answer from the address that `ancillary` of `receive` names.
+
+        Raises:
+          OSError: as a socket does.
+        """
         if ancillary:
             await self._sock.sendmsg([data], ancillary, 0, to)
         else:
@@ -66,10 +76,10 @@ class ReplySocket:
 
 @final
 class ReplySink:
-    """Answers from one address of a `ServerSocket`; the same one for as long as that address is asked.
+    """Sends from one local address of a `ServerSocket`; datagrams to that address come with the same sink.
 
     Attributes:
-      is_stream: False, for who has other ways to answer too.
+      is_stream: False; it tells this sink from one over a TCP connection.
     """
 
     __slots__ = ("_ancillary", "_sock", "is_stream")
@@ -80,25 +90,25 @@ class ReplySink:
         self.is_stream: bool = False
 
     def send(self, data: bytes, to: TransportAddress) -> None:
-        """Send a datagram if it goes without waiting; what cannot be sent is dropped, as a network would."""
+        """Send a datagram without waiting; if that is impossible, it is dropped."""
         try:
             if self._ancillary:
                 self._sock.sendmsg_nowait([data], self._ancillary, 0, to)  # type: ignore[attr-defined]
             else:
                 self._sock.sendto_nowait(data, to)
-        except (OSError, ValueError, OverflowError):  # the latter two: no address, no port
+        except (OSError, ValueError, OverflowError):  # the latter two: an invalid address or port
             pass
 
     def close(self) -> None:
-        """Close the socket, from whichever of its addresses."""
+        """Close the whole socket, which all of its sinks share."""
         self._sock.close()
 
 
 @final
 class ServerSocket:
-    """The same in batches, for servers that relay: it owns the socket from the call on, and closes it.
+    """The same in batches, for servers that relay; it owns the socket.
 
-    What is to be sent goes without waiting, or is dropped: one destination's way must not hold up the others'.
+    Datagrams are sent without waiting or dropped, so that no destination delays the others.
     """
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
@@ -112,9 +122,9 @@ class ServerSocket:
         self._sinks: dict[bytes, ReplySink] = {}
 
     async def receive_batch(self, size: int) -> list[tuple[bytes, TransportAddress, ReplySink]]:
-        """Wait for datagrams; those that are there, with their sources and what to answer each with.
+        """Wait for datagrams; returns the available ones, each with its source and the sink for an answer.
 
-        Longer ones than `size` are dropped.
+        Datagrams of more than `size` bytes are dropped.
 
         Raises:
           trio.ClosedResourceError: it was closed.
@@ -168,18 +178,18 @@ class ServerSocket:
             if len(self._sinks) >= MAX_SINKS:
                 self._sinks.clear()
             answering = _answering(ancillary)
-            # The same address may have been asked through another interface.
+            # Datagrams to one address may arrive by several interfaces, and get the same sink.
             key = answering[0][2] if answering else b""
             found = self._sinks[told] = self._sinks.setdefault(key, ReplySink(self._sock, answering))
         return found
 
     def close(self) -> None:
-        """Close it now.  Idempotent; wakes who waits in `receive_batch`."""
+        """Close it now, and wake a task that waits in `receive_batch`.  Idempotent."""
         self._sock.close()
 
 
 def _ask_for_destinations(sock: trio.socket.SocketType) -> bool:
-    """Have the kernel tell where each datagram was sent to; False where that is known, or the system does not tell."""
+    """Have the kernel report destinations; False if the socket has one address only, or the system cannot do it."""
     if not parse_ip(sock.getsockname()[0]).is_unspecified:
         return False
     v6 = sock.family == socket.AF_INET6
@@ -194,18 +204,18 @@ def _ask_for_destinations(sock: trio.socket.SocketType) -> bool:
 
 
 def _answering(ancillary: Ancillary) -> Ancillary:
-    """What has an answer leave from where a datagram came in, by what came with it."""
+    """The ancillary data of an answer, by that of the datagram: the answer's source is the datagram's destination."""
     return [found for each in ancillary if (found := _source(*each)) is not None]
 
 
 def _source(level: int, kind: int, data: bytes) -> tuple[int, int, bytes] | None:
-    """What has an answer leave from where a datagram came in.  The routes go on choosing the interface."""
+    """One item of `_answering`; None if it names no usable source.  The routes still choose the interface."""
     if level == socket.IPPROTO_IP and kind == _IP_PKTINFO and len(data) >= _V4.size:
         _, ours, _ = _V4.unpack_from(data)
         return level, kind, _V4.pack(0, ours, bytes(4))
     if level == socket.IPPROTO_IPV6 and kind == _IPV6_PKTINFO and len(data) >= _V6.size:
         destination, interface = _V6.unpack_from(data)
         ip = ip_address(destination)
-        # Nothing is sent from a multicast address; a link-local one is one only together with its interface.
+        # A multicast address cannot be a source; a link-local one is complete only with its interface.
         return None if ip.is_multicast else (level, kind, _V6.pack(destination, interface if ip.is_link_local else 0))
     return None

@@ -1,6 +1,6 @@
-"""What a rendezvous server keeps of one client: its mailbox's queue, and its ends of circuits.  No I/O.
+"""The state of one client on a rendezvous server: its queue, and its legs of circuits.  No I/O.
 
-Data; `rendezvous_core` and `relay_core` know what it means.
+It is plain data; `rendezvous_core` and `relay_core` have the logic.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from .rendezvous_frames import ANY_INSTANCE
 __all__ = ["QUEUED_OVERHEAD", "Circuit", "Leg", "Piece", "Queued", "ServerConnection"]
 
 QUEUED_OVERHEAD: Final = 128
-"""Bytes that a queued payload is counted as beside its own: objects, and its place in the queue."""
+"""Bytes of overhead that are counted for a queued payload: its objects, and its place in the queue."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """A frame that waits for a connection; `host`: of whom it came from, None where it costs nobody anything."""
+    """A frame that waits for a connection; `host`: the sender's IP address, None for a frame that no budget counts."""
 
     frame: bytes
     host: str | None = None
@@ -36,11 +36,11 @@ class Queued:
 
 @final
 class ServerConnection:
-    """One client's state on the server.  Made by `RendezvousCore.connect`; `queue` is what waits to be written to it.
+    """One client's state on the server, made by `RendezvousCore.connect`; `queue` has the frames that wait for it.
 
-    The shell writes what `RendezvousCore.transmit` hands out, calls `RendezvousCore.written`, and so on, and closes the
-    connection once `closing` is set and the queue is empty.  `key` is None until it is `registered`, and once it has
-    left its mailbox; the rest is the core's own.
+    In a loop, the shell writes a frame from `RendezvousCore.transmit` and calls `RendezvousCore.written`.  It closes
+    the connection once `closing` is set and the queue is empty.  `key` is None before the client has registered and
+    after it has left its mailbox.  The other attributes are internal to the core.
     """
 
     __slots__ = (
@@ -74,9 +74,9 @@ class ServerConnection:
         self.instance: bytes = ANY_INSTANCE
         self.queue: deque[Queued] = deque()
         self.closing: bool = False
-        self.pairs: bool = False  # it has offered a code, or claimed one, which a connection does once
-        # What circuits need: whether it speaks of them, whether it has the server's token, its ends of them by number,
-        # those that have something to write, and what of theirs is being written.
+        self.pairs: bool = False  # it has offered or claimed a code, which a connection may do once
+        # For circuits: whether it supports them, whether it has the server's relay token, its legs by number, the legs
+        # that have something to write, and the frame that is being written.
         self.relays: bool = False
         self.has_token: bool = False
         self.legs: dict[int, Leg] = {}
@@ -85,7 +85,7 @@ class ServerConnection:
         self.circuits_made: int = 0
 
     def next_circuit(self) -> int:
-        """An even number that no circuit of this connection has, and that may have one."""
+        """A free even circuit number for a call to this connection."""
         while True:
             self.circuits_made = (self.circuits_made + 2) % 2**32
             if self.circuits_made not in self.legs and self.circuits_made != ALL_CIRCUITS:
@@ -94,7 +94,7 @@ class ServerConnection:
 
 @final
 class Leg:
-    """One end of a circuit: a number on a connection.  What it counts is `relay_core`'s."""
+    """One end of a circuit: a circuit number on a connection.  `relay_core` maintains the counts."""
 
     __slots__ = (
         "circuit",
@@ -119,44 +119,44 @@ class Leg:
         self.connection: Final = connection
         self.number: Final = number
         self.circuit: Final = circuit
-        # From this client to us.
+        # From this client to the server.
         self.limit: int = 0
         self.received: int = 0
-        self.drained: int = 0  # of that, what has been written on
+        self.drained: int = 0  # of these, the bytes that were written to the other side
         self.window: int = INITIAL_CREDIT
-        self.exhausted: bool = False  # it had sent all that it was granted, when it was last heard of
+        self.exhausted: bool = False  # with its last RELAY it had used all of its credit
         self.credit_due: bool = False
-        # From us to this client.
+        # From the server to this client.
         self.credit: int = INITIAL_CREDIT
         self.sent: int = 0
         self.waiting: deque[bytes] = deque()
         self.held: int = 0  # bytes that wait or are being written
         self.end: EndReason | None = None
-        self.listed: bool = False  # among those of its connection that have something to write
+        self.listed: bool = False  # it is in `ready` of its connection
         self.deadline: float = math.inf
 
     @property
     def ready(self) -> bool:
-        """Whether there is something to write for it now."""
+        """Whether it has a frame to write now."""
         if self.credit_due or (self.waiting and self.sent < self.credit):
             return True
         return self.end is not None and not self.waiting
 
     @property
     def urgent(self) -> bool:
-        """Whether that is credit or an end."""
+        """Whether that frame is credit or an end."""
         return self.credit_due or not self.waiting
 
 
 @final
 class Circuit:
-    """What the ends of a circuit have in common.
+    """What the legs of a circuit have in common.
 
     Attributes:
-      host: who is counted for it.
-      caller, answerer: its two ends; the second one once there is an answer.
-      rung: the ends of those who may answer.
-      legs: how many of all of them there are still.
+      host: the caller's IP address, which the circuit counts for.
+      caller, answerer: its two legs; `answerer` is None before the answer.
+      rung: the legs of the clients that may still answer.
+      legs: the number of all legs that exist.
     """
 
     __slots__ = ("answerer", "caller", "host", "legs", "rung")
@@ -169,14 +169,14 @@ class Circuit:
         self.legs: int = 0
 
     def other(self, leg: Leg) -> Leg | None:
-        """The other end of an answered circuit."""
+        """The other leg of an answered circuit."""
         return self.answerer if leg is self.caller else self.caller
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A frame of a circuit that is being written; `size`: the relayed bytes in it."""
+    """A circuit's frame that is being written; `size`: the bytes of relayed data in it."""
 
     frame: bytes
     leg: Leg

@@ -1,7 +1,7 @@
 """The STUN server over UDP and TCP: the Trio shell of `warpgate_trio.servers.stun_core`.
 
-One task per UDP socket reads and answers; one per TCP listener accepts, and one per connection serves.  With a second
-address all four places are bound before the first answer, so that what OTHER-ADDRESS promises is there.
+One task per UDP socket reads and answers, one per TCP listener accepts, and one per connection serves it.  With a
+second address all four places are bound before the first answer, so that OTHER-ADDRESS is always reachable.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["DEFAULT_PORT", "StunLimits", "StunServer", "StunStatistics", "open_s
 logger: logging.Logger = logging.getLogger(__name__)
 
 DEFAULT_PORT: Final = 3478
-"""RFC 8489 §18.6; a server with two addresses has the next port too."""
+"""The port of STUN (RFC 8489 §18.6); a server with two addresses uses the next port too."""
 
 _RECEIVE_SIZE: Final = MAX_REQUEST + 1
 _Place = tuple[int, int]
@@ -43,8 +43,8 @@ class StunServer:
     def __init__(self, core: StunCore, addresses: tuple[TransportAddress, ...]) -> None:
         self._core = core
         self.addresses = addresses
-        """Where it listens, over UDP and TCP alike.  With a second address: address 0 port 0, address 1 port 0, and the
-        two of port 1."""
+        """The addresses where it listens, over both UDP and TCP.  With a second address there are four: first the two
+        addresses with the first port, then both with the second port."""
 
     def __repr__(self) -> str:
         return f"<StunServer {' '.join(self.urls)}>"
@@ -56,11 +56,11 @@ class StunServer:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """``stun:host:port`` of each address; of the first port only where there are two."""
+        """``stun:host:port`` of each address, without the second port of RFC 5780."""
         return tuple(f"stun:{show_address(each)}" for each in self.addresses[:2])
 
     def statistics(self) -> StunStatistics:
-        """What it has done so far."""
+        """Counts of what it has done so far."""
         return self._core.statistics()
 
 
@@ -75,14 +75,16 @@ async def serve_stun(
     """Serve until cancelled; `nursery.start` returns the `StunServer` once it listens.
 
     Args:
-      host: the address to listen on; None: all, IPv4 and IPv6.  An answer leaves from the address that was asked.
+      host: the address to listen on; None: all, IPv4 and IPv6.  Answers leave from the address that the request was
+        sent to.
       port: for UDP and TCP; 0 lets the system choose.
-      second_host: another address of this machine, of the same family as `host`: serve RFC 5780, on `port` and
-        `port` + 1 of both.
+      second_host: another address of this host, of the same family as `host`.  With it the server supports RFC 5780, on
+        `port` and `port` + 1 of both addresses.
+      limits: what strangers can make it do and hold.
 
     Raises:
       OSError: an address cannot be listened on.
-      ValueError: `second_host` without an address in `host`, or of another family, or the same.
+      ValueError: `second_host` is given and `host` is None, or the two are equal or of different families.
     """
     hosts = listening_hosts(host, second_host)
     with ExitStack() as stack:
@@ -115,8 +117,9 @@ async def open_stun_server(
     second_host: str | None = None,
     limits: StunLimits = DEFAULT_LIMITS,
 ) -> AsyncGenerator[StunServer]:
-    """Run a STUN server for the time of the body; arguments and errors as for `serve_stun`.  What the body raises
-    leaves bare.
+    """Run a STUN server during the body; arguments and errors as for `serve_stun`.
+
+    An exception of the body is not wrapped in an ExceptionGroup.
     """
     async with open_background_nursery() as nursery:
         yield await nursery.start(partial(serve_stun, host=host, port=port, second_host=second_host, limits=limits))
@@ -198,7 +201,7 @@ class _Connections:
                     return
                 answer = self._core.receive_message(message, source, place=place)
                 if answer is None:
-                    return  # over TCP nothing gets lost or forged: it speaks something else
+                    return  # over TCP nothing is lost or forged, so the client does not speak STUN
                 silent_since = trio.current_time()
                 with trio.fail_after(self._limits.write):
                     await stream.send_all(answer)

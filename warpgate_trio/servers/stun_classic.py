@@ -1,10 +1,13 @@
 """RFC 3489's Binding ("classic STUN") in terms of RFC 8489's messages.  No I/O.
 
-Theory of operation.  Both have one header; where the cookie stands today there were four more bytes of the transaction
-id, which the answer has to repeat.  So a classic request is read as one of today with those bytes taken out, and they
-are put into the answer in place of the cookie.  Three differences are left (RFC 5389 §12.2, RFC 3489 §11.2): the answer
-says MAPPED-ADDRESS, and nothing XORed; the server's own two addresses are called SOURCE-ADDRESS and
-CHANGED-ADDRESS; and the values in an error are filled up to four bytes, since nothing was padded between attributes.
+Theory of operation.  Both formats have the same header, but where RFC 8489 has the magic cookie, RFC 3489 has the first
+four bytes of the transaction id, which the answer has to repeat.  So those bytes of a classic request are replaced by
+the cookie before it is decoded, and put back into the encoded answer.  Three differences are left (RFC 5389 §12.2, RFC
+3489 §11.2):
+
+* The answer has MAPPED-ADDRESS, and no XORed address.
+* The server's own two addresses are called SOURCE-ADDRESS and CHANGED-ADDRESS.
+* RFC 3489 has no padding between attributes, so the values in an error are filled up to a multiple of four bytes.
 """
 
 from __future__ import annotations
@@ -38,14 +41,14 @@ _BINDING_REQUEST: Final = b"\x00\x01"
 
 
 def classic_id(data: bytes) -> bytes | None:
-    """The first four bytes of a classic Binding request's transaction id; None where it is none."""
+    """The first four bytes of a classic Binding request's transaction id; None for any other message."""
     if len(data) < HEADER_LENGTH or data[:2] != _BINDING_REQUEST or looks_like_stun(data):
         return None
     return bytes(data[4:8])
 
 
 def replace_cookie(data: bytes, four: bytes) -> bytes:
-    """A message with these four bytes in the cookie's place."""
+    """The message with these four bytes in place of the cookie."""
     return data[:4] + four + data[8:]
 
 

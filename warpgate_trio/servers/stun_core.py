@@ -1,15 +1,16 @@
-"""The STUN server without I/O: what is answered to which request, from which of its addresses, and how often.
+"""The STUN server without I/O: the answer to each request, the address it leaves from, and the rate limits.
 
-Theory of operation.  The server tells whoever sends a Binding request from where it came.  With one address it is
-RFC 8489's Basic server; with a second address there are four places, two addresses times two ports, and it is RFC
-5780's: every answer names the place opposite (OTHER-ADDRESS), and over UDP a CHANGE-REQUEST has it answer from another
-place.  Clients of RFC 3489, which know no cookie, are answered over UDP in its format (`stun_classic`).
+Theory of operation.  The answer to a Binding request contains the source address of the request.  With one address this
+is the Basic Server of RFC 8489.  With a second address there are four places, two addresses times two ports, and the
+server supports RFC 5780: each answer names the place with the other address and port (OTHER-ADDRESS), and over UDP a
+CHANGE-REQUEST makes it answer from another place.  Clients of RFC 3489, which have no cookie, are answered over UDP in
+their format (`stun_classic`).
 
-What a stranger can make it do: to a UDP request, whose source may be forged, it says at most one answer of at most
-`MAX_ANSWER` bytes, to the address that the request came from and no other, as often as the source's rate allows, and
-all sources together theirs.  So PADDING, which asks for long answers, is refused as not understood; of RESPONSE-PORT
-(§7.5 there), which moves the answer to another port of the same address, the same rate is paid.  RFC 3489's
-RESPONSE-ADDRESS, which moves it to anybody, is not understood either.  What is no STUN request gets no answer.
+*Strangers.*  The source address of a UDP request may be forged.  So a request causes at most one answer of at most
+`MAX_ANSWER` bytes, to the IP address that it came from, within the rate of the source and that of all sources together.
+PADDING, which asks for long answers, is refused as an unknown attribute.  RESPONSE-PORT (RFC 5780 §7.5), which moves
+the answer to another port of the same IP address, counts against the same rate.  RFC 3489's RESPONSE-ADDRESS, which
+moves the answer to any address, is refused as unknown.  Messages other than Binding requests get no answer.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ from .stun_classic import CHANGED_ADDRESS, COOKIE, SOURCE_ADDRESS, classic_error
 __all__ = ["DEFAULT_LIMITS", "MAX_ANSWER", "MAX_REQUEST", "Answer", "StunCore", "StunLimits", "StunStatistics"]
 
 MAX_REQUEST: Final = 2048
-"""Bytes of a request: a packet, and what a PADDING of RFC 5780 §7.6, itself a packet long, adds to it."""
+"""Bytes of a request: a packet, plus a PADDING attribute (RFC 5780 §7.6) of one more packet."""
 MAX_ANSWER: Final = 116
-"""Bytes of an answer: the header, and four addresses of IPv6; nothing to amplify with."""
+"""Bytes of an answer: the header and four IPv6 addresses, too little for amplification."""
 _MAX_UNKNOWN = 8  # types named in UNKNOWN-ATTRIBUTES
 
 _KNOWN: Final[frozenset[Attribute[Any]]] = frozenset(
-    # Credentials are not asked for, so they are understood and mean nothing.
+    # Credentials are not required, so these attributes are accepted and ignored.
     {CHANGE_REQUEST, RESPONSE_PORT, USERNAME, USERHASH, MESSAGE_INTEGRITY, MESSAGE_INTEGRITY_SHA256}
 )
 _KNOWN_ALONE: Final = _KNOWN - {CHANGE_REQUEST, RESPONSE_PORT}  # RFC 5780 §6.1: without a second address
@@ -66,15 +67,15 @@ class StunLimits:
     """What strangers can make the server do and hold.
 
     Attributes:
-      rate: requests per second of one source (IPv4 address or IPv6 /64); a profile takes about thirty.
-      burst: requests of one source at once, after silence: several nodes behind one address.
+      rate: requests per second of one source (IPv4 address or IPv6 /64); measuring a NAT profile takes about thirty.
+      burst: requests of one source at once, after silence; several nodes may be behind one address.
       total_rate: requests per second of all sources together, over UDP, where sources can be forged.
-      total_burst: requests of all sources at once.
-      sources: sources whose rate is remembered; beyond, the longest silent one is forgotten.
+      total_burst: such requests of all sources at once.
+      sources: sources whose rate is remembered; beyond that the least recently seen one is forgotten.
       connections: connections over TCP; a node keeps one open per interface.
-      connections_per_address: of these, from one source: many nodes may sit behind one carrier-grade NAT.
-      silence: seconds without a request until a connection is closed; keepalives come far more often.
-      write: seconds for a client to take an answer.
+      connections_per_address: connections from one source; many nodes may be behind one carrier-grade NAT.
+      silence: seconds without a request after which a connection is closed; keep-alives come far more often.
+      write: seconds in which a client must accept an answer.
     """
 
     rate: float = 20.0
@@ -93,7 +94,14 @@ DEFAULT_LIMITS: Final = StunLimits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StunStatistics:
-    """What the server has done so far."""
+    """Counts of what the server has done so far.
+
+    Attributes:
+      answered: requests that succeeded.
+      refused: requests that were answered with an error.
+      ignored: messages that are not Binding requests.
+      limited: requests that exceeded a limit, and got no answer.
+    """
 
     answered: int
     refused: int
@@ -103,7 +111,7 @@ class StunStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A datagram to send: from the place `(address, port)`, each 0 or 1, to `to`."""
+    """A datagram to send to `to` from `place`: the index of the address and of the port, each 0 or 1."""
 
     data: bytes
     to: TransportAddress
@@ -112,11 +120,13 @@ class Answer:
 
 @final
 class StunCore:
-    """What to answer.  A request is answered at once or never, so `receive` returns the answer: nothing is left to be
-    handed out later, and no timer runs.
+    """Answers the requests to one server.
+
+    A request is answered at once or never, so `receive` returns the answer, and there is no queue and no timer.
 
     Args:
-      places: the addresses of the four places by address and port, each 0 or 1; empty for a server with one address.
+      places: the addresses of the four places, by the index of the address and of the port, each 0 or 1; empty for a
+        server with one address.
     """
 
     def __init__(
@@ -136,12 +146,12 @@ class StunCore:
     def receive(
         self, data: bytes, source: TransportAddress, now: float, *, place: tuple[int, int] = (0, 0)
     ) -> Answer | None:
-        """What to say to a datagram that came to `place` from `source`; never raises."""
+        """The answer to a datagram that came to `place` from `source`, or None; never raises."""
         classic = classic_id(data)
         request = self._read(data if classic is None else replace_cookie(data, COOKIE))
         if request is None:
             return None
-        # The source first: one that sends too much must not use up what all share.
+        # The source's limit first: a source that sends too much must not use up the limit of all.
         if not self.admit(source, now):
             return None
         if not self._total.take(now):
@@ -172,16 +182,16 @@ class StunCore:
     def receive_message(
         self, data: bytes, source: TransportAddress, *, place: tuple[int, int] = (0, 0)
     ) -> bytes | None:
-        """What to say to a message that came over TCP; the shell has asked `admit` first.  Never raises."""
+        """The answer to a message that came over TCP, or None; call `admit` first.  Never raises."""
         request = self._read(data)
         if request is None:
             return None
-        # There is no connection in which another place could answer (RFC 5780 §6.1).
+        # Another place cannot answer on this connection (RFC 5780 §6.1).
         error = self._error(request, _KNOWN_ALONE)
         return self._success(request, source, place, place) if error is None else error
 
     def admit(self, source: TransportAddress, now: float) -> bool:
-        """Whether a source may ask now, which uses up one of its requests."""
+        """Whether the rate limit of a source allows a request now; if so, the request is counted."""
         if self._sources.take(subscriber(source[0]), now):
             return True
         self._limited += 1
@@ -226,7 +236,7 @@ class StunCore:
         self._answered += 1
         attributes = [] if classic else [XOR_MAPPED_ADDRESS(source)]
         if classic or self._places:
-            # For RFC 5780's clients too, which tell gateways by it that rewrite addresses in payloads (§6.1 there).
+            # For RFC 5780's clients too, which detect by it gateways that rewrite addresses in payloads (§6.1 there).
             attributes.append(MAPPED_ADDRESS(source))
         if self._places:
             origin, other = (SOURCE_ADDRESS, CHANGED_ADDRESS) if classic else (RESPONSE_ORIGIN, OTHER_ADDRESS)

@@ -1,11 +1,11 @@
 """The TURN server over UDP, TCP and TLS: the Trio shell of `warpgate_trio.servers.turn_core`.
 
-It is a STUN server too, on the same ports (RFC 8656 §3.1 has clients ask it for bindings): what is no TURN message goes
-to `warpgate_trio.servers.stun_core`.
+It is a STUN server too, on the same ports (clients may send it Binding requests, RFC 8656 §3.1): Binding requests go to
+`warpgate_trio.servers.stun_core`.
 
-One task reads each UDP port, in batches without a checkpoint for each datagram, one each relayed address, and one each
-connection; a second one of the connection writes.  Whatever is to be sent goes at once and without waiting, or is
-dropped: a client or a peer that does not read costs nobody else anything.
+There is one reading task for each UDP port, each relayed address and each connection, and for a connection one that
+writes.  Datagrams are read in batches, without a checkpoint for each.  Sending never waits: what cannot be sent or
+queued at once is dropped, so a client or peer that does not read delays nobody else.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from .turn_shell import RelayPlaces, Sink, TlsContext, TurnShell
 __all__ = ["DEFAULT_PORT", "TurnServer", "default_relay_hosts", "open_turn_server", "serve_turn"]
 
 DEFAULT_PORT: Final = 3478
-"""RFC 8656 §15: that of STUN."""
+"""The port of TURN and STUN (RFC 8656 §15)."""
 OWN_INTERVAL: Final = 30.0
-"""Seconds between looks at which addresses this host has, to which no client may send."""
-# By which routes this machine's own address is found, where nobody has said it.  Nothing is sent there.
+"""Seconds between updates of this host's own addresses, to which no client may send."""
+# Destinations whose routes give the default address for relays.  Nothing is sent there.
 _LANDMARKS: Final[dict[Family, IpAddress]] = {4: ip_address("192.0.2.1"), 6: ip_address("2001:db8::1")}
 
 
@@ -58,9 +58,9 @@ class TurnServer:
         self._stun = stun
         self._shell = shell
         self.addresses = addresses
-        """Where it listens, over UDP and TCP alike."""
+        """The addresses where it listens, over both UDP and TCP."""
         self.tls_addresses = tls_addresses
-        """Where it listens for TLS."""
+        """The addresses where it listens for TLS."""
 
     def __repr__(self) -> str:
         return f"<TurnServer {' '.join(self.urls)}>"
@@ -79,11 +79,11 @@ class TurnServer:
         )
 
     def statistics(self) -> TurnStatistics:
-        """What it holds, and what it has done so far."""
+        """Counts of what it holds now and has done so far."""
         return self._core.statistics()
 
     def stun_statistics(self) -> StunStatistics:
-        """What it has done as a STUN server."""
+        """Counts of what it has done as a STUN server."""
         return self._stun.statistics()
 
     @property
@@ -92,12 +92,12 @@ class TurnServer:
         return self._shell.draining
 
     async def drain(self) -> None:
-        """Shut the server down well, and return when the last allocation has ended; the caller bounds the time.
+        """Shut the server down gracefully, and return when the last allocation has ended; the caller bounds the time.
 
-        From here on who wants an allocation is refused one with 508 (Insufficient Capacity, RFC 8656 §19), with which
-        clients turn to another server.  Those that there are go on.  TURN has no word by which their clients could be
-        told; they get a Binding indication, which clients of others ignore, and who asks for more time is granted
-        little.  Clients of ours ask then, and leave.  Cancelled: what has not been left goes on until the server ends.
+        New allocations are refused with 508 (Insufficient Capacity, RFC 8656 §19), so that clients use another server.
+        Existing allocations go on.  TURN has no message that announces a shutdown, so their clients get a Binding
+        indication, and every Refresh is granted a short lifetime.  Clients of this package refresh and leave; others
+        ignore the indication.  If `drain` is cancelled, the remaining allocations go on until the server ends.
         """
         await self._shell.drain()
 
@@ -121,21 +121,25 @@ async def serve_turn(
     """Serve TURN and STUN until cancelled; `nursery.start` returns the `TurnServer` once it listens.
 
     Args:
-      credentials: whose users may have allocations.
-      host: the address to listen on; None: all, IPv4 and IPv6.  An answer leaves from the address that was asked.
+      credentials: the users that may have allocations.
+      host: the address to listen on; None: all, IPv4 and IPv6.  Answers leave from the address that the request was
+        sent to.
       port: for UDP and TCP; 0 lets the system choose.
-      second_host: another address of this machine, as `warpgate_trio.servers.stun.serve_stun` has it.
-      ssl_context: serve TLS too, on `tls_port` of the same addresses; or how to get it for each
-        connection.
-      relay_hosts: this machine's address that relayed addresses are bound to, by family; by default `host`, and what
-        this machine's routes say where that is all.
-      external_ips: what clients are told in their place: the address of a NAT in front that hands everything on.
+      second_host: another address of this host, see `warpgate_trio.servers.stun.serve_stun`.
+      ssl_context: serve TLS too, on `tls_port` of the same addresses; a function is called for each connection.
+      tls_port: 0 lets the system choose.
+      relay_hosts: the local addresses that relayed addresses are bound to, by family; by default
+        `default_relay_hosts` of `host`.
+      external_ips: the addresses that clients receive instead, by family: those of a NAT in front that forwards all
+        ports unchanged.
       relay_ports: ports of relayed addresses; None lets the system choose.
-      allowed_peers: networks whose hosts clients may send to though they are not public.
+      allowed_peers: networks that are not public and to whose hosts clients may send.
+      limits: what clients can make it hold and do.
+      stun_limits: the same, for its part as a STUN server.
 
     Raises:
       OSError: an address cannot be listened on.
-      ValueError: no usable second host, no address for relays, or a realm that is too long.
+      ValueError: `second_host` is unusable, there is no address for relays, or the realm is too long or not ASCII.
     """
     relays = _relay_places(host, relay_hosts, external_ips, relay_ports)
     rules = PeerRules(allowed_peers)
@@ -165,7 +169,7 @@ async def serve_turn(
         async with trio.open_nursery() as nursery:
             shell = TurnShell(core, stun, relays, limits, nursery)
             known = {*(ip for ip, _ in addresses), *relays.hosts.values(), *relays.external.values()}
-            _tell_own_addresses(rules, known)  # before anybody can ask
+            _tell_own_addresses(rules, known)  # before the first request
             nursery.start_soon(_follow_own_addresses, rules, known)
             nursery.start_soon(shell.keep_time)
             by_place = dict(zip(keys, sockets, strict=True))
@@ -196,8 +200,9 @@ async def open_turn_server(
     limits: TurnLimits = DEFAULT_LIMITS,
     stun_limits: StunLimits = DEFAULT_STUN_LIMITS,
 ) -> AsyncGenerator[TurnServer]:
-    """Run a TURN server for the time of the body; arguments and errors as for `serve_turn`.  What the body raises
-    leaves bare.
+    """Run a TURN server during the body; arguments and errors as for `serve_turn`.
+
+    An exception of the body is not wrapped in an ExceptionGroup.
     """
     async with open_background_nursery() as nursery:
         yield await nursery.start(
@@ -220,11 +225,11 @@ async def open_turn_server(
 
 
 def default_relay_hosts(host: str | None) -> dict[Family, str]:
-    """This machine's address that relayed addresses are bound to by default, by family.
+    """The local addresses that relayed addresses are bound to by default, by family.
 
     Args:
-      host: what the server listens on; None: all, and relays are where this machine's routes to the internet start, or
-        where its networks know it.
+      host: the address that the server listens on, which is the result then.  None: it listens on all, and the result
+        is the source address of routes to the internet, or without such a route another lasting address of this host.
     """
     if host is not None:
         return {family_of(host): host}
@@ -237,7 +242,7 @@ def default_relay_hosts(host: str | None) -> dict[Family, str]:
 
 
 def _lasting(family: Family) -> Iterator[IpAddress]:
-    """The addresses by which this machine's networks know it, for one that has no route to the internet."""
+    """The lasting addresses of this host's interfaces, for a host without a route to the internet."""
     for interface in machine.current().interfaces():
         if interface.is_used and not interface.is_loopback:
             yield from (each.ip for each in lasting_addresses(interface, family))
@@ -260,7 +265,7 @@ def _relay_places(
 async def _listen_for_tls(
     stack: ExitStack, addresses: Iterable[TransportAddress], port: int
 ) -> list[trio.socket.SocketType]:
-    """A listener at each of the server's addresses, all on one port."""
+    """Listen at each of the server's IP addresses, on one port."""
     listeners: list[trio.socket.SocketType] = []
     for host in dict.fromkeys(host for host, _ in addresses):
         listeners.append(await listen(stack, (host, port)))

@@ -1,14 +1,16 @@
-"""Allocations of a TURN server, their permissions and channels, and what is relayed by them.  No I/O.
+"""Allocations of a TURN server, their permissions and channels, and the relaying of datagrams.  No I/O.
 
-A *sink* is what the shell sends with: a UDP socket of the server, a client's TCP connection, the socket of a relayed
-address.  Here it is an opaque thing that says whether it is a stream.  A client is a sink and its source address.
+A *sink* is the object that the shell sends with: a UDP socket of the server, a client's TCP connection, or the socket
+of a relayed address.  The core knows only whether it is a stream.  A client is identified by its sink and its source
+address.
 
-**Relay to relay stays inside.**  What is for a relayed address of this server is handed to its allocation and never
-sent, so it needs no way from the host to itself, which many clouds' NATs do not have; and where a peer was permitted
-for being such an address alone (`relays_only`), nothing else of the host is ever sent to.
+**Relay to relay stays inside.**  A datagram for a relayed address of this server is passed to its allocation directly
+and not sent.  So it needs no route from the host to itself by the external address, which the NATs of many clouds lack.
+And if a peer was permitted only because it is such an address (`relays_only`), nothing is sent to other ports of the
+host.
 
-What ends has an entry in `Expiries`, which sorts by whole seconds: an entry is moved when it is renewed, and taken out
-when it ends early, so however often that happens it is there once.
+Everything that expires has one entry in `Expiries`, which sorts by whole seconds.  The entry is moved by a renewal, and
+removed when the item ends early.
 """
 
 from __future__ import annotations
@@ -34,10 +36,10 @@ _pack_header, _unpack_header = _header.pack, _header.unpack_from
 
 
 class TurnSink(Protocol):
-    """What the shell sends with.
+    """What the shell sends with, see the module's docstring.
 
     Attributes:
-      is_stream: its messages are framed by themselves, so ChannelData is padded.
+      is_stream: it is a byte stream, on which ChannelData is padded.
     """
 
     @property
@@ -48,17 +50,18 @@ Sink = TypeVar("Sink", bound=TurnSink)
 
 
 Outgoing: TypeAlias = tuple[Sink, bytes, TransportAddress]
-"""What is to be sent: by which sink, and where to."""
+"""A message to send: its sink, the bytes, and the destination."""
 
 
 @final
 @dataclass(slots=True, eq=False)
 class Permission(Generic[Sink]):
-    """That peers at one address may be heard and sent to.
+    """A permission for all peers at one IP address.
 
     Attributes:
-      ip: theirs.
-      relays_only: it is this server's own address, where nothing may be reached but relayed addresses that are there.
+      ip: the peers' IP address.
+      relays_only: it is an address of this server, permitted only for the relayed addresses that are there.
+      due: the second at which it expires; see `Expiries`.
     """
 
     allocation: Allocation[Sink]
@@ -77,8 +80,8 @@ class Channel(Generic[Sink]):
     """A channel that is bound to a peer.
 
     Attributes:
-      is_relay: the peer was a relayed address of this server when it was bound.
-      relays_only: as of a `Permission`.
+      is_relay: the peer was a relayed address of this server when the channel was bound or renewed.
+      relays_only, due: as for a `Permission`.
     """
 
     allocation: Allocation[Sink]
@@ -97,17 +100,20 @@ class Channel(Generic[Sink]):
 @final
 @dataclass(slots=True, eq=False)
 class Allocation(Generic[Sink]):
-    """A relayed address, or the wish for one.
+    """An allocation, from its accepted request on; its relay socket may not be open yet.
 
     Attributes:
       sink, source: its client.
       family: of the relayed address.
-      lifetime: seconds that were granted last.
-      even_port: that of the relayed address has to be (RFC 8656 §7.2).
+      username, account: the user, and the account that it counts for (`TurnCredentials.account`).
+      key: of the MACs of its client.
       transaction_id: of the Allocate request that made it.
-      relay, relayed: what sends and receives there, and the address; None while it is not open.
-      ended: it is over, and nothing is left of it at the server.
-      told: its client knows that the server will be shut down.
+      lifetime: the seconds granted last.
+      even_port: the port of the relayed address has to be even (RFC 8656 §7.2).
+      relay, relayed: the sink and the relayed address; None before the socket is open.
+      ended: it has ended, and the server has forgotten it.
+      told: its client has got a short lifetime because of the shutdown.
+      due: the second at which it expires; see `Expiries`.
     """
 
     sink: Sink
@@ -130,12 +136,12 @@ class Allocation(Generic[Sink]):
 
     @property
     def host(self) -> str:
-        """The IP address of its client, whom it counts for."""
+        """The IP address of its client, which it counts for."""
         return self.source[0]
 
     @property
     def client(self) -> tuple[Sink, TransportAddress]:
-        """Whose it is."""
+        """Its client's identity."""
         return self.sink, self.source
 
     def parts(self) -> Iterator[Permission[Sink] | Channel[Sink]]:
@@ -149,7 +155,7 @@ Expiring: TypeAlias = Allocation[Sink] | Permission[Sink] | Channel[Sink]
 
 @final
 class Expiries(Generic[Sink]):
-    """When each ends, to the next whole second."""
+    """Expiry times, rounded up to whole seconds."""
 
     def __init__(self) -> None:
         self._at: dict[int, dict[Expiring[Sink], None]] = {}
@@ -160,13 +166,13 @@ class Expiries(Generic[Sink]):
 
     @property
     def deadline(self) -> float:
-        """When the next ends; infinity when there is none."""
+        """When the next item expires; infinity if there is none."""
         while self._seconds and not self._at[self._seconds[0]]:
             del self._at[heapq.heappop(self._seconds)]
         return self._seconds[0] if self._seconds else math.inf
 
     def put(self, item: Expiring[Sink], when: float) -> None:
-        """It ends then, and not when it would have before."""
+        """Set the expiry time of an item, replacing an earlier one."""
         self.remove(item)
         item.due = math.ceil(when)
         if item.due not in self._at:
@@ -175,11 +181,11 @@ class Expiries(Generic[Sink]):
         self._at[item.due][item] = None
 
     def remove(self, item: Expiring[Sink]) -> None:
-        """It has ended, or will not."""
+        """Remove an item, if it is there."""
         self._at.get(item.due, {}).pop(item, None)
 
     def take(self, now: float) -> list[Expiring[Sink]]:
-        """Those whose time has come, which are not in here any more."""
+        """Remove and return the expired items."""
         found: list[Expiring[Sink]] = []
         while self._seconds and self._seconds[0] <= now:
             found += self._at.pop(heapq.heappop(self._seconds))
@@ -191,10 +197,10 @@ class Allocations(Generic[Sink]):
     """All allocations of a server.
 
     Attributes:
-      out: what is to be sent.
-      ended: relays that are over.
-      relayed, relayed_bytes: datagrams to peers and to clients, and what was in them.
-      dropped: datagrams that nobody may send, or that nobody is there for.
+      out: messages to send.
+      ended: sockets of ended relays, to be closed.
+      relayed, relayed_bytes: datagrams relayed to peers and to clients, and the bytes in them.
+      dropped: datagrams without an allocation, a permission or an open relay, and malformed ones.
     """
 
     def __init__(self, entropy: Callable[[int], bytes]) -> None:
@@ -217,35 +223,35 @@ class Allocations(Generic[Sink]):
 
     @property
     def deadline(self) -> float:
-        """When something may end."""
+        """When the next item expires."""
         return self._expiries.deadline
 
     def of(self, sink: Sink, source: TransportAddress) -> Allocation[Sink] | None:
-        """A client's."""
+        """The allocation of a client, or None."""
         return self._clients.get((sink, source))
 
     def is_relay(self, address: TransportAddress) -> bool:
-        """Whether it is a relayed address now; with port 0, whether there is one at that IP address."""
+        """Whether an address is a relayed address now; with port 0, whether there is one at that IP address."""
         return address in self._relays if address[1] else address[0] in self._relay_ips
 
     # -- Their lives ---------------------------------------------------------------------------------------------------
 
     def add(self, allocation: Allocation[Sink]) -> None:
-        """A client wants one, whose relay is not open yet."""
+        """Add an allocation whose relay socket is not open yet."""
         self._clients[allocation.client] = allocation
 
     def open(self, allocation: Allocation[Sink], relay: Sink, relayed: TransportAddress) -> None:
-        """Its relay is open."""
+        """The relay socket of an allocation is open."""
         allocation.relay, allocation.relayed = relay, relayed
         self._relays[relayed] = allocation
         self._relay_ips[relayed[0]] += 1
 
     def renew(self, item: Expiring[Sink], when: float) -> None:
-        """It ends then, unless it is renewed."""
+        """Let an item expire at `when`, unless it is renewed again."""
         self._expiries.put(item, when)
 
     def end(self, allocation: Allocation[Sink]) -> None:
-        """Forget one, in this step."""
+        """End an allocation at once, with its permissions and channels."""
         allocation.ended = True
         del self._clients[allocation.client]
         for part in list(allocation.parts()):
@@ -261,7 +267,7 @@ class Allocations(Generic[Sink]):
             self.ended.append(allocation.relay)
 
     def take_due(self, now: float) -> list[Allocation[Sink]]:
-        """End permissions and channels that are over; the allocations whose time has come."""
+        """End expired permissions and channels; returns the expired allocations."""
         due: list[Allocation[Sink]] = []
         for item in self._expiries.take(now):
             if isinstance(item, Allocation):
@@ -273,7 +279,7 @@ class Allocations(Generic[Sink]):
     # -- Datagrams -----------------------------------------------------------------------------------------------------
 
     def from_channel(self, data: bytes, sink: Sink, source: TransportAddress) -> None:
-        """ChannelData of a client, with its header."""
+        """Relay ChannelData of a client, given with its header."""
         allocation = self._clients.get((sink, source))
         number, length = _unpack_header(data)
         channel = None if allocation is None else allocation.channels.get(number)
@@ -287,11 +293,11 @@ class Allocations(Generic[Sink]):
         else:
             self.relayed += 1
             self.relayed_bytes += length
-            # A channel exists while its relay is open.
+            # A channel exists only while its relay socket is open.
             self.out.append((channel.allocation.relay, data[CHANNEL_HEADER_LENGTH:end], channel.peer))  # type: ignore[arg-type]
 
     def to_peer(self, allocation: Allocation[Sink], peer: TransportAddress, data: bytes, *, relays_only: bool) -> None:
-        """A client's datagram for a peer that it may send to."""
+        """Relay a client's datagram to a peer that it may send to."""
         other = self._relays.get(peer)
         if other is not None and allocation.relayed is not None:
             self.from_peer(other, data, allocation.relayed)
@@ -303,7 +309,7 @@ class Allocations(Generic[Sink]):
             self.out.append((allocation.relay, data, peer))
 
     def from_peer(self, allocation: Allocation[Sink], data: bytes, peer: TransportAddress) -> None:
-        """A datagram that came to a relayed address."""
+        """Relay a datagram that arrived at a relayed address to its client."""
         channel = allocation.channel_of.get(peer)
         if channel is not None:
             message = _pack_header(channel.number, len(data)) + data

@@ -1,4 +1,4 @@
-"""Whom a request to a TURN server comes from (RFC 8489 §9.2.4), and what who has not shown it is told.  No I/O."""
+"""The authentication of TURN requests (RFC 8489 §9.2.4), and the challenge for unauthenticated ones.  No I/O."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["Refusal", "TurnAuthentication"]
 
 @final
 class Refusal(Exception):
-    """A request gets an error; it never leaves the server.
+    """A request is answered with an error.  The exception is internal to the server.
 
     Attributes:
-      code: of the error.
-      unknown: types of attributes that are not understood.
+      code: of the error response.
+      unknown: the types of attributes that are not understood.
     """
 
     def __init__(self, code: Code, unknown: tuple[int, ...] = ()) -> None:
@@ -31,10 +31,10 @@ class Refusal(Exception):
 
 @final
 class TurnAuthentication:
-    """The credentials of one server's clients.
+    """Checks the credentials of requests to one server.
 
     Args:
-      wall_time: gives Unix seconds, by which credentials expire.
+      wall_time: returns Unix seconds, by which credentials expire.
     """
 
     def __init__(self, credentials: TurnCredentials, nonces: TurnNonces, wall_time: Callable[[], float]) -> None:
@@ -45,14 +45,15 @@ class TurnAuthentication:
     def judge(
         self, message: Message, source: TransportAddress, now: float, known: tuple[str, bytes] | None
     ) -> tuple[str, bytes]:
-        """User name and key of a request.
+        """Authenticate a request; returns its user name and key.
 
         Args:
-          known: those that made the client's allocation, good for as long as that is there.
+          known: user name and key of the client's allocation; they stay valid as long as it exists, even if they have
+            expired.
 
         Raises:
-          Refusal: it has none, wrong ones, or a stale nonce.
-          StunMalformed: its credentials lack a part, or are no such thing.
+          Refusal: the credentials are missing or wrong, or the nonce is stale.
+          StunMalformed: the credentials are incomplete or malformed.
         """
         if message.get(MESSAGE_INTEGRITY) is None:
             raise Refusal(Code.UNAUTHENTICATED)
@@ -70,5 +71,5 @@ class TurnAuthentication:
         return username, key
 
     def challenge(self, source: TransportAddress, now: float) -> list[AttributeValue]:
-        """What a client needs to ask again."""
+        """The attributes that a client needs to send the request again: realm and nonce."""
         return [REALM(self._credentials.realm), NONCE(self._nonces.make(source, now))]

@@ -1,16 +1,16 @@
 """The TURN server without I/O (RFC 8656): relayed addresses for clients behind NATs and firewalls.
 
-Theory of operation.  The shell gives what clients sent to `receive`, and what came to a relayed address to
-`receive_from_peer`; `transmit` hands out what is to be sent, and by which sink (`turn_allocations`).  The core opens no
-sockets: it asks for relays in `wanted`, is told of them by `opened` or `not_opened`, and hands out those that are
-over in `take_ended`, in the same step as what ended them.
+Theory of operation.  The shell passes messages of clients to `receive`, and datagrams that arrive at a relayed address
+to `receive_from_peer`.  `transmit` returns the messages to send, each with its sink (`turn_allocations`).  The core
+opens no sockets.  It requests relay sockets in `wanted`; the shell reports the result by `opened` or `not_opened`.  The
+shell closes the sockets that `take_ended` returns at once, before its next checkpoint.
 
-Every request but the first needs credentials (`turn_credentials`); the first gets the realm and a nonce.  What a
-stranger can make the server do over UDP, where sources are forged, is one answer of `MAX_CHALLENGE` bytes at most to a
-request, within the rates.  What a client can make it hold is bounded by quotas, and whom it can send to by `PeerRules`.
+Every request needs credentials (`turn_credentials`); a request without any gets the realm and a nonce.  Over UDP, where
+source addresses can be forged, a stranger can cause one answer of at most `MAX_CHALLENGE` bytes per request, within the
+rate limits.  Quotas bound what a client can make the server hold, and `PeerRules` to which peers it can send.
 
-Left out: TCP allocations (RFC 6062), reserved ports, DONT-FRAGMENT, two families in one allocation.  Who needs one of
-them is told so, or gets an answer without it where RFC 8656 has servers ignore it.
+Not implemented: TCP allocations (RFC 6062), port reservation, DONT-FRAGMENT, and two families in one allocation.
+A request for one of them gets an error, or an answer without it where RFC 8656 lets servers ignore it.
 """
 
 from __future__ import annotations
@@ -54,13 +54,14 @@ __all__ = [
 ]
 
 MAX_MESSAGE: Final = 2048
-"""Bytes of a message of a client, ChannelData included: a packet of an Ethernet, and what a stream adds to it."""
+"""Bytes of a client's message, ChannelData included: an Ethernet packet, and what a stream adds to it."""
 MAX_CHALLENGE: Final = 200
-"""Bytes of an answer to who has shown no credentials: error, realm and nonce; a request has 28 at least."""
+"""Bytes of the answer to an unauthenticated request: error, realm and nonce.  A request has at least 28."""
 REMINDERS: Final = (0.0, 0.5, 1.0, 2.0, 4.0)
-"""Seconds after which a server that is shut down has its clients ask, those that have not: datagrams get lost."""
+"""Seconds after the start of the shutdown at which clients that have not refreshed since get a Binding indication; it
+is repeated because datagrams get lost."""
 MAX_REALM: Final = 60
-"""Characters of a realm, which every challenge repeats."""
+"""Characters of a realm, which every challenge contains."""
 _FIRST_BYTE: Final = CHANNEL_NUMBERS[0] >> 8  # of ChannelData
 _LAST_BYTE: Final = CHANNEL_NUMBERS[-1] >> 8
 _SEND_UNDERSTOOD: Final[frozenset[Attribute[Any]]] = frozenset({turn.XOR_PEER_ADDRESS, turn.DATA})
@@ -88,14 +89,14 @@ class TurnCore(Generic[Sink]):
     """All clients of one server.
 
     Args:
-      credentials: whose users are served.
-      rules: whom they may send to.
-      entropy: gives unpredictable bytes, as many as are asked for.
-      wall_time: gives Unix seconds, by which credentials expire.
-      families: of the relayed addresses that the shell can open.
+      credentials: the users that are served.
+      rules: the peers that they may send to.
+      entropy: ``entropy(n)`` returns n unpredictable bytes.
+      wall_time: returns Unix seconds, by which credentials expire.
+      families: the families of relayed addresses that the shell can open.
 
     Attributes:
-      wanted: allocations whose relays are to be opened.
+      wanted: allocations whose relay sockets are to be opened.
 
     Raises:
       ValueError: the realm is too long, or not ASCII.
@@ -114,7 +115,7 @@ class TurnCore(Generic[Sink]):
         if len(credentials.realm) > MAX_REALM or not credentials.realm.isascii():
             raise ValueError(f"a realm is ASCII of at most {MAX_REALM} characters")
         self._authentication = TurnAuthentication(credentials, TurnNonces(entropy(32)), wall_time)
-        # Those of streams apart: who forges a source over UDP does not use up what its owner has there.
+        # UDP and streams are counted apart: forged UDP sources must not use up the rate of a TCP client there.
         self._sources: TokenBuckets[tuple[bool, str]] = TokenBuckets(limits.rate, limits.burst, limits.sources)
         self._strangers = TokenBucket(limits.total_rate, limits.total_burst)
         self._allocations: Allocations[Sink] = Allocations(entropy)
@@ -125,7 +126,7 @@ class TurnCore(Generic[Sink]):
         self._answered = self._challenged = self._refused = self._limited = self._ignored = 0
 
     def statistics(self) -> TurnStatistics:
-        """What it holds, and what it has done."""
+        """See `TurnStatistics`."""
         return TurnStatistics(
             allocations=len(self._allocations),
             permissions=sum(len(each.permissions) for each in self._allocations),
@@ -143,28 +144,28 @@ class TurnCore(Generic[Sink]):
     # -- The dialect ---------------------------------------------------------------------------------------------------
 
     def receive(self, data: bytes, sink: Sink, source: TransportAddress, now: float) -> None:
-        """Take one message of a client: a datagram, or what a stream's reader cut off.  Never raises."""
+        """Process one message of a client: a datagram, or a message from a stream.  Never raises."""
         if len(data) >= CHANNEL_HEADER_LENGTH and _FIRST_BYTE <= data[0] <= _LAST_BYTE:
             self._allocations.from_channel(data, sink, source)
         else:
             self._receive_message(data, sink, source, now)
 
     def receive_from_peer(self, allocation: Allocation[Sink], data: bytes, peer: TransportAddress) -> None:
-        """Take a datagram that came to a relayed address.  Never raises."""
+        """Process a datagram that arrived at a relayed address.  Never raises."""
         self._allocations.from_peer(allocation, data, peer)
 
     def transmit(self, now: float) -> list[Outgoing[Sink]]:
-        """What is to be sent now, in order; it counts as sent."""
+        """The messages that are to be sent now, in order; they count as sent."""
         found, self._allocations.out = self._allocations.out, []
         return found
 
     @property
     def deadline(self) -> float:
-        """When `handle_timer` wants to be called; infinity when nothing is held."""
+        """When `handle_timer` is to be called; infinity if no timer runs."""
         return min(self._allocations.deadline, self._reminders[0] if self._reminders else math.inf)
 
     def handle_timer(self, now: float) -> None:
-        """End what is over, and tell whom there is something to tell."""
+        """End what has expired, and send reminders that are due."""
         self._remind(now)
         for allocation in self._allocations.take_due(now):
             self._requests.end(allocation)
@@ -172,16 +173,18 @@ class TurnCore(Generic[Sink]):
     # -- Its end -------------------------------------------------------------------------------------------------------
 
     def drain(self, now: float) -> None:
-        """The server is shut down: it makes no allocations any more, and has the clients that have some ask."""
+        """Shut down: refuse new allocations, and make clients that have one refresh it.  Idempotent."""
         if not self.draining:
             self._requests.draining = True
             self._reminders.extend(now + each for each in REMINDERS)
             self._remind(now)
 
     def _remind(self, now: float) -> None:
-        """TURN has no word by which clients could be told, but when they ask (`LAST_LIFETIME`).
+        """Send the reminders that are due: Binding indications to clients that do not know of the shutdown yet.
 
-        So they get a Binding indication, which means nothing to others (RFC 8489 §3); a client of ours asks then.
+        TURN has no message that announces a shutdown.  A server can only answer a Refresh with a short lifetime
+        (`LAST_LIFETIME`).  A Binding indication makes a client of this package refresh; other clients ignore it (RFC
+        8489 §3).
         """
         while self._reminders and self._reminders[0] <= now:
             self._reminders.popleft()
@@ -197,21 +200,26 @@ class TurnCore(Generic[Sink]):
 
     @property
     def is_over(self) -> bool:
-        """Whether the server drains, and has no allocation left."""
+        """Whether the server drains and has no allocation left."""
         return self.draining and not self._requests.held
 
     # -- Relays --------------------------------------------------------------------------------------------------------
 
     def take_wanted(self) -> list[Allocation[Sink]]:
-        """What is `wanted`: the shell opens their relays before it goes on with that client, and says `opened` or
-        `not_opened`.
+        """Take the allocations in `wanted`.
+
+        The shell opens their relay sockets before it processes more from that client, and calls `opened` or
+        `not_opened` for each.
         """
         found = self.wanted.copy()
         self.wanted.clear()
         return found
 
     def opened(self, allocation: Allocation[Sink], relay: Sink, relayed: TransportAddress, now: float) -> bool:
-        """A relay is open, and is reached at an address.  False: nobody wants it any more, and the shell closes it."""
+        """A relay socket is open, with its relayed address.
+
+        Returns False if the allocation has ended meanwhile; the shell then closes the socket.
+        """
         if allocation.ended:
             return False
         self._allocations.open(allocation, relay, relayed)
@@ -220,28 +228,28 @@ class TurnCore(Generic[Sink]):
         return True
 
     def not_opened(self, allocation: Allocation[Sink], now: float) -> None:
-        """There is no port, no descriptor or no address for a relay."""
+        """A relay socket could not be opened, for lack of a port, a file descriptor or an address."""
         if not allocation.ended:
             self._requests.end(allocation)
             refusal = Refusal(Code.INSUFFICIENT_CAPACITY)
             self._say_error(Method.ALLOCATE, allocation.transaction_id, allocation.client, refusal, allocation.key, now)
 
     def lost(self, allocation: Allocation[Sink]) -> None:
-        """Its relay is closed, for whatever reason; again, it does nothing."""
+        """The relay socket of an allocation is closed, for whatever reason.  Idempotent."""
         if not allocation.ended:
             self._requests.end(allocation)
 
     def take_ended(self) -> list[Sink]:
-        """Relays that are over, for the shell to close before anything else happens."""
+        """Take the relay sockets of ended allocations, which the shell has to close at once."""
         found, self._allocations.ended = self._allocations.ended, []
         return found
 
     def has_allocation(self, sink: Sink, source: TransportAddress) -> bool:
-        """Whether a client has one, or will."""
+        """Whether a client has an allocation, or one that is being opened."""
         return self._allocations.of(sink, source) is not None
 
     def disconnect(self, sink: Sink, source: TransportAddress) -> None:
-        """A client's connection is over, and so is its allocation (RFC 8656 §3.1)."""
+        """A client's connection has ended, and so does its allocation (RFC 8656 §3.1)."""
         allocation = self._allocations.of(sink, source)
         if allocation is not None:
             self._requests.end(allocation)
@@ -265,7 +273,7 @@ class TurnCore(Generic[Sink]):
             self._answer(message, sink, source, now)
 
     def _send(self, message: Message, sink: Sink, source: TransportAddress) -> None:
-        """A Send indication (RFC 8656 §11.2): whatever is wrong with one, it is dropped."""
+        """Process a Send indication (RFC 8656 §11.2); a bad one is dropped."""
         allocation = self._allocations.of(sink, source)
         try:
             peer, data = message.get(turn.XOR_PEER_ADDRESS), message.get(turn.DATA)
@@ -292,7 +300,7 @@ class TurnCore(Generic[Sink]):
                 self._say_error(message.method, message.transaction_id, (sink, source), refusal, key, now)
 
     def _may_answer_stranger(self, sink: Sink, now: float) -> bool:
-        """Whether there is an answer for who has shown no credentials; over a stream no source is forged."""
+        """Whether an unauthenticated request may be answered; over a stream always, as its source is not forged."""
         if sink.is_stream or self._strangers.take(now):
             return True
         self._limited += 1

@@ -1,11 +1,11 @@
-"""Who may use a TURN server: named users, and credentials made of a shared secret; and its nonces.  No I/O.
+"""The credentials of a TURN server's users, named or derived from a shared secret, and the server's nonces.  No I/O.
 
-*Shared secret* (draft-uberti-behave-turn-rest, which all servers know): the user name is ``EXPIRY`` or ``EXPIRY:NAME``,
-EXPIRY in Unix seconds, and the password is the base64 of the user name's HMAC-SHA1 by the secret.  So whoever has the
-secret makes credentials for itself or others, and the server keeps no list.
+*Shared secret* (draft-uberti-behave-turn-rest, which all servers support): the user name is ``EXPIRY`` or
+``EXPIRY:NAME``, with EXPIRY in Unix seconds.  The password is the base64 of the HMAC-SHA1 of the user name by the
+secret.  So whoever has the secret can make credentials, and the server stores no list of them.
 
-*Nonces* are not kept either (RFC 8489 §9.2 asks for none): a nonce is a time and a MAC over it and the client's
-address, so it is good for `NONCE_LIFETIME` and for that address alone.
+*Nonces* are not stored either (RFC 8489 §9.2 does not require it).  A nonce is a time, and a MAC over it and the
+client's address, so it is valid for `NONCE_LIFETIME` and for that address only.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ..stun.codec import long_term_key
 __all__ = ["NONCE_LIFETIME", "TurnCredentials", "TurnNonces", "shared_secret", "shared_secret_password"]
 
 NONCE_LIFETIME: Final = 600.0
-"""Seconds for which a nonce is good: an allocation's lifetime, so that a refresh mostly needs a new one, and no more
-than one more round trip for it."""
+"""Seconds for which a nonce is valid: the default lifetime of an allocation, so a refresh mostly needs a new nonce,
+which costs one more round trip."""
 _CONTEXT: Final = b"warpgate-trio turn shared secret"
 _MAC_BYTES: Final = 12
 _TIME_DIGITS: Final = 8  # hexadecimal
@@ -31,24 +31,24 @@ _EXPIRY_DIGITS: Final = 12  # decimal; more is no time
 
 
 def shared_secret(token: str) -> str:
-    """The shared secret of a server with this token: the same after each restart, and the token cannot be told from
-    it."""
+    """The shared secret of a server with this token.  It is the same after each restart, and does not reveal the
+    token."""
     return hmac.digest(token.encode(), _CONTEXT, "sha256").hex()
 
 
 def shared_secret_password(secret: str, username: str) -> str:
-    """The password of a user name by a shared secret."""
+    """The password of a user name under a shared secret."""
     return base64.b64encode(hmac.digest(secret.encode(), username.encode(), "sha1")).decode()
 
 
 @final
 class TurnCredentials:
-    """What users are known by.
+    """The credentials of one server's users.
 
     Args:
-      realm: what the server calls itself in front of clients; it is in every key.
-      users: passwords by name; texts are not prepared (RFC 8265).
-      secret: a shared secret; None: there are named users alone.
+      realm: the server's realm, which is part of every key.
+      users: passwords by name; names and passwords are used as given, without the preparation of RFC 8265.
+      secret: the shared secret; None: there are only named users.
     """
 
     def __init__(self, realm: str, users: Mapping[str, str] | None = None, secret: str | None = None) -> None:
@@ -57,7 +57,7 @@ class TurnCredentials:
         self._secret = secret
 
     def key(self, username: str, wall_time: float) -> bytes | None:
-        """The key of a user's MESSAGE-INTEGRITY; None where there is no such user, or no longer."""
+        """The key of a user's MESSAGE-INTEGRITY; None if there is no such user, or its name has expired."""
         found = self._keys.get(username)
         if found is not None or self._secret is None:
             return found
@@ -67,13 +67,13 @@ class TurnCredentials:
         return long_term_key(username, self.realm, shared_secret_password(self._secret, username))
 
     def account(self, username: str) -> str:
-        """Whose user name it is: of a shared secret's its NAME, whatever its expiry; empty where it has none."""
+        """The account of a user name: the named user, or the NAME of ``EXPIRY:NAME``; empty for ``EXPIRY`` alone."""
         return f"user {username}" if username in self._keys else username.partition(":")[2]
 
 
 @final
 class TurnNonces:
-    """Nonces, by a key that lives as long as the server.  `now` is of any clock that does not jump."""
+    """Makes and checks nonces, by a key that lives as long as the server.  `now` is any monotonic clock, in seconds."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
@@ -84,7 +84,7 @@ class TurnNonces:
         return time + self._mac(time, client)
 
     def is_good(self, nonce: str, client: TransportAddress, now: float) -> bool:
-        """Whether it is one of ours, for this client, and not stale."""
+        """Whether a nonce was made here for this client, and is not stale."""
         time, mac = nonce[:_TIME_DIGITS], nonce[_TIME_DIGITS:]
         if not nonce.isascii() or not hmac.compare_digest(self._mac(time, client), mac):
             return False

@@ -1,4 +1,4 @@
-"""What a TURN server lets clients and strangers do, and what it counts."""
+"""The limits of a TURN server, and its counts."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ __all__ = ["DEFAULT_LIMITS", "TurnLimits", "TurnQuotas", "TurnStatistics"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnLimits:
-    """What clients, and strangers, can make the server do and hold.
+    """What clients and strangers can make the server do and hold.
 
     Attributes:
-      rate: requests per second of one source (IPv4 address or IPv6 /64); a node that relays a Pipe makes six, and one a
-        minute then.
-      burst: requests of one source at once: many nodes may sit behind one carrier-grade NAT.
-      total_rate: requests per second without credentials of all sources together, over UDP, where sources are forged.
+      rate: requests per second of one source (IPv4 address or IPv6 /64); a node that relays a Pipe makes six at first,
+        and then one a minute.
+      burst: requests of one source at once; many nodes may be behind one carrier-grade NAT.
+      total_rate: unauthenticated requests per second of all sources together, over UDP, where sources can be forged.
       total_burst: such requests of all sources at once.
-      sources: sources whose rate is remembered; beyond, the longest silent one is forgotten.
-      allocations: relayed addresses in all, each a socket; one /48 or IPv4 /24 gets half of what is free at most.
-      allocations_per_address: of these, of clients at one IPv4 address or IPv6 /64.
-      allocations_per_user: of these, of one user: a name, or the name that credentials of the shared secret are for;
-        those without a name count by address alone.
-      permissions: addresses of peers that one allocation may have.
+      sources: sources whose rate is remembered; beyond that the least recently seen one is forgotten.
+      allocations: allocations in all, each a socket; one /48 or IPv4 /24 gets half of what is free at most.
+      allocations_per_address: allocations of clients at one IPv4 address or IPv6 /64.
+      allocations_per_user: allocations of one named user, or of one NAME in credentials of the shared secret;
+        credentials without a NAME count by address only.
+      permissions: permissions that one allocation may have.
       channels: channels that one allocation may have.
       connections: connections over TCP and TLS.
-      connections_per_address: of these, from one source.
-      handshake: seconds for TLS's handshake.
-      silence: seconds without a byte after which a connection without an allocation is closed.
-      queue: bytes that wait for a client over TCP that does not read; what comes from peers meanwhile is dropped.
-      queued: bytes that wait for all of them; one /48 or IPv4 /24 gets half of what is free at most.
-      queued_per_address: bytes of these, for clients at one IPv4 address or IPv6 /64.
+      connections_per_address: connections from one source.
+      handshake: seconds for the TLS handshake.
+      silence: seconds without a complete message after which a connection without an allocation is closed.
+      queue: bytes that wait for one TCP client that does not read; beyond that datagrams for it are dropped.
+      queued: bytes that wait for all TCP clients; one /48 or IPv4 /24 gets half of what is free at most.
+      queued_per_address: bytes that wait for TCP clients at one IPv4 address or IPv6 /64.
     """
 
     rate: float = 50.0
@@ -61,14 +61,17 @@ DEFAULT_LIMITS: Final = TurnLimits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnStatistics:
-    """What the server holds now (first three), and has done so far.
+    """Counts of what the server holds now (the first three) and has done so far.
 
     Attributes:
       answered: requests that succeeded.
-      refused: requests that got an error, challenges and stale nonces apart.
-      relayed: datagrams to peers and to clients.
-      relayed_bytes: what was in them.
-      dropped: datagrams that nobody may send, or that nobody is there for.
+      challenged: requests that were answered with 401 or 438.
+      refused: requests that were answered with another error.
+      limited: requests that exceeded a limit, and got no answer.
+      ignored: malformed messages, and others than TURN requests and Send indications.
+      relayed: datagrams relayed to peers and to clients.
+      relayed_bytes: the bytes in them.
+      dropped: datagrams without an allocation, a permission or an open relay, and malformed ones.
     """
 
     allocations: int
@@ -86,7 +89,7 @@ class TurnStatistics:
 
 @final
 class TurnQuotas:
-    """Counts allocations, by the address of their client and by user."""
+    """Counts allocations by their client's address and by user."""
 
     def __init__(self, limits: TurnLimits) -> None:
         self._per_user = limits.allocations_per_user
@@ -95,11 +98,11 @@ class TurnQuotas:
 
     @property
     def held(self) -> int:
-        """Allocations that are there."""
+        """The number of allocations."""
         return self._places.held
 
     def take(self, host: str, account: str) -> bool:
-        """Count one more, if there may be; an empty `account` is nobody's."""
+        """Count one more allocation, if a quota does not forbid it; an empty `account` has no quota."""
         if (account and self._accounts[account] >= self._per_user) or not self._places.take(host, 1):
             return False
         if account:
@@ -107,7 +110,7 @@ class TurnQuotas:
         return True
 
     def give_back(self, host: str, account: str) -> None:
-        """Count one less."""
+        """Count one allocation less."""
         self._places.give_back(host, 1)
         if account:
             self._accounts[account] -= 1

@@ -1,13 +1,13 @@
-"""Whom a TURN server sends to for its clients: hosts of the internet, and nobody near the server.  No I/O.
+"""The peers that a TURN server may send to: hosts of the internet, and nothing near the server.  No I/O.
 
-A relay stands inside of firewalls that its clients are outside of.  So it refuses every address that means something
-else, or somebody else, where the server is: private and shared ones, a link's, loopback, and those that no host has.
-Also refused are the metadata services of clouds, some of which have addresses of the internet, and the server's own
-host, whose services may trust whoever comes from there.  Its own relayed addresses are another matter
-(`warpgate_trio.servers.turn_core`): what is for them never leaves the server.
+A relay is often inside a firewall that its clients are outside of.  So it refuses addresses whose meaning depends on
+where the server is: private, shared, link-local and loopback addresses, and those that no host can have.  It also
+refuses the metadata services of clouds, some of which have public addresses, and the server's own host, whose services
+may trust local connections.  Its own relayed addresses are an exception (`warpgate_trio.servers.turn_allocations`):
+datagrams for them never leave the server.
 
-An operator may allow networks.  A metadata service, or an address of the host itself, is allowed by its own ``/32`` or
-``/128`` alone: who allows a company's network does not mean the server's own services.
+An operator may allow networks.  A metadata service or an address of the host itself is allowed only by its own ``/32``
+or ``/128``: allowing a company's network is not meant for the server's own services.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ METADATA: Final = frozenset(
     ip_address(text)
     for text in (
         "169.254.169.254",  # nearly all clouds
-        "168.63.129.16",  # Azure's, which looks like any host of the internet
+        "168.63.129.16",  # Azure's, a public address
         "100.100.100.200",  # Alibaba's
         "192.0.0.192",  # Oracle's
         "fd00:ec2::254",  # Amazon's
         "fd20:ce::254",  # Google's
     )
 )
-"""Where machines in clouds get credentials from."""
+"""Metadata services, from which hosts in clouds get credentials."""
 
 
 @final
 class PeerRules:
-    """Which peers clients may have.
+    """Decides which peers clients may have.
 
     Args:
       allowed: networks that are allowed though they are not public.
@@ -51,12 +51,12 @@ class PeerRules:
         self._own: frozenset[IpAddress] = frozenset()
 
     def set_own(self, addresses: Iterable[IpAddress]) -> None:
-        """Say which addresses this host has, or is known by."""
+        """Set the addresses of this host, external ones included."""
         self._own = frozenset(map(unmapped, addresses))
 
     def permits(self, ip: IpAddress) -> bool:
-        """Whether anything may be sent to an address."""
-        if unmapped(ip) is not ip:  # nothing that a host of IPv6 could be sent
+        """Whether datagrams may be sent to an address."""
+        if unmapped(ip) is not ip:  # an IPv4-mapped address is no IPv6 destination
             return False
         scope = scope_of(ip)
         if scope is AddressScope.NO_HOST:

@@ -1,4 +1,4 @@
-"""What a TURN client may ask for, once it has shown who it is (RFC 8656 §7 to §12).  No I/O."""
+"""The processing of authenticated TURN requests (RFC 8656 §7 to §12).  No I/O."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ __all__ = [
 ]
 
 PERMISSION_LIFETIME: Final = 300.0
-"""Seconds of a permission (RFC 8656 §9), and nothing but a request renews it."""
+"""Seconds that a permission lasts (RFC 8656 §9); only a request renews it."""
 CHANNEL_LIFETIME: Final = 600.0
-"""Seconds of a channel (RFC 8656 §12); what comes from its peer needs no other permission for as long."""
+"""Seconds that a channel lasts (RFC 8656 §12); until then datagrams from its peer need no permission."""
 MAX_LIFETIME: Final = 3600
-"""Seconds of an allocation that are granted at most (RFC 8656 §7.2)."""
+"""Seconds that an allocation is granted at most (RFC 8656 §7.2)."""
 LAST_LIFETIME: Final = 20
-"""Seconds of an allocation that are granted by a server that is shut down: less than any other (RFC 8656 §7.2 has
-servers grant the default at least), which tells its client, and twice what a client of ours takes to ask again."""
+"""Seconds that a Refresh is granted during the shutdown.  A server in normal operation grants the default at least (RFC
+8656 §7.2), so this tells the client; and a client of this package refreshes again in half of the time."""
 CHANNEL_NUMBERS: Final = range(0x4000, 0x7FFF)
-"""Those of RFC 5766, whose clients are many; RFC 8656 leaves clients the first 4,096 of them."""
+"""Channel numbers, those of RFC 5766 because many clients still use it; RFC 8656 has only the first 4,096 of them."""
 
 _KNOWN: Final[frozenset[Attribute[Any]]] = frozenset(
     {USERNAME, USERHASH, REALM, NONCE, MESSAGE_INTEGRITY, MESSAGE_INTEGRITY_SHA256}
@@ -60,13 +60,13 @@ UNDERSTOOD: Final[dict[int, frozenset[Attribute[Any]]]] = {
     Method.CREATE_PERMISSION: _KNOWN | {turn.XOR_PEER_ADDRESS},
     Method.CHANNEL_BIND: _KNOWN | {turn.XOR_PEER_ADDRESS, turn.CHANNEL_NUMBER},
 }
-"""Attributes that each request may have, by method."""
+"""The attributes that are understood in a request, by method."""
 _MAX_UNKNOWN: Final = 8
 
 
 @final
 class TurnRequest(NamedTuple, Generic[Sink]):
-    """A request whose sender has shown who it is."""
+    """An authenticated request."""
 
     message: Message
     sink: Sink
@@ -78,11 +78,11 @@ class TurnRequest(NamedTuple, Generic[Sink]):
 
 @final
 class TurnRequests(Generic[Sink]):
-    """Handles requests.
+    """Handles authenticated requests.
 
     Attributes:
-      wanted: allocations whose relays are to be opened.
-      draining: the server is shut down: no allocation comes to be.
+      wanted: allocations whose relay sockets are to be opened.
+      draining: the server is being shut down: new allocations are refused.
     """
 
     def __init__(
@@ -110,22 +110,24 @@ class TurnRequests(Generic[Sink]):
 
     @property
     def held(self) -> int:
-        """Allocations that are counted."""
+        """The number of allocations."""
         return self._quotas.held
 
     def handle(self, request: TurnRequest[Sink]) -> list[AttributeValue] | None:
-        """What a success says; None: it is `wanted`, and will be answered when that is open.
+        """Handle a request; returns the attributes of the success response.
+
+        None: an allocation is in `wanted`, or its relay is being opened; the answer follows when it is open.
 
         Raises:
-          Refusal: it is no success.
-          StunMalformed: an attribute is no such thing.
+          Refusal: the response is an error.
+          StunMalformed: an attribute is malformed.
         """
         if unknown := request.message.unknown_required(UNDERSTOOD[request.message.method]):
             raise Refusal(Code.UNKNOWN_ATTRIBUTE, unknown[:_MAX_UNKNOWN])
         return self._handlers[request.message.method](request)
 
     def end(self, allocation: Allocation[Sink]) -> None:
-        """End an allocation, in this step."""
+        """End an allocation at once."""
         self._allocations.end(allocation)
         self._quotas.give_back(allocation.host, allocation.account)
 
@@ -136,7 +138,7 @@ class TurnRequests(Generic[Sink]):
         if allocation is not None:
             if allocation.transaction_id != message.transaction_id:
                 raise Refusal(Code.ALLOCATION_MISMATCH)
-            # Its answer was lost, or it will have one.
+            # A retransmission: its answer was lost, or is still to come.
             return None if allocation.relayed is None else allocated(allocation)
         if self.draining:
             raise Refusal(Code.INSUFFICIENT_CAPACITY)
@@ -149,7 +151,7 @@ class TurnRequests(Generic[Sink]):
         if family not in self._families:
             raise Refusal(Code.FAMILY_NOT_SUPPORTED)
         even_port = message.get(turn.EVEN_PORT)
-        if even_port or message.get(turn.RESERVATION_TOKEN) is not None:  # True: and reserve the port behind it
+        if even_port or message.get(turn.RESERVATION_TOKEN) is not None:  # True: reserve the next port too
             raise Refusal(Code.INSUFFICIENT_CAPACITY)
         lifetime = _granted(message.get(turn.LIFETIME))
         account = self._credentials.account(request.username)
@@ -186,7 +188,7 @@ class TurnRequests(Generic[Sink]):
         return [turn.LIFETIME(allocation.lifetime)]
 
     def _create_permission(self, request: TurnRequest[Sink]) -> list[AttributeValue]:
-        """RFC 8656 §10.2: all of the peers, or none."""
+        """RFC 8656 §10.2; permissions for all of the peers are installed, or none."""
         allocation = self._own(request)
         peers = request.message.get_all(turn.XOR_PEER_ADDRESS)
         if not peers:
@@ -206,7 +208,7 @@ class TurnRequests(Generic[Sink]):
             raise Refusal(Code.BAD_REQUEST)
         channel = allocation.channels.get(number)
         if channel is not allocation.channel_of.get(peer):
-            raise Refusal(Code.BAD_REQUEST)  # the number has another peer, or the peer another number
+            raise Refusal(Code.BAD_REQUEST)  # the number is bound to another peer, or the peer to another number
         relays_only = self._judge(allocation, peer)
         if channel is None and len(allocation.channels) >= self._limits.channels:
             raise Refusal(Code.INSUFFICIENT_CAPACITY)
@@ -221,7 +223,7 @@ class TurnRequests(Generic[Sink]):
         return []
 
     def _own(self, request: TurnRequest[Sink]) -> Allocation[Sink]:
-        """The allocation of who asks."""
+        """The allocation of the request's client, if its user may use it."""
         allocation = self._allocations.of(request.sink, request.source)
         if allocation is None or allocation.relay is None:
             raise Refusal(Code.ALLOCATION_MISMATCH)
@@ -232,7 +234,11 @@ class TurnRequests(Generic[Sink]):
         return allocation
 
     def _judge(self, allocation: Allocation[Sink], peer: TransportAddress) -> bool:
-        """Whether a peer is permitted for being a relayed address of this server alone."""
+        """Check a peer; returns whether it is permitted only because it is a relayed address of this server.
+
+        Raises:
+          Refusal: the peer is forbidden, or of another address family.
+        """
         ip = parse_ip(peer[0])
         if ip.version != allocation.family:
             raise Refusal(Code.PEER_FAMILY_MISMATCH)
@@ -251,7 +257,7 @@ class TurnRequests(Generic[Sink]):
 
 
 def allocated(allocation: Allocation[Any]) -> list[AttributeValue]:
-    """What is said of an allocation whose relay is open."""
+    """The attributes of a success response for an allocation whose relay socket is open."""
     assert allocation.relayed is not None
     return [
         turn.XOR_RELAYED_ADDRESS(allocation.relayed),
@@ -261,5 +267,5 @@ def allocated(allocation: Allocation[Any]) -> list[AttributeValue]:
 
 
 def _granted(wanted: int | None) -> int:
-    """The lifetime of an allocation (RFC 8656 §7.2): never less than the default."""
+    """The lifetime to grant (RFC 8656 §7.2): at least the default, at most `MAX_LIFETIME`."""
     return min(max(wanted or 0, turn.DEFAULT_LIFETIME), MAX_LIFETIME)

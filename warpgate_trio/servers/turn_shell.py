@@ -1,7 +1,7 @@
 """The tasks of a TURN server: `warpgate_trio.servers.turn` starts them, `warpgate_trio.servers.turn_core` decides.
 
-Who has given the core something settles it before the next checkpoint: what is to be sent goes, and relays that are
-over are closed.
+A task that has called the core settles before it waits again (`TurnShell._settle`): messages are sent, and the sockets
+of ended relays closed.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ __all__ = [
 logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_PAYLOAD: Final = MAX_MESSAGE - 4
-"""Bytes of a datagram that is relayed to a client: what fits a message from one."""
+"""Bytes of a datagram that is relayed to a client: `MAX_MESSAGE` without the header of ChannelData."""
 READ: Final = 64 * 1024
 """Bytes of one read, and of one write, of a connection: fifty messages."""
 SEND_BUFFER: Final = 256 * 1024
-"""Bytes that the kernel is asked to hold for a client that does not read."""
+"""Send buffer of a TCP connection in bytes, as requested from the kernel."""
 QUEUED_OVERHEAD: Final = 64
-"""Bytes that a message that waits is counted as beside its own: the object, and its place in the queue."""
+"""Bytes of overhead that are counted for a queued message: its object, and its place in the queue."""
 REPORT_INTERVAL: Final = 60.0
-"""Seconds between two lines in the log about relayed addresses that cannot be had."""
+"""Seconds at least between two log lines about relayed addresses that cannot be opened."""
 RETRY: Final = 1.0
-"""Seconds until time is kept again after what nobody foresaw, which may happen again."""
+"""Seconds until the timers run again after an unexpected error in them, which may recur."""
 PORT_TRIES: Final = 16
-"""Ports of a range that are tried for a relayed address; where they are taken, the range is nearly full."""
+"""Ports of a range that are tried for a relayed address; if all are taken, the range is nearly full."""
 _BINDING_REQUEST: Final = b"\0\1"
 
 Place: TypeAlias = tuple[int, int]
@@ -70,12 +70,12 @@ TlsContext: TypeAlias = ssl.SSLContext | Callable[[], ssl.SSLContext]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayPlaces:
-    """Where relayed addresses are.
+    """Where relayed addresses are opened.
 
     Attributes:
-      hosts: this machine's address that they are bound to, by family.
-      external: what clients are told in its place, where a NAT stands in front that hands everything on.
-      ports: those that may be used; None lets the system choose.
+      hosts: the local address that they are bound to, by family.
+      external: the address that clients receive instead, by family, if a NAT in front forwards all ports unchanged.
+      ports: the ports that may be used; None lets the system choose.
     """
 
     hosts: Mapping[Family, str]
@@ -83,13 +83,13 @@ class RelayPlaces:
     ports: range | None = None
 
     async def open(self, family: Family, *, even: bool = False) -> tuple[ServerSocket, TransportAddress]:
-        """A socket for a relayed address, and the address.
+        """Open a socket for a relayed address; returns it and the address.
 
         Args:
-          even: its port has to be.
+          even: the port has to be even.
 
         Raises:
-          OSError: there is no port, or no descriptor.
+          OSError: there is no port or no file descriptor left.
         """
         tries = self._ports(even)
         while True:
@@ -108,10 +108,10 @@ class RelayPlaces:
                     raise OSError(errno.EADDRINUSE, "no even port")
 
     def _ports(self, even: bool) -> list[int]:
-        """Ports to try; 0 leaves it to the system."""
+        """The ports to try; 0 lets the system choose."""
         if self.ports is None:
             return [0] * (PORT_TRIES if even else 1)
-        # A range is stepped through whole: an even one may begin at an odd port.
+        # The first even port is the start of the range, or the one after it.
         usable = self.ports[self.ports.start % 2 :: 2] if even else self.ports
         return machine.current().random.sample(usable, min(len(usable), PORT_TRIES))
 
@@ -129,11 +129,17 @@ class RelayPlaces:
 
 @final
 class TurnConnection:
-    """A client's connection: what is to be written waits here, within bounds, and what exceeds them is dropped.
+    """A client's connection with its bounded queue of messages to write; what does not fit is dropped.
+
+    Args:
+      stream: to the client.
+      host: the client's IP address, for `budget`.
+      budget: the bytes that may wait for all connections.
+      limit: the bytes that may wait for this one.
 
     Attributes:
       is_stream: True.
-      heard_at: when its last whole message came.
+      heard_at: when the last complete message arrived.
     """
 
     def __init__(self, stream: trio.abc.Stream, host: str, budget: Budget, limit: int) -> None:
@@ -149,7 +155,7 @@ class TurnConnection:
         self._more = trio.Event()
 
     def send(self, data: bytes, _: TransportAddress) -> None:
-        """Have a message written, or drop it."""
+        """Queue a message, or drop it."""
         cost = len(data) + QUEUED_OVERHEAD
         if self._held + cost <= self._limit and self._budget.take(self._host, cost):
             self._waiting.append(data)
@@ -157,14 +163,14 @@ class TurnConnection:
             self._more.set()
 
     async def write(self) -> NoReturn:
-        """Write what waits.
+        """Write queued messages, until cancelled.
 
         Raises:
           trio.BrokenResourceError: the client is gone.
         """
         while True:
             while self._waiting:
-                # One message a TLS record: some clients lose what else is in one.
+                # One message per TLS record: some clients lose further messages in a record.
                 messages = self._take(0 if self._encrypted else READ)
                 await self._stream.send_all(b"".join(messages))
                 self._let_go(sum(map(len, messages)) + QUEUED_OVERHEAD * len(messages))
@@ -172,7 +178,7 @@ class TurnConnection:
             await self._more.wait()
 
     def _take(self, most: int) -> list[bytes]:
-        """The next message, and what follows as far as it fits."""
+        """The next message, and following ones as long as all fit into `most` bytes."""
         messages = [self._waiting.popleft()]
         length = len(messages[0])
         while self._waiting and (length := length + len(self._waiting[0])) <= most:
@@ -180,7 +186,7 @@ class TurnConnection:
         return messages
 
     def forget(self) -> None:
-        """Give back what will not be written any more."""
+        """Give the budget back for messages that will not be written any more."""
         self._let_go(self._held)
 
     def _let_go(self, amount: int) -> None:
@@ -188,7 +194,7 @@ class TurnConnection:
         self._budget.give_back(self._host, amount)
 
     def close(self) -> None:
-        """Nothing: the connection ends with its task."""
+        """Do nothing: the connection ends with its task."""
 
 
 Sink: TypeAlias = ReplySink | TurnConnection
@@ -196,7 +202,7 @@ Sink: TypeAlias = ReplySink | TurnConnection
 
 @final
 class TurnShell:
-    """All tasks of one server, in the nursery of who serves."""
+    """All tasks of one server."""
 
     def __init__(
         self, core: TurnCore[Sink], stun: StunCore, relays: RelayPlaces, limits: TurnLimits, nursery: trio.Nursery
@@ -220,7 +226,7 @@ class TurnShell:
         return self._core.draining
 
     async def drain(self) -> None:
-        """Make no allocations any more, have clients ask, and return when the last one has ended."""
+        """Refuse new allocations, make clients refresh theirs, and return when the last allocation has ended."""
         self._core.drain(trio.current_time())
         self._settle()
         await trio.lowlevel.checkpoint()
@@ -228,7 +234,7 @@ class TurnShell:
             await self._all_ended.park()
 
     async def keep_time(self) -> NoReturn:
-        """End what is over."""
+        """Run the core's timers."""
         while True:
             self._earlier = trio.Event()
             self._sleeps_until = self._core.deadline
@@ -243,7 +249,7 @@ class TurnShell:
             self._settle()
 
     def _settle(self) -> None:
-        """Send what is to be sent, and close relays that are over; no checkpoint."""
+        """Send the core's messages, and close the sockets of ended relays; no checkpoint."""
         for sink, data, to in self._core.transmit(trio.current_time()):
             try:
                 sink.send(data, to)
@@ -313,14 +319,14 @@ class TurnShell:
                 relay.close()
 
     def _report(self, error: OSError) -> None:
-        """Say why there is no relayed address, but not as often as clients ask."""
+        """Log why a relayed address cannot be opened, at most once per `REPORT_INTERVAL`."""
         now = trio.current_time()
         if now - self._reported_at >= REPORT_INTERVAL:
             self._reported_at = now
             logger.warning("a client gets no relayed address: %s", error.strerror or error)
 
     async def _serve_relay(self, allocation: Allocation[Sink], relay: ServerSocket) -> None:
-        """Hand on what comes to a relayed address, until it is over."""
+        """Relay the datagrams that arrive at a relayed address, until its socket is closed."""
         receive = self._core.receive_from_peer
         with self._unforeseen.containing("a relayed address"):
             try:
@@ -383,7 +389,7 @@ class TurnShell:
     async def _read(
         self, stream: trio.abc.Stream, sink: TurnConnection, source: TransportAddress, place: Place
     ) -> None:
-        """Until the client leaves, or says what is no TURN."""
+        """Process a connection's messages until the client leaves, or sends something that is not STUN or TURN."""
         reader = TurnStreamReader(most=MAX_MESSAGE, channels=CHANNEL_NUMBERS)
         while data := await stream.receive_some(READ):
             now = trio.current_time()
@@ -398,7 +404,7 @@ class TurnShell:
             self._settle()
 
     async def _watch(self, sink: TurnConnection, source: TransportAddress, scope: trio.CancelScope) -> None:
-        """End a connection that is silent for too long, unless it has an allocation, which ends by itself."""
+        """End a connection that is silent for too long, unless it has an allocation, which expires by itself."""
         while True:
             await trio.sleep_until(sink.heard_at + self._limits.silence)
             now = trio.current_time()
@@ -418,9 +424,9 @@ class TurnShell:
 
 
 async def _until_broken(serve: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
-    """One half of serving a connection, with which the other one ends.
+    """Run one of a connection's tasks; when it ends, cancel the others.
 
-    That its client is gone, or says what is no TURN, is no more than the end.
+    A broken connection, or input that is not STUN or TURN, is a normal end.
     """
     try:
         await serve()
