@@ -57,7 +57,7 @@ class Publish(msgspec.Struct, frozen=True):
 
 @final
 class Published(msgspec.Struct, frozen=True):
-    """`status`: a `PublishStatus`, or one of a later release."""
+    """The result of a PUBLISH; `status`: a `PublishStatus`, or one of a later release."""
 
     status: int
 
@@ -88,7 +88,7 @@ class Lookup(msgspec.Struct, frozen=True):
 
 @final
 class Found(msgspec.Struct, frozen=True):
-    """`status`: a `FindStatus`, or one of a later release; `record`: empty unless it is RECORD."""
+    """The result of a LOOKUP; `status`: a `FindStatus`, or one of a later release; `record`: empty unless RECORD."""
 
     id: int
     status: int

@@ -3,7 +3,7 @@
 `mailbox_frames` has the frames.  A mailbox belongs to one offer.  It has a *nameplate*, the smallest free number unless
 the client asks for another one, and the offerer's connection.  It exists until its lifetime is over, its code was used,
 or three tries were wrong.  After that its number is remembered for a while together with the reason.  A late claimer
-then learns the reason, and never tries an old code on somebody else's offer.
+then learns the reason, and does not try an old code on somebody else's offer.
 
 An offerer whose connection has ended may return to the mailbox with the same key within the lifetime.  The tries that
 were under way have ended, and in between nobody can claim.

@@ -278,7 +278,7 @@ class Circuits:
             self._clear(leg)
             self._list(leg)
 
-    # -- time ----------------------------------------------------------------------------------------------------------
+    # -- timers --------------------------------------------------------------------------------------------------------
 
     def deadline(self, connection: ServerConnection) -> float:
         """When `handle_timer` is to be called for a connection."""
@@ -292,7 +292,7 @@ class Circuits:
             else:
                 self._end_both(leg, EndReason.UNANSWERED if leg.circuit.answerer is None else EndReason.IDLE, now)
 
-    # -- what is to be written -----------------------------------------------------------------------------------------
+    # -- output --------------------------------------------------------------------------------------------------------
 
     def transmit(self, connection: ServerConnection) -> Piece | None:
         """Take the next frame of a connection's circuits; `written` has to be called for it."""

@@ -84,11 +84,11 @@ class Rendezvous:
         return self._core.circuits.draining
 
     def statistics(self) -> RendezvousStatistics:
-        """What the mailboxes hold now and have done so far."""
+        """Counts of what the server holds now and has done so far."""
         return self._core.statistics()
 
     async def drain(self, *, leave: float = 0.0) -> None:
-        """Shut it down; see `RendezvousServer.drain`."""
+        """Shut the server down; see `RendezvousServer.drain`."""
         try:
             if leave > 0:
                 self._core.warn(trio.current_time())
@@ -298,7 +298,7 @@ class RendezvousServer:
         return self.urls[0]
 
     def statistics(self) -> RendezvousStatistics:
-        """What the server holds now and has done so far."""
+        """Counts of what the server holds now and has done so far."""
         return self._rendezvous.statistics()
 
     @property

@@ -298,7 +298,10 @@ class RendezvousCore:
         self._hand_on(self.pairing.handle_timer(connection, now))
 
     def warn(self, now: float) -> None:
-        """Prepare the shutdown: refuse new circuits, and send RELAY_END for all circuits to clients that have some."""
+        """Announce the shutdown: refuse new circuits and end unanswered ones.
+
+        Clients with answered circuits get a RELAY_END of `ALL_CIRCUITS`; the others are over (`is_over`).
+        """
         self.circuits.draining = True
         for connection in self._connections:
             if self.circuits.shut_down(connection, now, answered=False):
@@ -329,6 +332,7 @@ class RendezvousCore:
         return Error(code, text).encode()
 
     def statistics(self) -> RendezvousStatistics:
+        """See `RendezvousStatistics`."""
         return RendezvousStatistics(
             connections=len(self._connections),
             mailboxes=len(self._mailboxes),

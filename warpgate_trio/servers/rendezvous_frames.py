@@ -165,7 +165,7 @@ class ErrorCode(enum.IntEnum):
     PROTOCOL = 1  # a frame that is malformed or not allowed now
     BAD_SIGNATURE = 2  # the registration is not signed by the key that it names
     SLOW = 3  # not registered in time, silent for too long, or not reading
-    RATE = 4  # more SENDs than allowed
+    RATE = 4  # more SENDs, CALLs, or frames of pairing and key records, than allowed
     REPLACED = 5  # the same key opened more connections than a mailbox holds, or registered by a newer version
     UNKNOWN_NAME = 6  # the registration names a server, and this server does not know that name as its own
     OLD_VERSION = 7  # the key has registered by a newer version of the protocol within the last hour
@@ -176,6 +176,8 @@ class ErrorCode(enum.IntEnum):
 
 @final
 class Challenge(msgspec.Struct, frozen=True):
+    """The nonce that a client has to sign, and the version of the protocol that the server has chosen."""
+
     nonce: bytes
     version: int = 1
 
@@ -194,6 +196,8 @@ class Challenge(msgspec.Struct, frozen=True):
 
 @final
 class Register(msgspec.Struct, frozen=True):
+    """A client's answer to a challenge of version 1."""
+
     key: bytes
     signature: bytes
 
@@ -208,7 +212,7 @@ class Register(msgspec.Struct, frozen=True):
 
 @final
 class Registered(msgspec.Struct, frozen=True):
-    """`capabilities`: of the server, in version 3; None in older versions."""
+    """The registration succeeded; `capabilities`: the server's, in version 3; None in older versions."""
 
     capabilities: int | None = None
 
@@ -225,6 +229,8 @@ class Registered(msgspec.Struct, frozen=True):
 
 @final
 class Send(msgspec.Struct, frozen=True):
+    """A payload for all connections of a key; `id` is repeated in the SENT."""
+
     id: int
     receiver: bytes
     payload: bytes
@@ -240,6 +246,8 @@ class Send(msgspec.Struct, frozen=True):
 
 @final
 class Sent(msgspec.Struct, frozen=True):
+    """The result of a SEND; `count`: connections that it was handed to, or `QUEUE_FULL`."""
+
     id: int
     count: int
 
@@ -254,6 +262,8 @@ class Sent(msgspec.Struct, frozen=True):
 
 @final
 class Message(msgspec.Struct, frozen=True):
+    """A payload that another client has sent to this client's key."""
+
     payload: bytes
 
     def encode(self) -> bytes:
@@ -267,6 +277,8 @@ class Message(msgspec.Struct, frozen=True):
 
 @final
 class Error(msgspec.Struct, frozen=True):
+    """Why the server closes the connection; `code`: an `ErrorCode`, or one that this release does not know."""
+
     code: int
     text: str
 
@@ -285,6 +297,8 @@ class Error(msgspec.Struct, frozen=True):
 
 @final
 class Register2(msgspec.Struct, frozen=True):
+    """A client's answer to a challenge of version 2; `name`: see `server_name`."""
+
     key: bytes
     instance: bytes
     signature: bytes
@@ -300,6 +314,8 @@ class Register2(msgspec.Struct, frozen=True):
 
 @final
 class Send2(msgspec.Struct, frozen=True):
+    """A payload for one process of a key, or with `ANY_INSTANCE` for all of them."""
+
     id: int
     receiver: bytes
     instance: bytes
@@ -316,7 +332,7 @@ class Send2(msgspec.Struct, frozen=True):
 
 @final
 class Register3(msgspec.Struct, frozen=True):
-    """`capabilities`: the client's; `token`: `token_proof`, or `NO_TOKEN`."""
+    """A client's answer to a challenge of version 3; `token`: its `token_proof`, or `NO_TOKEN`."""
 
     key: bytes
     instance: bytes

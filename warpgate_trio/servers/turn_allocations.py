@@ -5,9 +5,8 @@ of a relayed address.  The core knows only whether it is a stream.  A client is 
 address.
 
 **Relay to relay stays inside.**  A datagram for a relayed address of this server is passed to its allocation directly
-and not sent.  So it needs no route from the host to itself by the external address, which the NATs of many clouds lack.
-And if a peer was permitted only because it is such an address (`relays_only`), nothing is sent to other ports of the
-host.
+and not sent.  So the NAT in front need not support hairpinning, which those of many clouds do not.  And if a peer was
+permitted only because it is such an address (`relays_only`), nothing is sent to other ports of the host.
 
 Everything that expires has one entry in `Expiries`, which sorts by whole seconds.  The entry is moved by a renewal, and
 removed when the item ends early.
@@ -234,7 +233,7 @@ class Allocations(Generic[Sink]):
         """Whether an address is a relayed address now; with port 0, whether there is one at that IP address."""
         return address in self._relays if address[1] else address[0] in self._relay_ips
 
-    # -- Their lives ---------------------------------------------------------------------------------------------------
+    # -- Creation and expiry -------------------------------------------------------------------------------------------
 
     def add(self, allocation: Allocation[Sink]) -> None:
         """Add an allocation whose relay socket is not open yet."""

@@ -141,7 +141,7 @@ class TurnCore(Generic[Sink]):
             dropped=self._allocations.dropped,
         )
 
-    # -- The dialect ---------------------------------------------------------------------------------------------------
+    # -- Input, output and time ----------------------------------------------------------------------------------------
 
     def receive(self, data: bytes, sink: Sink, source: TransportAddress, now: float) -> None:
         """Process one message of a client: a datagram, or a message from a stream.  Never raises."""
@@ -170,7 +170,7 @@ class TurnCore(Generic[Sink]):
         for allocation in self._allocations.take_due(now):
             self._requests.end(allocation)
 
-    # -- Its end -------------------------------------------------------------------------------------------------------
+    # -- Shutdown ------------------------------------------------------------------------------------------------------
 
     def drain(self, now: float) -> None:
         """Shut down: refuse new allocations, and make clients that have one refresh it.  Idempotent."""

@@ -222,7 +222,7 @@ class TurnClientCore:  # long: one state, and all that a response may change of 
         self._asked_at = -math.inf  # when a Binding indication last caused a check
         self._grants = Grants()
 
-    # -- what is wanted ----------------------------------------------------------------------------------------------
+    # -- requests of the owner ---------------------------------------------------------------------------------------
 
     def prime(self, now: float) -> None:
         """Fetch the server's realm and nonce.  Idempotent."""
@@ -306,7 +306,7 @@ class TurnClientCore:  # long: one state, and all that a response may change of 
             (XOR_PEER_ADDRESS(peer), DATA(data)),
         )
 
-    # -- what comes in -----------------------------------------------------------------------------------------------
+    # -- input -------------------------------------------------------------------------------------------------------
 
     def receive(self, data: bytes, now: float) -> Sequence[tuple[bytes, TransportAddress]]:
         """Process a message from the server; returns data of peers with their addresses.  Bad input is ignored."""
@@ -418,7 +418,7 @@ class TurnClientCore:  # long: one state, and all that a response may change of 
         else:
             request.grant.refuse(error)
 
-    # -- requests ----------------------------------------------------------------------------------------------------
+    # -- requests to the server --------------------------------------------------------------------------------------
 
     def _allocate(self, now: float) -> None:
         self._go(_Event.ALLOCATE)
@@ -474,7 +474,7 @@ class TurnClientCore:  # long: one state, and all that a response may change of 
             stale=stale,
         )
 
-    # -- driving -----------------------------------------------------------------------------------------------------
+    # -- timers and output -------------------------------------------------------------------------------------------
 
     @property
     def deadline(self) -> float:

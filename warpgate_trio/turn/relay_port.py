@@ -118,7 +118,7 @@ class RelayPort:
         """The alternate server that this one named (300)."""
         return self._core.alternate
 
-    # -- what is wanted of the server --------------------------------------------------------------------------------
+    # -- requests to the server --------------------------------------------------------------------------------------
 
     def prime(self) -> None:
         """Fetch the server's realm and nonce, so that an allocation takes one round trip later."""
