@@ -8,9 +8,9 @@ then learns the reason, and does not try an old code on somebody else's offer.
 An offerer whose connection has ended may return to the mailbox with the same key within the lifetime.  The tries that
 were under way have ended, and in between nobody can claim.
 
-`claim_rates` limits the tries of a host.  A `Budget` limits how many offers an address may have, and `SubscriberRates`
-how often it may make one.  The latter protects the memory of ended offers: offers that end at once are remembered too,
-and must not push out those of others.
+`claim_rates` limits the tries of a network.  A `Budget` limits how many offers an address may have, and
+`SubscriberRates` how often it may make one.  The latter protects the memory of ended offers: offers that end at once
+are remembered too, and must not push out those of others.
 """
 
 from __future__ import annotations
@@ -320,7 +320,7 @@ class Mailboxes:
     ) -> list[Delivery]:
         """End a try; its claimer receives a SETTLE, and with `both` the offerer too."""
         tried = mailbox.tries.pop(number)
-        # A proof that came just before the end may be wrong, and the offerer's verdict would come too late to count.
+        # A proof that was not judged before the time was over counts as wrong, as a late verdict is ignored.
         unjudged = tried.from_claimer > 0 and why in (Outcome.SLOW, Outcome.EXPIRED)
         self._rates.end(tried.host, now, paired=why is Outcome.PAIRED, wrong=unjudged or why is Outcome.WRONG)
         told: list[Delivery] = []

@@ -1,7 +1,8 @@
 """The rendezvous server over WebSockets: the Trio shell of `warpgate_trio.servers.rendezvous_core`.
 
-The cost of an idle connection decides how many nodes one server can hold.  So it has two tasks (trio-websocket's reader
-and its handler), one deadline, and no writer: the task that writes the queue exists only while the queue has frames.
+The cost of an idle connection decides how many nodes one server can hold.  So an idle connection has two tasks
+(trio-websocket's reader and its handler), one deadline, and no writer: the task that writes the queue exists only while
+the queue has frames.
 """
 
 from __future__ import annotations

@@ -89,7 +89,8 @@ class RendezvousLimits:
         connections behind.
       queue: payloads that wait for one connection; a receiver that does not read gets no more.
       queued_bytes: bytes that wait in all queues together; one /48 or IPv4 /24 gets half of what is free at most.
-      queued_bytes_per_address: bytes of these to, and as many from, the connections of one IPv4 address or IPv6 /64.
+      queued_bytes_per_address: of these, bytes that wait for the connections of one IPv4 address or IPv6 /64, and as
+        many that came from them.
       sends_per_second: SENDs, CALLs and frames of pairing and key records per connection, sustained.  A connection
         that exceeds it is closed.
       send_burst: such frames per connection at once.
