@@ -1,10 +1,13 @@
 """The Link: the session between two peers, and the Pipes on it (docs/wire_formats.md, docs/live_links.md).
 
-`frames` is the wire format, `ends` why a side ends it, `states` every state and transition.  Without I/O, `lane` is one
-carrier, with `life` for its judge and `quiet` for what judges share, and `protocol` the Link above its carriers, with
-`moving`, `lanes`, `channels`, `stream` and `attaching` for its parts.  On Trio, `handshake` makes a Link of a carrier,
-`lane_driver` drives a carrier and `link` them all, and `travelling` is for who looks for paths; `pipe` is what
-applications hold, `path` what they are told of how it travels, `path_log` what has become of that.
+`frames` defines the frames, `ends` the reasons to end a Link, `states` every state and transition.
+
+Without I/O: `lane` is one carrier, with its judge in `life`, and in `quiet` what the judges share.  `protocol` is the
+Link above its carriers; its parts are `moving`, `lanes`, `channels`, `stream` and `attaching`.
+
+On Trio: `handshake` makes a carrier into a Link, `lane_driver` drives one carrier, and `link` drives all of them.
+`travelling` serves the code that looks for paths.  `pipe` is what applications hold, `path` describes how it travels,
+and `path_log` records how that has changed.
 """
 
 from __future__ import annotations

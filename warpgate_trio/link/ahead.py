@@ -1,15 +1,16 @@
-"""How a Link goes on on another carrier while the one before it still brings what was said there, without I/O.
+"""How a Link continues on a new carrier while the old one still delivers what was sent there, without I/O.
 
-Who changes over from a carrier that is well goes on where it is, and not at what the peer has acknowledged, so that
-nothing is said twice: on a full line that would take its time a second time.  What it has said on the old carrier and
-the peer has not acknowledged is the *tail*.  What comes on the new one before the tail has come is *ahead*, and the
-receiver keeps it until then.
+A side that changes over from a carrier that is well continues its stream at the current position, not at what the peer
+has acknowledged.  So nothing is sent twice, which would take as long again on a full line.  The *tail* is what was sent
+on the old carrier and is not acknowledged.  Data that arrives on the new carrier before the tail is *ahead*; the
+receiver keeps it until the tail has come.
 
-Where the carrier of the tail ends, or is suspected, the sender goes back: it says AT on the new carrier once more, with
-what is acknowledged, and all from there on.  The receiver then forgets what it has kept of that carrier.  So whatever
-becomes of the two, no other frame is needed.
+Where the carrier of the tail ends, or is suspected, the sender goes back.  It sends AT on the new carrier once more,
+with the acknowledged position, and everything from there on.  The receiver then discards what it has kept of that
+carrier.  So no other frame is needed, whatever happens to the two carriers.
 
-Both sides count what is ahead.  The sender stops at the bounds until the tail has come, and the receiver takes no more.
+Both sides count what is ahead.  The sender stops at the bounds until the tail has come; the receiver treats more as an
+error.
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ from .stream import units
 __all__ = ["AHEAD_FRAMES", "AHEAD_UNITS", "Ahead", "Tail"]
 
 AHEAD_UNITS: Final = 1024 * 1024
-"""Units that may be ahead: as many as the first window of a channel has bytes.  The tail flows meanwhile, so a sender
-that has to stop leaves no silence behind."""
+"""Units that may be ahead: as many as the first window of a channel has bytes.  The tail flows meanwhile, so data keeps
+arriving even if the sender has to stop."""
 AHEAD_FRAMES: Final = 2048
-"""Frames that may be: what one costs its receiver beside its payload, 0.3 KiB, adds up to no more than the payload.
+"""Frames that may be ahead: each costs the receiver 0.3 KiB beside its payload, in total no more than `AHEAD_UNITS`.
 Small pieces of DATA are joined (`channel.PIECE_MEAN`)."""
 
 
 @final
 class Tail:
-    """What a side has said on a carrier that it has left, and is to come there.
+    """What a side has sent on a carrier that it has left, and that is still to be delivered there.
 
     Args:
       lane: the carrier.
-      until: the position of the first unit that is not said there.
+      until: the position of the first unit that is not sent there.
     """
 
     __slots__ = ("_frames", "lane", "room", "until")
@@ -47,11 +48,11 @@ class Tail:
         self.lane: Final = lane
         self.until: Final = until
         self.room: int = AHEAD_UNITS
-        """Units that may still go ahead of it."""
+        """Units that may still be sent ahead of the tail."""
         self._frames = AHEAD_FRAMES
 
     def take(self, size: int) -> bool:
-        """A frame of so many units is to go ahead; whether it may."""
+        """Account for a frame of `size` units that is to go ahead.  Returns whether it may."""
         if size > self.room:
             return False
         self.room -= size
@@ -63,13 +64,13 @@ class Tail:
 
 @final
 class Ahead:
-    """What has come on a carrier before what is before it.
+    """What has come on a carrier ahead of the stream.
 
     Args:
       start: the position of the first unit.
 
     Attributes:
-      items: each with its position.
+      items: the items, each with its position.
     """
 
     __slots__ = ("_frames", "_units", "items", "start")
@@ -81,10 +82,10 @@ class Ahead:
         self._frames = 0
 
     def put(self, position: int, item: Item) -> None:
-        """One more.
+        """Keep one more item.
 
         Raises:
-          RemoteProtocolError: the peer says more than may be ahead.
+          RemoteProtocolError: the peer sends more than may be ahead.
         """
         self._units += units(item)
         self._frames += item.frames if isinstance(item, Data) else 1
@@ -99,7 +100,7 @@ class Ahead:
 
 
 def _extend(data: Data, more: Data) -> None:
-    """What adjoins is one item, and small pieces are one: one frame may come in as many reads as it has bytes."""
+    """Append adjoining DATA, and join small pieces: one frame may arrive in as many reads as it has bytes."""
     data.pieces += more.pieces
     data.size += more.size
     data.frames += more.frames

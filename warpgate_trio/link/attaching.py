@@ -1,8 +1,8 @@
-"""How a carrier proves that it belongs to a Link that there is: the MAC of ATTACH and ATTACHED.
+"""How a carrier proves that it belongs to an existing Link: the MAC of ATTACH and ATTACHED.
 
-Each side brings a half of a secret, in COMMIT and in ACCEPT, inside TLS.  The secret never travels; what is proven with
-it is bound to the Link, the side, the lane, the carrier's session and the key of the side that was dialled, and to the
-two numbers that the frame carries.  So who has copied an identity's key has no way into its Links.
+Each side contributes half of a secret, in COMMIT and in ACCEPT, inside TLS.  The secret itself is never sent.  The MAC
+covers the Link, the side, the lane, the carrier's session, the key of the side that was dialled, and the two numbers
+that the frame carries (`received` and `turn`).  So a copied identity key alone does not give access to its Links.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class LinkSecret:
 
     Args:
       initiator_half, responder_half: 16 bytes each.
-      link_id: the Link's.
-      initiator: whether we are the Link's initiator.
+      link_id: the id of the Link.
+      initiator: whether this side is the Link's initiator.
     """
 
     def __init__(self, initiator_half: bytes, responder_half: bytes, link_id: bytes, *, initiator: bool) -> None:
@@ -35,17 +35,17 @@ class LinkSecret:
         self._key: Final = hmac.digest(initiator_half + responder_half, _LINK + link_id, "sha256")
 
     def attach(self, *, lane: int, received: int, turn: int, session_id: bytes, server_key: bytes) -> Attach:
-        """Our offer of a carrier, which was proven for `session_id`, and by whoever has dialled `server_key`."""
+        """Our offer of a carrier.  It was proven for `session_id`, by the side that dialled `server_key`."""
         mac = self._mac(self._initiator, lane, received, turn, session_id, server_key)
         return Attach(link_id=self._link_id, lane=lane, received=received, turn=turn, mac=mac)
 
     def attached(self, *, lane: int, received: int, turn: int, session_id: bytes, server_key: bytes) -> Attached:
-        """Our answer to one."""
+        """Our answer to an ATTACH."""
         mac = self._mac(self._initiator, lane, received, turn, session_id, server_key)
         return Attached(lane=lane, received=received, turn=turn, mac=mac)
 
     def holds(self, frame: Attach | Attached, *, session_id: bytes, server_key: bytes) -> bool:
-        """Whether a frame of the peer's proves what it says."""
+        """Whether the MAC of a frame from the peer is right."""
         expected = self._mac(not self._initiator, frame.lane, frame.received, frame.turn, session_id, server_key)
         return hmac.compare_digest(expected, frame.mac)
 

@@ -1,10 +1,11 @@
-"""How many frames a peer may say that nothing pays for.
+"""How many frames a peer may send that no credit pays for.
 
-DATA is paid for with credit; everything else could be sent for nothing, and costs us more than the peer.  Before the
-Link is open a peer may say `HANDSHAKE_FRAMES` frames, early data included; one more is an error, since nobody has asked
-the application about that peer yet.  From then on a Link has frames that carry nothing for the application at
-`CONTROL_RATE`; a peer that is ahead of that is left unread for a while.  Waiting is kinder than an error, and costs
-that peer alone: its own system stops it.
+Credit pays for DATA.  All other frames could be sent without limit, and cost the receiver more than the sender.
+
+Before the Link is open, a peer may send `HANDSHAKE_FRAMES` frames, including early data.  One more is an error, since
+the application has not been asked about that peer yet.  From then on, frames other than DATA are limited to
+`CONTROL_RATE`.  A peer that exceeds it is not read for a while.  That is milder than an error, and affects that peer
+alone: flow control stops it.
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ from ..limits import TokenBucket
 __all__ = ["FrameBudget"]
 
 HANDSHAKE_FRAMES: Final = 64
-"""Frames of a peer before the Link is open, 1 KiB each at most, and the early data.  It has PROOF, COMMIT, one DATA and
-some PINGs to say."""
+"""Frames of a peer before the Link is open, 1 KiB each at most, and the early data: PROOF, COMMIT, one DATA and some
+PINGs are needed."""
 CONTROL_RATE: Final = 100_000.0
-"""Frames per second that are no DATA for a channel that stands: they cost what bulk costs, a third of a core.  A
-transfer of 1 GB/s needs 2,000 of them for its credit, and who asks for a PONG waits for it."""
+"""Frames per second other than DATA for an existing channel: they cost as much as bulk does, a third of a core.  A
+transfer of 1 GB/s needs 2,000 of them for its credit, and a peer that sends a PING waits for its PONG."""
 CONTROL_BURST: Final = 16 * 1024
-"""Of them at once: all channels opened, written to and closed, once over."""
+"""Frames of that kind at once: enough to open, write to and close all channels once."""
 OPEN_COST: Final = 8
-"""Frames that an OPEN counts for, since it makes a channel: 12,500 a second, ten times what Python can do with them."""
+"""Frames that an OPEN counts for, since it makes a channel: 12,500 a second, ten times what Python can process."""
 NEWS_COST: Final = 32
-"""Frames that a NEWS counts for, since a signal is 16 KiB at most, where they are one: 3,000 a second.  How many of
-them are opened, which is what costs, is bounded with those that servers pass on (`warpgate_trio.signal.router`)."""
+"""Frames that a NEWS counts for, since a signal has up to 16 KiB rather than 1 KiB: 3,000 a second.  What costs is to
+open signals; how many are opened is bounded together with those from servers (`warpgate_trio.signal.router`)."""
 TURN_COST: Final = 1000
-"""Frames that a change of lane counts for, since the application is told of each: 100 a second; a path that comes and
-goes has one in some seconds."""
+"""Frames that a change of lane counts for, since the application is told of each: 100 a second; an unstable path has
+one in some seconds."""
 
 
 @final
 class FrameBudget:
-    """What one peer has said on one Link, and may say yet.
+    """What one peer has sent on one carrier, and may still send.
 
     Attributes:
-      is_ahead: it has said more than it may, and there may be a `pause`.
+      is_ahead: the peer has exceeded its rate, and there may be a `pause`.
     """
 
     __slots__ = ("_before", "_bucket", "is_ahead")
@@ -50,7 +51,11 @@ class FrameBudget:
         self.is_ahead: bool = False
 
     def count(self, frames: int, now: float, *, link_open: bool) -> None:
-        """Frames that nothing pays for; RemoteProtocolError where there are too many before the Link is open."""
+        """Count frames that no credit pays for.
+
+        Raises:
+          RemoteProtocolError: there are too many before the Link is open.
+        """
         if link_open:
             self._bucket.earn(now)
             self._bucket.spend(frames)
@@ -61,7 +66,7 @@ class FrameBudget:
             raise RemoteProtocolError(f"more than {HANDSHAKE_FRAMES} frames before the link is open")
 
     def pause(self, now: float) -> float:
-        """Seconds for which the peer is to be left unread."""
+        """Seconds for which the peer is not to be read."""
         pause = self._bucket.seconds_until(now, 0.0)
         self.is_ahead = pause > 0
         return pause

@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 __all__ = ["LOOSE_PIECES", "PIECE_MEAN", "Channel", "Observer", "joined"]
 
 LOOSE_PIECES: Final = 64
-"""Received pieces that may wait in a buffer as they came, however small they are."""
+"""Received pieces that may wait in a buffer unjoined, however small they are."""
 PIECE_MEAN: Final = 4096
-"""Bytes that more pieces than that have to hold on average, or they are joined: a piece costs 200 bytes and can keep a
-whole TLS record alive, so a peer that sends single bytes would fill a multiple of its window.  Bulk data comes in whole
-records of 16 KiB and is never joined."""
+"""Bytes that more than `LOOSE_PIECES` pieces must hold on average, or they are joined.  A piece costs 200 bytes and can
+keep a whole TLS record alive, so a peer that sends single bytes would use a multiple of its window.  Bulk data comes in
+whole records of 16 KiB and is never joined."""
 
 
 class Observer(Protocol):
-    """Whoever waits for a channel: told after `LinkProtocol.receive` when anything about it changed."""
+    """What waits for a channel: woken after `LinkProtocol.receive` when anything about the channel has changed."""
 
     def wake(self) -> None: ...
 
 
 def joined(pieces: Sequence[bytes | memoryview]) -> bytes:
-    """One object of them, which is copied only where it has to be."""
+    """The pieces as one `bytes` object; a single `bytes` piece is not copied."""
     return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
 
 
@@ -75,7 +75,7 @@ class Channel:
         self.refusal: Refuse | None = None
         self.closed_here: bool = False
         self.failure: Exception | None = None
-        """Why a direction was abandoned that this side did not close."""
+        """Why a direction was abandoned, if this side did not close it."""
         self.observer: Observer | None = None
 
     @property
@@ -85,17 +85,17 @@ class Channel:
 
     @property
     def done(self) -> bool:
-        """Both directions have ended (what was received may still wait to be read)."""
+        """Whether both directions have ended (received data may still wait to be read)."""
         ends = (DirectionState.FINISHED, DirectionState.ABANDONED)
         return self.outgoing in ends and self.incoming in ends
 
     def drop(self) -> None:
-        """What was received is of no use."""
+        """Discard what was received."""
         self.buffer.clear()
         self.buffered = 0
 
     def compact(self) -> None:
-        """Give up many small pieces for one large one; see `PIECE_MEAN`."""
+        """Join many small pieces into a large one; see `PIECE_MEAN`."""
         if len(self.buffer) * PIECE_MEAN > self.buffered:
             whole = b"".join(self.buffer)
             self.buffer.clear()
@@ -106,7 +106,7 @@ class Channel:
         return joined(self.take_pieces(max_bytes))
 
     def take_pieces(self, max_bytes: int | None) -> list[bytes | memoryview]:
-        """The same as it came."""
+        """The same as a list of pieces, as they came."""
         buffer = self.buffer
         if max_bytes is None or self.buffered <= max_bytes:
             pieces = list(buffer)
@@ -120,7 +120,7 @@ class Channel:
             if len(piece) > missing:
                 view = memoryview(piece)
                 rest = view[missing:]
-                # A view keeps all of the piece alive, which may be a whole window.
+                # A view keeps the whole piece alive, which may be as large as a window.
                 buffer.appendleft(rest if 2 * len(rest) > len(cast("bytes", view.obj)) else bytes(rest))
                 piece = view[:missing]
             pieces.append(piece)

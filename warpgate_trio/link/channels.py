@@ -1,10 +1,11 @@
-"""The channels of one Link and their credit, without I/O: what the frames about them do, and which answer them.
+"""The channels of one Link and their credit, without I/O: what the frames about them do, and which frames answer them.
 
-Credit.  A sender may go up to an absolute offset; the receiver moves it when the *application* has read, so a reader
-that stops holds at most one window.  One of which a half is used up within two round trips doubles: then it, not the
-path, limits the speed.  Who sends past its limit has its channel reset.
+Credit is the flow control of a channel.  A sender may send up to an absolute offset.  The receiver raises it when the
+*application* has read, so at most one window waits for a reader that stops.  A window doubles if half of it is used up
+within two round trips: then the window, not the path, limits the speed.  A channel whose sender exceeds its limit is
+reset.
 
-What is ignored on purpose: frames of channels that ended, because the two sides' ends cross on the wire.
+Frames for channels that have ended are ignored on purpose: the two sides' ends cross on the wire.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from .states import DirectionState, next_direction_state
 __all__ = ["EARLY_DATA_LIMIT", "ChannelOpened", "Channels"]
 
 WINDOW_MIN: Final = 1024 * 1024
-"""Bytes of a channel's first window, where there are not many channels."""
+"""Bytes of a channel's first window, unless there are many channels."""
 WINDOW_MAX: Final = 8 * 1024 * 1024
-"""Bytes up to which a window doubles, while a half of it is used up within two round trips."""
+"""Bytes up to which a window doubles, while half of it is used up within two round trips."""
 WINDOWS_TOTAL: Final = 64 * 1024 * 1024
-"""Bytes that one peer can make this side hold: all windows of a Link, and what ended channels still hold unread."""
+"""Bytes that one peer can make this side hold: all windows of a Link, and unread data of ended channels."""
 WINDOW_FLOOR: Final = 32 * 1024
-"""Bytes kept free for every channel that is still to come: `MAX_CHANNELS` of them are half of `WINDOWS_TOTAL`."""
+"""Bytes kept free for each channel that may still be opened: for `MAX_CHANNELS` that is half of `WINDOWS_TOTAL`."""
 MAX_CHANNELS: Final = 1024
-"""Channels alive at once on a Link: bounds what a peer can make us remember.  A browser, or a pool of connections, has
-hundreds, and a forwarded one is a channel."""
+"""Channels alive at once on a Link: bounds what a peer can make us remember.  A browser or a connection pool has
+hundreds of connections, and each forwarded one is a channel."""
 EARLY_DATA_LIMIT: Final = 64 * 1024
-"""Bytes that may ride behind a COMMIT before it is accepted: a responder holds them until it has decided.  Behind an
-OPEN it is `WINDOW_FLOOR`, for which every channel has room."""
+"""Bytes that may follow a COMMIT before it is accepted: a responder holds them until it has decided.  Behind an OPEN
+the limit is `WINDOW_FLOOR`, for which every channel has room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +45,20 @@ class ChannelOpened:
 
 
 @final
-# long: what every frame about a channel does to it, and what its credit is
+# long: what every frame about a channel does to it, and how its credit is granted
 class Channels(Mapping[int, Channel]):
-    """The channels that are alive, by number; `LinkProtocol` has the Link's own state and asks here for the rest.
+    """The channels that are alive, by number; `LinkProtocol` has the Link's own state.
 
     Args:
       say: puts a frame into the Link's outbox.
 
     Attributes:
-      initiator: whether this side called, which says whose the odd numbers are; None: not known yet.
-      credits: what `take_credits` has, by channel.
-      opened: what `take_opened` has.
+      initiator: whether this side called, which decides whose channels have odd numbers; None: not known yet.
+      credits: limits that `take_credits` will return, by channel.
+      opened: OPENs that `take_opened` will return.
       may_be_early: whether the peer takes DATA before it has answered the OPEN.
-      ended: those that have in both directions, and were not closed here: no more than the application holds.
-      sent_before, received_before: bytes on those that are alive no more.
+      ended: channels that have ended in both directions but were not closed here: no more than the application holds.
+      sent_before, received_before: bytes on channels that are no longer alive.
     """
 
     def __init__(self, say: Callable[[Frame], object], *, initiator: bool | None) -> None:
@@ -87,21 +88,21 @@ class Channels(Mapping[int, Channel]):
     # -- the main channel --------------------------------------------------------------------------------------------
 
     def commit(self, now: float) -> Channel:
-        """The initiator's main channel, which may carry `EARLY_DATA_LIMIT` bytes at once."""
+        """Make the initiator's main channel, which may carry `EARLY_DATA_LIMIT` bytes at once."""
         channel = self._add(0, "", window=WINDOW_MIN, receive_limit=WINDOW_MIN, now=now)
         channel.outgoing, channel.send_limit = DirectionState.FLOWING, EARLY_DATA_LIMIT
         self._next_id = 1
         return channel
 
     def receive_commit(self, credit: int, now: float) -> None:
-        """The responder's, which takes early data."""
+        """Make the responder's main channel, which takes early data."""
         channel = self._add(0, "", window=WINDOW_MIN, receive_limit=EARLY_DATA_LIMIT, now=now)
         channel.incoming = DirectionState.FLOWING
         channel.send_limit = credit
         self._next_id = 2
 
     def accept_commit(self, now: float) -> Channel:
-        """The responder takes it, with the early data in it."""
+        """Accept the COMMIT.  Returns the responder's main channel, with the early data in it."""
         channel = self._alive[0]
         channel.outgoing = DirectionState.FLOWING
         channel.accepted = True
@@ -125,7 +126,7 @@ class Channels(Mapping[int, Channel]):
         return channel
 
     def accept(self, channel: Channel) -> None:
-        """Yes to the peer's OPEN."""
+        """Accept the peer's OPEN."""
         if channel.done:  # closed again before it was answered
             return
         channel.outgoing = DirectionState.FLOWING
@@ -133,22 +134,22 @@ class Channels(Mapping[int, Channel]):
         self._say(Accept(channel=channel.id, credit=channel.receive_limit))
 
     def refuse(self, channel: Channel, reason: RefuseReason) -> None:
-        """No to the peer's OPEN."""
+        """Refuse the peer's OPEN."""
         channel.outgoing = channel.incoming = DirectionState.ABANDONED
         self._forget(channel)
         self._say(Refuse(channel=channel.id, reason=reason))
 
     def finish(self, channel: Channel) -> None:
-        """Half-close: no more data from us.  Idempotent, and silent where that direction has ended otherwise."""
+        """Half-close: no more data from us.  Idempotent; does nothing if that direction has ended otherwise."""
         if channel.outgoing is DirectionState.FLOWING:
             channel.outgoing = next_direction_state(channel.outgoing, FrameType.FIN, ours=True)
             self._say(Fin(channel=channel.id, final_offset=channel.sent))
             self._forget_if_done(channel)
 
     def close(self, channel: Channel, *, abort: bool, link_over: bool) -> None:
-        """Both ends: FIN where our data is whole, RESET where the peer could still send.  Idempotent.
+        """Close both directions: FIN for our data, RESET if the peer could still send.  Idempotent.
 
-        With `abort` our data is not whole: RESET without a FIN.  With `link_over` there is nobody to tell.
+        With `abort` our data is incomplete: RESET without a FIN.  With `link_over` nothing is sent.
         """
         if channel.closed_here:
             return
@@ -178,7 +179,7 @@ class Channels(Mapping[int, Channel]):
     # -- credit ------------------------------------------------------------------------------------------------------
 
     def grant(self, channel: Channel, size: int, now: float, *, rtt: float | None) -> None:
-        """The application read `size` bytes: give the sender credit again when half a window is used up."""
+        """The application has read `size` bytes: give the sender new credit when half a window is used up."""
         if channel.incoming is not DirectionState.FLOWING:
             if channel.done:
                 self._release(channel, size)
@@ -198,12 +199,12 @@ class Channels(Mapping[int, Channel]):
         self.credits[channel.id] = channel.receive_limit
 
     def take_credits(self) -> list[Credit]:
-        """What the peer is to be given now: of each channel the last word alone."""
+        """The CREDIT frames to send now: for each channel only the latest limit."""
         due, self.credits = self.credits, {}
         return [Credit(channel=number, limit=limit) for number, limit in due.items()]
 
     def _spare(self) -> int:
-        """What windows may still take once every channel to come has its floor."""
+        """Bytes that windows may still take, apart from the floor of every channel that may still be opened."""
         return WINDOWS_TOTAL - self._windows - WINDOW_FLOOR * (MAX_CHANNELS - len(self._alive))
 
     def _first_window(self) -> int:
@@ -222,11 +223,11 @@ class Channels(Mapping[int, Channel]):
 
     def _forget(self, channel: Channel) -> None:
         if not channel.accepted:
-            channel.drop()  # nobody will read what was early
+            channel.drop()  # nobody will read the early data
         if self._alive.pop(channel.id, None) is not None:
             self.sent_before += channel.sent
             self.received_before += channel.received
-            self._release(channel, channel.window - channel.buffered)  # the rest as it is read
+            self._release(channel, channel.window - channel.buffered)  # the rest is released as it is read
             self.credits.pop(channel.id, None)
             if channel.accepted and not channel.closed_here:
                 self.ended[channel.id] = channel
@@ -242,7 +243,7 @@ class Channels(Mapping[int, Channel]):
     # -- the peer's part ---------------------------------------------------------------------------------------------
 
     def receive_data(self, data: Data) -> bool:
-        """Take DATA; False where it is for no channel that stands, so that no credit pays for it."""
+        """Take DATA.  Returns False if no open channel takes it, so that no credit pays for it."""
         channel = self._alive.get(data.channel)
         if channel is None:
             self._check_was_open(data.channel)
@@ -265,7 +266,7 @@ class Channels(Mapping[int, Channel]):
         return True
 
     def receive_open(self, frame: Open, now: float) -> None:
-        """The peer's OPEN waits in `take_opened`, or is refused where there is no room."""
+        """Take the peer's OPEN: it waits in `take_opened`, or is refused if there is no room."""
         number = frame.channel
         if number == 0 or (number % 2 == 1) is bool(self.initiator) or number <= self._highest_theirs:
             raise RemoteProtocolError(f"OPEN of channel {number}, which is not the peer's next one")
@@ -278,16 +279,16 @@ class Channels(Mapping[int, Channel]):
         channel.send_limit = frame.credit
         channel.incoming = DirectionState.FLOWING
         self.opened.append(ChannelOpened(channel))
-        if len(self.opened) > 2 * MAX_CHANNELS:  # whoever takes its OPENs back while we decide
+        if len(self.opened) > 2 * MAX_CHANNELS:  # forget those that the peer has closed while we decide
             self.opened = self.take_opened()
 
     def receive_frame(self, frame: Accept | Refuse | Credit | Fin | Reset, kind: FrameType) -> None:
-        """A frame about one channel."""
+        """Take a frame about one channel."""
         channel = self._alive.get(frame.channel)
         if channel is None:
             self._check_was_open(frame.channel)
             if isinstance(frame, Reset) and frame.code == ResetCode.ABORTED and frame.channel in self.ended:
-                # Our FIN had not come to it: it did not get all, whatever it said of its own direction.
+                # The peer aborted before our FIN came, so it did not get all of our data, even if it sent a FIN.
                 self.ended[frame.channel].failure = _reset_failure(frame.code)
             return
         if isinstance(frame, (Accept, Refuse)):
@@ -319,28 +320,28 @@ class Channels(Mapping[int, Channel]):
         self._forget_if_done(channel)
 
     def _check_was_open(self, number: int) -> None:
-        """A frame for a channel that we do not know: fine if it ended, an error if it never was."""
+        """Check a frame for an unknown channel: raises `RemoteProtocolError` if the channel was never opened."""
         ours = number != 0 and (number % 2 == 1) is bool(self.initiator)
         highest = (self._next_id or 2) - 2 if ours else self._highest_theirs
         if number > highest:
             raise RemoteProtocolError(f"a frame for channel {number}, which was never opened")
 
     def take_touched(self) -> list[Channel]:
-        """Channels about which anything changed since the last call; one may be named more than once."""
+        """Channels that have changed since the last call; a channel may occur more than once."""
         touched, self._touched = self._touched, []
         return touched
 
     def touch_all(self) -> None:
-        """Something that concerns every channel has changed."""
+        """Mark every channel as changed."""
         self._touched.extend(self._alive.values())
 
     def take_opened(self) -> list[ChannelOpened]:
-        """What to answer; who took its OPEN back at once wants no answer any more."""
+        """OPENs of the peer to answer, except those whose channel the peer has closed again."""
         opened, self.opened = self.opened, []
         return [each for each in opened if not each.channel.done]
 
     def break_all(self, failure: Exception) -> None:
-        """Every direction that had not ended is broken by `failure`."""
+        """Break every direction that has not ended, by `failure`."""
         for channel in list(self._alive.values()):
             for direction in ("outgoing", "incoming"):
                 if getattr(channel, direction) in (DirectionState.FLOWING, DirectionState.IDLE):
@@ -353,7 +354,7 @@ class Channels(Mapping[int, Channel]):
 
 
 def _reset_failure(code: int) -> Exception:
-    """What a RESET of the peer means to whoever uses the channel."""
+    """The exception that users of a channel get after a RESET of the peer."""
     if code == ResetCode.ABORTED:
         return PeerAborted("the peer aborted it")
     reason = "closed its end" if code == ResetCode.CLOSED else f"reset the channel (code {code})"

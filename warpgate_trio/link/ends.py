@@ -1,4 +1,4 @@
-"""Why a side ends a Link, as its GOAWAY says, and what that means to whoever uses a Pipe at the other side."""
+"""Why a side ends a Link, as its GOAWAY says, and the exception that users of a Pipe at the other side get."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class GoAwayCode(IntEnum):
 
 
 def why_ended(code: int) -> Exception:
-    """What a GOAWAY means to whoever has a Pipe."""
+    """The exception that breaks the Pipes after a GOAWAY of the peer."""
     if code == GoAwayCode.UNAUTHORIZED:
         return PeerRefused(RefuseReason.UNAUTHORIZED, "the peer does not let this node in any more")
     return RemoteProtocolError("the peer ended the link")

@@ -3,9 +3,9 @@
     0        1        2                 4                          8                         12
     | type   | flags  | reserved        | channel                  | payload length          | payload ...
 
-Flags and reserved bytes are sent as zero and ignored; a payload may be longer than this release expects (within its
-bound) and the rest is ignored: that is how the format grows, and why texts carry their length.  An unknown frame type
-below 0x80 is an error, one from 0x80 on is skipped.
+Flags and reserved bytes are sent as zero and ignored.  A payload may be longer than this release expects, within its
+bound; the rest is ignored.  That lets the format grow, and is why texts carry their length.  An unknown frame type
+below 0x80 is an error; one from 0x80 on is skipped.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ __all__ = [
 HEADER: Final = struct.Struct("!BBHII")
 HEADER_SIZE: Final = HEADER.size
 MAX_DATA: Final = 256 * 1024
-"""Bytes of payload in one DATA frame that is read: room for a sender that finds larger frames better than we do."""
+"""Bytes of payload accepted in one DATA frame: other implementations may send larger frames than we do."""
 MAX_CONTROL: Final = 1024
-"""Bytes of payload in any other frame; the largest real one (a REFUSE with its text) is a quarter of it."""
+"""Bytes of payload accepted in any other frame; the largest real one (a REFUSE with its text) has a quarter of that."""
 MAX_NEWS: Final = 16 * 1024
-"""Bytes of a signal that comes on a Link: those that a server would pass on (`warpgate_trio.signal.MAX_SIGNAL`)."""
+"""Bytes of a signal on a Link: as many as a server would forward (`warpgate_trio.signal.MAX_SIGNAL`)."""
 
 _PROOF = struct.Struct("!H32s16s16s64s")
 _COMMIT = struct.Struct("!H16s16sIQ")
@@ -72,13 +72,13 @@ _DROP = struct.Struct("!IH")
 _GRACEFUL: Final = 1
 _HURRIED: Final = 2
 _ACKNOWLEDGES: Final = 1
-"""The bit among a side's capabilities that says that it says ACK, and wants to hear it."""
+"""Capability bit of a side that sends ACKs and expects them."""
 _HEARS_NEWS: Final = 2
-"""That it takes NEWS."""
+"""Capability bit of a side that takes NEWS."""
 _KEEPS_AHEAD: Final = 4
-"""That an AT may be at a position that has not come on another carrier yet."""
+"""Capability bit: an AT may name a position whose preceding data has yet to come on another carrier."""
 _TAKES_EARLY_DATA: Final = 8
-"""That DATA may follow an OPEN at once."""
+"""Capability bit: DATA may follow an OPEN at once."""
 _U64 = struct.Struct("!Q")
 _U16 = struct.Struct("!H")
 _REFUSE = struct.Struct("!HB")
@@ -86,7 +86,7 @@ _OPEN = struct.Struct("!QB")
 
 
 def data_header(channel: int, size: int) -> bytes:
-    """The header of a DATA frame; the payload follows it on the carrier without being copied into one buffer first."""
+    """The header of a DATA frame; the payload is put on the carrier behind it, without a copy into one buffer."""
     return HEADER.pack(FrameType.DATA, 0, 0, channel, size)
 
 
@@ -103,7 +103,7 @@ def kind_of(frame: Frame) -> FrameType:
 
 
 def padding(size: int) -> bytes:
-    """So many bytes, or a little more, of frames that say nothing (PAD, 0x80, which is skipped)."""
+    """At least `size` bytes of PAD frames (type 0x80, which receivers skip)."""
     return -(-size // MAX_CONTROL) * (HEADER.pack(_PAD, 0, 0, 0, MAX_CONTROL) + bytes(MAX_CONTROL))
 
 
@@ -121,7 +121,7 @@ def _encode_terms(terms: Terms | None) -> bytes:
 
 
 def _decode_terms(payload: bytes, offset: int) -> Terms | None:
-    """None from a release that knows no terms, or offers none."""
+    """The terms behind `offset`; None from a release that does not know terms or offers none."""
     if len(payload) == offset:
         return None
     capabilities, timeout, secret, instance = _TERMS.unpack_from(payload, offset)
@@ -138,7 +138,7 @@ def _decode_terms(payload: bytes, offset: int) -> Terms | None:
 
 
 def _with_text(head: struct.Struct, value: int, text: str, limit: int) -> bytes:
-    """A number, a text's length, and the text in UTF-8, cut at a character boundary within `limit` bytes."""
+    """Encode a number, a text's length, and the text in UTF-8, cut at a character boundary within `limit` bytes."""
     data = text.encode()[:limit].decode(errors="ignore").encode()
     return head.pack(value, len(data)) + data
 
@@ -175,11 +175,11 @@ _ENCODERS: Final[Mapping[type, tuple[FrameType, Callable[..., tuple[int, bytes]]
     Drop: (FrameType.DROP, lambda f: (0, _DROP.pack(f.lane, f.reason))),
     News: (FrameType.NEWS, lambda f: (0, _U16.pack(len(f.payload)) + f.payload)),
 }
-"""How each frame goes out: its type, and its channel and payload."""
+"""How each frame class is encoded: its type, and a function that returns its channel and payload."""
 
 
 def parse_header(header: bytes | bytearray) -> tuple[int, int, int]:
-    """``(type, channel, payload length)`` of the 12 header bytes, the length already within its bound.
+    """``(type, channel, payload length)`` of the 12 header bytes; the length is within its bound.
 
     Raises:
       RemoteProtocolError: a length over the bound of its type, or an unknown type below 0x80.
@@ -258,7 +258,7 @@ def _check_count(*counts: int) -> None:
 def _decode_attach(payload: bytes) -> Attach:
     version, link_id, lane, received, turn, mac = _ATTACH.unpack_from(payload)
     _check_count(lane, turn)
-    flags = payload[_ATTACH.size] if len(payload) > _ATTACH.size else 0  # an older release says none
+    flags = payload[_ATTACH.size] if len(payload) > _ATTACH.size else 0  # an older release sends none
     return Attach(
         version=version,
         link_id=link_id,

@@ -11,11 +11,11 @@ from .frames import Data, FrameType, Item
 __all__ = ["TURN_FRAMES", "WORTH_KEEPING", "FrameReader"]
 
 TURN_FRAMES: Final = 64
-"""Frames that are cut in one go, at 1 to 7 µs each: other tasks wait a fraction of a millisecond for one that cuts
-many.  Bulk is not many: 64 KiB come in a frame or two."""
+"""Frames that are cut in one go, at 1 to 7 µs each, so that other tasks wait for a fraction of a millisecond at most.
+Bulk consists of few frames: 64 KiB come in one or two."""
 WORTH_KEEPING: Final = 15 / 16
-"""Share of a piece from the carrier from which on a payload is kept as a view of it; what is less is copied, since a
-view keeps the whole piece alive.  A whole record has only the header of a frame beside its payload."""
+"""Share of a carrier's piece from which on a payload is kept as a view of it; less is copied, since a view keeps the
+whole piece alive.  A whole record has only the header of a frame beside its payload."""
 _DATA: Final = int(FrameType.DATA)
 
 
@@ -23,11 +23,11 @@ _DATA: Final = int(FrameType.DATA)
 class FrameReader:
     """Cuts a byte stream into frames; bulk DATA is not copied.  Holds at most one other payload (16 KiB) itself.
 
-    It cuts at most `TURN_FRAMES` in one go, however many there are: the rest is kept for the next `feed`.
+    It cuts at most `TURN_FRAMES` in one go; the rest is kept for the next `feed`.
 
     Attributes:
-      silent: frames that said nothing, so that they are no items: empty DATA, and types that are skipped.
-      has_unread: there are bytes that the last `feed` did not come to.
+      silent: number of frames that have no content and so are not returned: empty DATA, and types that are skipped.
+      has_unread: the last `feed` has left bytes for the next one.
     """
 
     def __init__(self) -> None:
@@ -36,18 +36,22 @@ class FrameReader:
         self._kind = -1  # -1: in a header
         self._channel = 0
         self._missing = 0  # bytes of payload still to come
-        self._frames = 0  # of DATA of which no payload has come
+        self._frames = 0  # DATA frames of which no payload has come yet
         self.silent: int = 0
         self.has_unread: bool = False
 
     # long: every byte of bulk goes through this loop, where a call for each step would cost as much as the step
     def feed(self, pieces: list[bytes]) -> list[Item]:
-        """Raises `RemoteProtocolError` at the first fault; the reader must not be fed after that."""
+        """Returns the items in `pieces`.
+
+        Raises:
+          RemoteProtocolError: a frame is invalid; the reader must not be fed after that.
+        """
         unread, partial = self._unread, self._partial
         kind, channel, missing = self._kind, self._channel, self._missing
         unread.extend(pieces)
         found: list[Item] = []
-        run: Data | None = None  # the last thing found, which what comes next may belong to
+        run: Data | None = None  # the last item, if it is DATA that the next frame may extend
         if kind == _DATA:
             run = Data(channel, [], 0, self._frames)
             found.append(run)

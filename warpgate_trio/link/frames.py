@@ -1,10 +1,10 @@
-"""What the two sides of a Link say to each other: its frames, one class each (docs/wire_formats.md).
+"""The frames of a Link, one class each (docs/wire_formats.md).
 
-Channel 0 is the Pipe that the COMMIT made; the session's initiator opens odd channels, its responder even ones.  How
-they go over a carrier is `warpgate_trio.link.frame_codec`'s.
+Channel 0 is the Pipe that the COMMIT made; the session's initiator opens odd channels, its responder even ones.
+`warpgate_trio.link.frame_codec` encodes and decodes the frames.
 
-A COMMIT and an ACCEPT of it may be longer by `Terms`.  Where both are, each side acknowledges what it takes in
-(`warpgate_trio.link.stream`), with ACK; a peer that does not know them sees nothing of it.
+A COMMIT and its ACCEPT may carry `Terms`.  Where both do, each side acknowledges what it receives
+(`warpgate_trio.link.stream`), with ACK.  A peer that does not know terms ignores them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ MAX_REASON_TEXT: Final = 200
 
 
 class FrameType(IntEnum):
-    """What a frame says; who may send it and when stands in `warpgate_trio.link.states`."""
+    """The type of a frame; `warpgate_trio.link.states` defines who may send it, and when."""
 
     PROOF = 0x01
     COMMIT = 0x02
@@ -85,15 +85,15 @@ class RefuseReason(IntEnum):
     BUSY = 3
     """The peer's queue of Pipes, or its budget for channels or for a Link's carriers, is used up: try later."""
     SESSION_SPENT = 4
-    """The session already gave the peer's application its one Pipe."""
+    """The session has already given the peer's application its one Pipe."""
     UNSUPPORTED = 5
     """A protocol version that the peer does not know."""
     TAKEN = 6
     """The peer serves one Pipe, and has it.  A release that does not know the number reads NOT_ACCEPTING."""
     UNKNOWN_LINK = 7
-    """An ATTACH names a Link that the peer does not have, or is not let into it."""
+    """An ATTACH names a Link that the peer does not have, or does not prove that it belongs to it."""
     TOO_MANY_LANES = 8
-    """The Link has as many carriers as it may; said by a release in which none gave way."""
+    """The Link has as many carriers as it may; sent only by older releases, in which no carrier makes room."""
 
 
 class ResetCode(IntEnum):
@@ -102,24 +102,24 @@ class ResetCode(IntEnum):
     CLOSED = 0
     """The application closed the Pipe: it reads no more."""
     OVERRUN = 1
-    """More bytes came than credit was given."""
+    """More bytes came than there was credit for."""
     ABORTED = 2
-    """The application gave the Pipe up: what it has sent is not all that it meant to send."""
+    """The application gave the Pipe up: what it has sent is incomplete."""
 
 
 class DropReason(IntEnum):
-    """Why a side has no use for a carrier."""
+    """Why a side drops a carrier."""
 
     NO_GOOD = 0
     """It does not carry what is sent."""
     GIVES_WAY = 1
-    """The Link has as many as it may, and another one has come."""
+    """It makes room for another carrier, or its relay will shut down."""
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
-    """The dialler says who it is: `signature` is `warpgate_trio.identity.prove` over the server's key and the session.
+    """The dialler proves its identity: `signature` is `identity.prove` over the server's key and the session.
 
-    `attempt_id` tells the listener which of its attempts this carrier answers; nothing is decided by it.
+    `attempt_id` tells the listener which of its attempts this carrier belongs to; it is informational.
     """
 
     client_key: bytes
@@ -130,15 +130,16 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """What a side offers; it counts where both sides do: each acknowledges what it takes in.
+    """What a side offers.  Terms take effect where both sides offer some: then each acknowledges what it receives.
 
     Attributes:
-      resume_timeout: seconds for which it keeps a Link without a path; the lesser one of the two counts.
-      secret: its half, 16 random bytes, of what later carriers of the Link are proven with.
-      instance: 8 random bytes that name its process.
-      hears_news: it takes signals on the Link (`News`).
-      keeps_ahead: it keeps what comes on a carrier before what was said on another one (`warpgate_trio.link.ahead`).
-      takes_early_data: a channel may carry DATA before it has answered the OPEN.
+      resume_timeout: seconds for which the side keeps a Link without a path; the lesser of the two values counts.
+      secret: 16 random bytes, the side's half of the secret by which later carriers of the Link are proven.
+      instance: 8 random bytes that identify the side's process.
+      hears_news: the side takes signals on the Link (`News`).
+      keeps_ahead: the side keeps data that arrives before data sent earlier on another carrier
+        (`warpgate_trio.link.ahead`).
+      takes_early_data: a channel may carry DATA before the side has answered the OPEN.
     """
 
     resume_timeout: int
@@ -150,7 +151,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Commit(msgspec.Struct, frozen=True, kw_only=True):
-    """The initiator chooses this carrier; `epoch` counts the session's commits, `credit` is its first window."""
+    """The initiator chooses this carrier; `epoch` counts the session's commits, `credit` is its first window, in
+    bytes."""
 
     session_id: bytes
     link_id: bytes
@@ -161,7 +163,7 @@ class Commit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Accept(msgspec.Struct, frozen=True, kw_only=True):
-    """The responder takes the COMMIT (channel 0) or the OPEN; `credit` is its window as an absolute offset."""
+    """The answer that takes a COMMIT (channel 0) or an OPEN; `credit` is the sender's window as an absolute offset."""
 
     channel: int
     credit: int
@@ -169,7 +171,7 @@ class Accept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Refuse(msgspec.Struct, frozen=True, kw_only=True):
-    """The responder does not; `text` is for people."""
+    """The answer that refuses a COMMIT or ATTACH (channel 0), or an OPEN; `text` is for people to read."""
 
     channel: int
     reason: int
@@ -177,7 +179,7 @@ class Refuse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Open(msgspec.Struct, frozen=True, kw_only=True):
-    """A further Pipe on this Link."""
+    """Asks for a further Pipe on this Link."""
 
     channel: int
     credit: int
@@ -185,7 +187,7 @@ class Open(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Credit(msgspec.Struct, frozen=True, kw_only=True):
-    """The receiver lets the sender go up to this absolute offset of the channel."""
+    """The receiver allows the sender to send up to `limit`, an absolute offset in the channel."""
 
     channel: int
     limit: int
@@ -199,7 +201,7 @@ class Fin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reset(msgspec.Struct, frozen=True, kw_only=True):
-    """The sender of this frame reads no more of the channel, and without a FIN before it will write no more either."""
+    """The sender of this frame reads no more of the channel; without a FIN before, it also writes no more."""
 
     channel: int
     code: int
@@ -220,19 +222,23 @@ class GoAway(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True):
-    """The sender of this frame has taken in all units of the other side's stream before `position`."""
+    """The sender of this frame has received all units of the other side's stream before `position`."""
 
     position: int
 
 
 class Attach(msgspec.Struct, frozen=True, kw_only=True):
-    """The sender offers this carrier to a Link that there is.
+    """The sender offers this carrier to an existing Link.
 
-    `lane` names it there, `received` is how far the sender has taken in the other side's stream, `turn` the highest one
-    that it knows, `mac` proves that it made the Link (`warpgate_trio.link.attaching`).
-
-    `graceful`: the sender speaks on a lane that is well, and is about to try this one, so that both directions can be
-    tried at once; `hurried`: that lane will be gone before long.
+    Attributes:
+      link_id: the Link.
+      lane: the number of the carrier within the Link.
+      received: the position up to which the sender has received the other side's stream.
+      turn: the highest turn that the sender knows.
+      mac: proves that the sender is a side of the Link (`warpgate_trio.link.attaching`).
+      graceful: the sender speaks on a lane that is well, and is about to try this one, so that both directions can be
+        tried at once.
+      hurried: the lane that it speaks on will be gone before long.
     """
 
     link_id: bytes
@@ -255,9 +261,9 @@ class Attached(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class At(msgspec.Struct, frozen=True, kw_only=True):
-    """What the sender says on this lane from here on begins at `position` of its stream; `turn` counts its switches.
+    """From this frame on, the sender's stream continues on this lane at `position`; `turn` counts changes of lane.
 
-    `graceful`: it comes from a lane that is well, so there is time to try this one before it is followed.
+    `graceful`: the sender has left a lane that is well, so there is time to try this one before following.
     """
 
     position: int
@@ -266,14 +272,14 @@ class At(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Drop(msgspec.Struct, frozen=True, kw_only=True):
-    """A lane of the Link, said on another one, that is no good to the sender: both sides close it."""
+    """The sender drops another lane of the Link, so both sides close it; `reason` is a `DropReason`."""
 
     lane: int
     reason: int = 0
 
 
 class News(msgspec.Struct, frozen=True, kw_only=True):
-    """A sealed signal to the peer, as a server would pass it on (`warpgate_trio.signal.message`)."""
+    """A sealed signal to the peer, as a server would forward it (`warpgate_trio.signal.message`)."""
 
     payload: bytes
 
@@ -285,7 +291,7 @@ Frame = OfCarrier | OfChannels
 
 @final
 class Data(msgspec.Struct):
-    """Payload of consecutive DATA frames of one channel, in the pieces it came in."""
+    """Payload of consecutive DATA frames of one channel, in the pieces in which it came."""
 
     channel: int
     pieces: list[bytes | memoryview]
@@ -294,4 +300,4 @@ class Data(msgspec.Struct):
 
 
 Item = Frame | Data
-"""What a `FrameReader` finds."""
+"""What a `FrameReader` returns."""

@@ -1,9 +1,12 @@
-"""How a carrier becomes a Link, or a lane of one that there is: from PROOF to ACCEPT or ATTACHED.
+"""How a carrier becomes a Link, or a lane of an existing one: from PROOF to ACCEPT or ATTACHED.
 
-It runs inline, in the task of the attempt that wants the Link: whatever ends that task closes the carrier.  The dialler
-proves itself (`prove`, `receive_proof`).  Then who has called chooses the carrier for a new Link (`commit`), or for one
-that there is (`attach`).  The other side hears that (`receive_choice`), and takes it (`accept`, `accept_attach`) or not
-(`refuse`).  A carrier that became a lane of another Link leaves the one that it was proven by empty.
+The handshake runs inline, in the task of the attempt that wants the Link: whatever ends that task closes the carrier.
+
+1. The dialler proves its identity (`prove`, `receive_proof`).
+2. The initiator chooses the carrier for a new Link (`commit`), or for an existing one (`attach`).
+3. The responder waits for that (`receive_choice`), and takes it (`accept`, `accept_attach`) or refuses it (`refuse`).
+
+A carrier that becomes a lane of another Link is removed from the Link object that proved it, which is empty then.
 """
 
 from __future__ import annotations
@@ -36,21 +39,21 @@ if TYPE_CHECKING:
 __all__ = ["Handshake", "Task"]
 
 ATTACHES_PER_MINUTE: Final = 10
-"""Carriers that a peer may have one Link taken over to: its searches make six in the first minute, fewer later."""
+"""Carriers that a peer may attach to one Link in a minute: its searches make six in the first minute, fewer later."""
 
 Task = Callable[[], Awaitable[object]]
-"""What a plugin has work for a carrier."""
+"""A task that a plugin runs for a carrier."""
 
 
-# long: each step of the handshake, on either side, for a new Link and for one that there is
+# long: each step of the handshake, on either side, for a new Link and for an existing one
 class Handshake(ABC):
-    """A Link as far as its handshake goes.
+    """The part of a Link that makes it.
 
     Attributes:
       peer_key: the peer's Ed25519 key, proven.
-      session_id: 16 bytes that name the call that this Link belongs to.
-      attempt_id: 16 bytes that name the attempt the dialler made it for, from `receive_proof` on.
-      link_id: 16 bytes, from COMMIT on.
+      session_id: 16 bytes that identify the call that this Link belongs to.
+      attempt_id: 16 bytes that identify the dialler's attempt, from `receive_proof` on.
+      link_id: 16 bytes that identify the Link, from COMMIT on.
     """
 
     def __init__(self, carrier: Carrier, *, peer_key: bytes, session_id: bytes, initiator: bool | None) -> None:
@@ -69,33 +72,33 @@ class Handshake(ABC):
         self.link_id: bytes = b""
         self._first: Final = LaneDriver(carrier, lane, self.protocol, self._lose)
         self._admitted: bool | None = None
-        self._accept_within = math.inf  # where the ACCEPT was only promised
+        self._accept_within = math.inf  # seconds, where the ACCEPT was promised
         self._attaches: Final = TokenBucket(ATTACHES_PER_MINUTE / 60, ATTACHES_PER_MINUTE)
 
     @property
     @abstractmethod
     def carrier(self) -> Carrier:
-        """The one that we speak on, or spoke on last."""
+        """The carrier that we speak on, or spoke on last."""
 
     @abstractmethod
     def _lose(self, lane: LaneDriver, error: Exception) -> None:
-        """A carrier is gone."""
+        """Remove a carrier that is gone."""
 
     @abstractmethod
     def _fail(self, failure: Exception) -> None:
-        """The Link is over, and its carriers are closed."""
+        """End the Link, and close its carriers."""
 
     @abstractmethod
     async def _pump(self, lane: LaneDriver) -> None:
-        """Let the protocol see what a carrier brings.  A checkpoint always."""
+        """Read a carrier once, and act on what came.  A checkpoint always."""
 
     @abstractmethod
     def _pipe(self, channel: Channel) -> Pipe:
-        """A channel as the application sees it."""
+        """The Pipe of a channel."""
 
     @abstractmethod
     def _give_to(self, link: Handshake, tasks: Sequence[Task]) -> None:
-        """Our carrier is a lane of that Link, and nothing is left here."""
+        """Give our carrier to another Link, as a lane; nothing is left here."""
 
     # -- the handshake, in the attempt's task ------------------------------------------------------------------------
 
@@ -110,7 +113,7 @@ class Handshake(ABC):
         attempt_id: bytes,
         initiator: bool,
     ) -> Self:
-        """The dialler's start: say who we are.  Closes the carrier on any failure, like all of the handshake."""
+        """The dialler's start: prove our identity.  Closes the carrier on any failure, like all of the handshake."""
         link = cls(carrier, peer_key=peer_key, session_id=session_id, initiator=initiator)
         with link._closing_on_error():
             signature = prove(identity, server_key=carrier.server_key, session_id=session_id)
@@ -127,10 +130,10 @@ class Handshake(ABC):
 
     @classmethod
     async def receive_proof(cls, carrier: Carrier) -> Self:
-        """The listener's start: learn who dialled.  The session's roles are for the caller to settle (`set_role`).
+        """The listener's start: learn who dialled.  The caller has to settle the session's roles (`set_role`).
 
         Raises:
-          WrongPeer: the proof does not hold.
+          WrongPeer: the signature of the proof is wrong.
           RemoteProtocolError, trio.BrokenResourceError: no proof came.
         """
         link = cls(carrier, peer_key=bytes(32), session_id=bytes(16), initiator=None)
@@ -150,7 +153,11 @@ class Handshake(ABC):
         return link
 
     def set_role(self, *, initiator: bool) -> None:
-        """Settle, after `receive_proof`, which side of the session we are; raises `RemoteProtocolError` like a read."""
+        """Settle which side of the session we are, after `receive_proof`.
+
+        Raises:
+          RemoteProtocolError: the peer may not send what came behind its PROOF.
+        """
         with self._closing_on_error():
             self.protocol.set_role(initiator=initiator, now=trio.current_time())
 
@@ -164,22 +171,23 @@ class Handshake(ABC):
         terms: Terms | None = None,
         promised: bool = False,
     ) -> Pipe:
-        """The initiator's choice of this Link; returns its Pipe when the peer accepted.
+        """The initiator's choice of this carrier for a new Link; returns its Pipe when the peer has accepted.
 
         Args:
           epoch: counts the session's commits from 1.
+          link_id: 16 bytes that identify the new Link.
           early_data: at most 64 KiB that the peer's application gets with the Pipe.
-          patience: seconds without any sign of life from the peer after which it counts as gone; it is asked for one
-            all along, so a peer that takes its time to authorize is not given up.
-          terms: what we offer for a Link whose ends acknowledge what they take in; None: nothing.
-          promised: the peer has said that it will accept.  Then the Pipe is returned at once, without a checkpoint, and
-            carries `EARLY_DATA_LIMIT` bytes until the peer has.  `drive` hears the answer; the Pipe breaks where it is
-            no, or none has come after `patience`.
+          patience: seconds without any sign of life after which the peer counts as gone.  PINGs ask it for one
+            meanwhile, so a peer that takes its time to authorize is not given up.
+          terms: our terms for a Link whose ends acknowledge what they receive; None: it does without.
+          promised: the peer has promised to accept.  Then the Pipe is returned at once, without a checkpoint, and
+            carries `EARLY_DATA_LIMIT` bytes until the peer has accepted.  `drive` takes the answer; the Pipe breaks if
+            that is a refusal, or if none has come after `patience`.
 
         Raises:
-          PeerRefused: the peer said no.
+          PeerRefused: the peer refused.
           trio.BrokenResourceError: the peer is gone, or silent for `patience`.
-          RemoteProtocolError: it answered nonsense.
+          RemoteProtocolError: the peer broke the protocol.
         """
         if len(early_data) > EARLY_DATA_LIMIT:
             raise ValueError(
@@ -204,13 +212,16 @@ class Handshake(ABC):
                 raise self.refused(self._first.protocol.refusal)
             if not channel.accepted:
                 raise trio.BrokenResourceError("the peer ended the link before it accepted")
-            return self._pipe(channel)  # also when its whole life, data and end, came in one read
+            return self._pipe(channel)  # even if all of its data and its end came in one read
 
     async def _exchange(self, patience: float, after: str) -> None:
-        """Say what is to be said, and hear what comes; BrokenResourceError for a peer that is silent for too long.
+        """Send what is pending, then read once; sends a PING if nothing comes.
 
-        It speaks first: from an answer on there is no checkpoint.  And not for long: a path that does not carry all of
-        it may be slow, and bring the answer, or be silent.
+        It sends first, so that there is no checkpoint after the answer has come.  Sending is bounded too: a path that
+        does not accept everything may be slow and still bring the answer, or may be dead.
+
+        Raises:
+          trio.BrokenResourceError: the peer was silent for `patience` seconds.
         """
         lane = self._first
         with trio.move_on_after(patience / 3):
@@ -225,17 +236,19 @@ class Handshake(ABC):
     async def attach(
         self, link: Handshake, *, tasks: Sequence[Task] = (), patience: float, preferred: bool = False
     ) -> None:
-        """Make this proven carrier of ours a lane of a Link that there is; returns when the peer has taken it.
+        """Make this proven carrier a lane of an existing Link; returns when the peer has taken it.
 
         Args:
-          tasks: what carries it; they end with it.
+          link: the existing Link.
+          tasks: tasks that the carrier needs; they end with it.
           patience: as in `commit`.
-          preferred: it is better than what the Link speaks on: that changes over to it, once it has carried bulk.
+          preferred: the carrier is better than the one that the Link speaks on.  The Link changes over to it once it
+            has carried bulk.
 
         Raises:
-          PeerRefused: it does not know the Link, or has no room for a lane.
+          PeerRefused: the peer does not know the Link, or has no room for a lane.
           trio.BrokenResourceError: the peer is gone, or silent for `patience`; or the Link has ended meanwhile.
-          RemoteProtocolError: it answered nonsense; where that came behind its answer, the Link is over.
+          RemoteProtocolError: the peer broke the protocol.  If that happened behind its answer, the Link is over.
         """
         with self._closing_on_error():
             lane, proof = self._first.protocol, {"session_id": self.session_id, "server_key": self.carrier.server_key}
@@ -255,7 +268,7 @@ class Handshake(ABC):
             self._give_to(link, tasks)
 
     async def receive_choice(self) -> Commit | Attach:
-        """The responder waits to be chosen, for a new Link or for one that there is; errors as in `receive_commit`."""
+        """Wait for the initiator's choice: a new Link, or an existing one.  Errors as in `receive_commit`."""
         lane = self._first.protocol
         with self._closing_on_error():
             while self._first.protocol.commit is None and lane.attach is None:
@@ -266,10 +279,12 @@ class Handshake(ABC):
             return lane.attach or await self.receive_commit()
 
     def accept_attach(self, link: Handshake, tasks: Sequence[Task] = ()) -> RefuseReason | None:
-        """Make this carrier a lane of the Link that its ATTACH names.  Synchronous; a reason says why it is not one.
+        """Make this carrier a lane of the Link that its ATTACH names.  Synchronous.
+
+        Returns None, or the reason for which the ATTACH is to be refused.
 
         Raises:
-          RemoteProtocolError: the peer may not say what came behind the ATTACH; the Link is over.
+          RemoteProtocolError: the peer may not send what came behind the ATTACH; the Link is over.
         """
         lane, proof = self._first.protocol, {"session_id": self.session_id, "server_key": self.carrier.server_key}
         assert lane.attach is not None
@@ -278,7 +293,7 @@ class Handshake(ABC):
         reason, now = link.protocol.judge_attach(lane.attach, **proof), trio.current_time()
         if reason is not None:
             return reason
-        if not link._attaches.take(now):  # its peer's alone are counted
+        if not link._attaches.take(now):  # counted only now, so only the Link's peer uses them up
             return RefuseReason.BUSY
         with link._failing_by(lane):
             link.protocol.take_attach(lane, **proof, now=now)
@@ -287,8 +302,9 @@ class Handshake(ABC):
 
     @contextmanager
     def _failing_by(self, lane: LaneProtocol) -> Iterator[None]:
-        """What came behind the words that make a carrier a lane is heard: where the peer may not say that, the Link is
-        over, as if it had come on any other lane.  Nobody would drive this one.
+        """Fail the Link if processing what came behind ATTACH or ATTACHED raises, as on any other lane.
+
+        The new lane has no driver yet that would do so.
         """
         try:
             yield
@@ -298,10 +314,10 @@ class Handshake(ABC):
             raise
 
     async def receive_commit(self) -> Commit:
-        """The responder waits to be chosen.
+        """Wait for the initiator's COMMIT.
 
         Raises:
-          trio.BrokenResourceError: the peer is gone, or chose another carrier: how the losers of a race end.
+          trio.BrokenResourceError: the peer is gone, or chose another carrier, as all carriers but one in a race see.
           RemoteProtocolError: the COMMIT is for another session than the PROOF was.
         """
         with self._closing_on_error():
@@ -351,28 +367,28 @@ class Handshake(ABC):
             return outcome[0]
 
     def accept(self, terms: Terms | None = None) -> Pipe:
-        """Take the COMMIT.  Synchronous: ACCEPT is on its way once `drive` runs, and no checkpoint lies between."""
+        """Accept the COMMIT.  Synchronous, without a checkpoint; `drive` sends the ACCEPT."""
         channel = self.protocol.send_accept(now=trio.current_time(), terms=terms)
         self._admitted = True  # `authorize` was asked before the ACCEPT
         self._first.feed_outbox()
         return self._pipe(channel)
 
     async def refuse(self, reason: RefuseReason, text: str = "") -> None:
-        """Say no, and close; the caller bounds it."""
+        """Refuse the Link and close the carrier.  Waits for the peer to close too, so the caller has to bound it."""
         try:
             self.protocol.send_refuse(reason, text)
             await self._first.flush()
             self.carrier.feed_end()
             await self.carrier.flush()
-            while await self.carrier.receive():  # let the peer read it before the socket goes: a reset would eat it
+            while await self.carrier.receive():  # let the peer read it before the socket closes: a RST could discard it
                 pass
         except (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError):
-            pass  # it does not want to hear it, or the Link was closed meanwhile
+            pass  # the peer is gone, or the Link was closed meanwhile
         finally:
             self.carrier.close_nowait()
 
     def close_nowait(self) -> None:
-        """Drop the Link without a goodbye: the end of one that lost its race."""
+        """Close the Link without a GOAWAY, as for a carrier that lost its race."""
         self._fail(trio.ClosedResourceError("this link was closed"))
 
     def refused(self, refusal: Refuse) -> PeerRefused:

@@ -1,9 +1,14 @@
-"""One carrier of a Link, without I/O: its handshake, and all that is about the carrier and not about the Link.
+"""One carrier of a Link, without I/O: its handshake, and all that concerns the carrier rather than the Link.
 
-A lane has frames of its own (PROOF, COMMIT or ATTACH and what answers them, PING, PONG, ACK, AT), which are never said
-again on another one, a reader that cuts its bytes into frames, a judge of its life, and two positions: how far the
-peer's stream has come on it, and how far ours.  What is said on it beyond that belongs to the Link, `LinkProtocol`,
-which takes it from `receive`.
+A lane has
+
+* frames of its own, which are never sent again on another lane: PROOF, COMMIT or ATTACH and their answers, PING, PONG,
+  ACK, AT;
+* a reader, which cuts the carrier's bytes into frames;
+* a judge of its life;
+* two positions: how far the peer's stream has come on it, and how far ours.
+
+All other frames belong to the Link: `receive` returns them for `LinkProtocol`.
 """
 
 from __future__ import annotations
@@ -39,21 +44,21 @@ from .states import LinkState, Role, next_link_state
 __all__ = ["MAX_OUTBOX", "LaneProtocol"]
 
 MAX_OUTBOX: Final = 8192
-"""Control frames that wait for a peer that makes us answer but does not read: beyond this it is hostile or dead."""
+"""Control frames that may wait for a peer that makes us answer but does not read: beyond this it is hostile or dead."""
 FIRST_PADDING: Final = 2 * 1024
-"""Bytes that say nothing before the first frame: more than a full segment."""
+"""Bytes of padding before the first frame: more than a full segment."""
 MAX_NEWS_WAITING: Final = 4
-"""Signals that wait to go out on a lane: a carrier that takes nothing would have them wait for ever."""
+"""Signals that may wait to be sent on a lane: on a carrier that accepts no data they would wait for ever."""
 TRIAL: Final = 16 * 1024
-"""Bytes that a path is tried with before a Link changes over to it from one that is well: more than is sent before the
-first acknowledgement (RFC 6928), so that it has carried something behind one."""
+"""Bytes that a path is tried with before a Link changes over to it from one that is well: more than TCP's initial
+window (RFC 6928), so that part of them is sent after an acknowledgement."""
 HEAD_START: Final = 8 * 1024
-"""Bytes of them that go with the ATTACH where the carrier is to be tried at once: the rest fits into one window then,
-so that the answer comes a round trip sooner."""
+"""Bytes of a trial that are sent with the ATTACH of a carrier that is to be tried at once.  The rest then fits into one
+window, so the answer comes a round trip sooner."""
 
 TRIAL_COUNTS: Final = 10.0
-"""Seconds for which a trial that was begun with ATTACH or ATTACHED stands for the one before the change: a few round
-trips of the slowest path, on which flights are lost."""
+"""Seconds for which a trial that began with ATTACH or ATTACHED counts as the one before the change: a few round trips
+of the slowest path, including lost flights."""
 
 
 @final
@@ -63,28 +68,28 @@ class LaneProtocol:
 
     Args:
       dialler: this side dialled the carrier.
-      initiator: this side called for it; ``None`` as long as that is not known, which is until a PROOF was read.
+      initiator: this side called; ``None`` until that is known, which is when a PROOF was read.
       now: a monotonic time in seconds, as in every method.
       idle_interval: seconds of silence before a PING.
-      padded: what we say first comes behind a full segment, so that nobody wins on a path that carries none: PROOF of
-        the dialler; what the other side says first.
+      padded: a full segment of padding precedes the first frame that we send (a dialler's PROOF, the other side's first
+        answer), so that no path wins that does not carry full segments.
 
     Attributes:
-      state: of the carrier.
-      life: who judges it.
-      pace: how much is handed to it at once.
-      proof, commit, attach, attached, refusal: what was said or heard.
-      outbox, pong: frames of its own that are to be sent, and a PONG with that token.
-      ack_due: the peer is to be told on this lane how far we are.
+      state: the state of the carrier.
+      life: its judge.
+      pace: how much is handed to the carrier at once.
+      proof, commit, attach, attached, refusal: the frame that was sent or received; None before that.
+      outbox, pong: frames of its own that are to be sent, and the token of a PONG that is to be sent.
+      ack_due: an ACK is to be sent on this lane.
       received: how far the peer's stream has come on it.
-      said: how far ours has; None while we say nothing of it here.
-      alone_from: what is said from here on is said on this lane alone.
-      number: what names it among the lanes of its Link.
-      began: when the carrier's handshake did.
-      joined_at: when it became one of them; of the one that the Link was made on, long ago.
-      was_dropped: it was found to be no good, by us or by the peer.
-      leaving: it goes by a relay that will be gone before long.
-      left_at: since when both sides speak elsewhere then, as far as was looked at.
+      said: how far our stream was sent on it; None while we do not send the stream here.
+      alone_from: the position from which on our stream is sent on this lane alone.
+      number: identifies the lane within its Link.
+      began: when the carrier's handshake began.
+      joined_at: when it became a lane of its Link; minus infinity for the carrier that the Link was made on.
+      was_dropped: this side or the peer has dropped it, because it does not carry.
+      leaving: it goes by a relay that will shut down before long.
+      left_at: since when both sides have left such a lane, as far as was checked; infinity before that.
     """
 
     def __init__(
@@ -116,9 +121,9 @@ class LaneProtocol:
         self.outbox: list[bytes] = []
         self.pong: int | None = None
         self.ack_due: bool = False
-        self._trial: int | None = None  # the PING behind the bulk
+        self._trial: int | None = None  # the token of the PING behind the bulk
         self._untried = TRIAL
-        self._tried_at = -math.inf  # by itself, before it is to be spoken on
+        self._tried_at = -math.inf  # when a trial began ahead of `begin_trial`
         self._dialler = dialler
         self._padding = padding(FIRST_PADDING) if padded else b""
         self._initiator = initiator
@@ -126,16 +131,16 @@ class LaneProtocol:
         self._reader = FrameReader()
         self._budget = FrameBudget()
         self._held: list[Item] = []
-        self._waits = False  # for the Link that it is to belong to
+        self._waits = False  # for its Link to take it, after ATTACH or ATTACHED
         self._news_waiting = 0
 
     # -- roles and state ---------------------------------------------------------------------------------------------
 
     def set_role(self, *, initiator: bool, now: float) -> list[Item]:
-        """Settle who called, once a listener has read the PROOF and looked its session up.
+        """Settle who called, once a listener has read the PROOF and looked up its session.
 
-        What came right behind the PROOF waited for this, since the table cannot judge it before; it is returned, and
-        this raises what `receive` raises.
+        Returns what came right behind the PROOF; the state table could not check it without the roles.  Raises what
+        `receive` raises.
         """
         if self._initiator is not None and self._initiator is not initiator:
             raise LocalProtocolError("the session's roles are settled already")
@@ -144,7 +149,7 @@ class LaneProtocol:
         return self._take_held(now)
 
     def join(self, now: float) -> list[Item]:
-        """It belongs to the Link that its ATTACH names: what came behind that."""
+        """The lane now belongs to the Link that its ATTACH names.  Returns what came behind the ATTACH or ATTACHED."""
         self._waits = False
         return self._take_held(now)
 
@@ -153,37 +158,37 @@ class LaneProtocol:
         return self._sort(held, now)
 
     def step(self, kind: FrameType, *, ours: bool) -> None:
-        """A frame moves the state; raises `ProtocolError` where the table has no such step."""
+        """Move the state by a frame; raises `ProtocolError` where the table has no such transition."""
         self.state = next_link_state(self.state, self._roles[ours], kind, ours=ours)
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more is said or heard."""
+        """Whether nothing more is sent or received."""
         return self.state is LinkState.ENDED
 
     @property
     def is_well(self) -> bool:
-        """Whether it carries what is said, as far as is known."""
+        """Whether it carries what is sent, as far as is known."""
         return self.life.life is Life.WELL and not self.is_over
 
     @property
     def is_to_be_left(self) -> bool:
-        """Whether another one is to be spoken on that is well: it is over, or suspected and not only late."""
+        """Whether to change over to another lane that is well: this one is over, or suspected and not only late."""
         return self.is_over or not (self.life.life is Life.WELL or self.life.is_late)
 
     def end(self) -> None:
-        """Nothing more is said or heard."""
+        """Nothing more is sent or received."""
         self.state = LinkState.ENDED
         self.pong = None
 
     def say(self, frame: Frame) -> None:
-        """A frame of the lane's own, for `transmit`."""
+        """Queue a frame of the lane's own."""
         self.outbox.append(encode(frame))
 
     # -- handshake, our part -----------------------------------------------------------------------------------------
 
     def send_proof(self, proof: Proof) -> None:
-        """Say who we are."""
+        """Prove our identity."""
         self.step(FrameType.PROOF, ours=True)
         self.proof = proof
         self._say_first(proof)
@@ -191,7 +196,7 @@ class LaneProtocol:
     def send_commit(self, commit: Commit, now: float) -> None:
         """Choose this carrier for a new Link.
 
-        Silence counts from here on: a carrier that waited for its turn was not asked for signs of life.
+        Silence counts from now on: while the carrier waited for this choice, it was not asked for signs of life.
         """
         self.step(FrameType.COMMIT, ours=True)
         self.life.begin(now)
@@ -206,7 +211,7 @@ class LaneProtocol:
         self._say_first(accept)
 
     def send_attach(self, attach: Attach, now: float) -> None:
-        """Offer this carrier to a Link that there is."""
+        """Offer this carrier to an existing Link."""
         self.step(FrameType.ATTACH, ours=True)
         self.life.begin(now)
         self.attach = attach
@@ -218,29 +223,30 @@ class LaneProtocol:
         self._say_first(attached)
 
     def send_refuse(self, reason: RefuseReason, text: str = "") -> None:
-        """Say no; the lane ends."""
+        """Refuse; the lane ends."""
         self._answer(FrameType.REFUSE)
         self.say(Refuse(channel=0, reason=reason, text=text))
 
     def _say_first(self, frame: Frame) -> None:
-        """A frame of the handshake, the first one behind the padding: the stream is in order."""
+        """Queue a frame of the handshake; the padding, if any, precedes the first one."""
         self.outbox.append(self._padding + encode(frame))
         self._padding = b""
 
     def _answer(self, kind: FrameType) -> None:
-        if self.state is LinkState.OPEN:  # where the table knows the same frames as answers to an OPEN
+        if self.state is LinkState.OPEN:  # there the table takes the same frames as answers to an OPEN
             raise LocalProtocolError(f"{kind.name} of a commit that was answered before")
         self.step(kind, ours=True)
 
     def send_ping(self, now: float) -> None:
-        """Ask for a sign of life, which also measures the round trip; one question at a time."""
+        """Send a PING unless one is unanswered; the answer also measures the round trip."""
         if not self.life.asking and self.state is not LinkState.FRESH and self.state is not LinkState.ENDED:
             self.say(Ping(token=self.life.ask(now)))
 
     def ask(self, now: float) -> int:
-        """A PING on somebody's behalf, whatever else is under way; `LifeJudge.answered` reaches the returned token.
+        """Send a PING for a caller, even if others are unanswered.  Returns its token.
 
-        The peer answers in order, so by then it has read everything that was sent here before.
+        Once `LifeJudge.answered` reaches the token, the peer has read everything that was sent here before the PING,
+        since it answers in order.
         """
         self.step(FrameType.PING, ours=True)
         token = self.life.ask(now)
@@ -248,7 +254,7 @@ class LaneProtocol:
         return token
 
     def begin_trial_early(self, now: float, *, hurried: bool) -> None:
-        """A part of the trial that will follow, behind the ATTACH; where it is `hurried`, that is all of it."""
+        """Send a first part of the trial, behind the ATTACH; where it is `hurried`, a shorter trial as a whole."""
         if hurried:
             self.begin_own_trial(now, hurried=True)
         else:
@@ -256,25 +262,25 @@ class LaneProtocol:
             self._untried -= HEAD_START
 
     def begin_own_trial(self, now: float, *, hurried: bool) -> None:
-        """The trial, which counts for the next `begin_trial` if that comes soon."""
+        """Begin a trial ahead of `begin_trial`, which takes it for its own within `TRIAL_COUNTS`."""
         if hurried:
             self._untried = HEAD_START
         self.begin_trial(now)
         self._tried_at = now
 
     def begin_trial(self, now: float) -> None:
-        """Say as much as a path has to carry that is to be spoken on, nothing with it, and ask whether it has come."""
+        """Send as much padding as a path must carry before it is spoken on, and a PING behind it."""
         tried_at, self._tried_at = self._tried_at, -math.inf
         if now - tried_at <= TRIAL_COUNTS:
             return
-        self._say_pong()  # which the peer measures the round trip by
+        self._say_pong()  # ahead of the padding: the peer measures the round trip by it
         self.outbox.append(padding(self._untried))
         self._untried = TRIAL
         self._trial = self.ask(now)
 
     @property
     def is_proven(self) -> bool:
-        """Whether the peer has answered behind the bulk of a trial."""
+        """Whether the peer has answered the PING behind the padding of a trial."""
         return self._trial is not None and self.life.answered >= self._trial
 
     def hint(self, now: float) -> None:
@@ -283,14 +289,14 @@ class LaneProtocol:
             self.say(Ping(token=self.life.ask(now)))
 
     def doubt(self, now: float) -> None:
-        """What took another carrier may have taken this one: it is asked at once, see `LifeJudge.doubt`."""
+        """What broke another carrier may have broken this one: it is asked at once, see `LifeJudge.doubt`."""
         if self.state is LinkState.OPEN and self.life.doubt(now):
             self.say(Ping(token=self.life.ask(now)))
 
     # -- the outbox --------------------------------------------------------------------------------------------------
 
     def take_outbox(self) -> list[bytes]:
-        """Every frame of the lane's own that is to be sent, in order."""
+        """Take the frames of the lane's own that are to be sent, in order."""
         self._say_pong()
         frames, self.outbox = self.outbox, []
         self._news_waiting = 0
@@ -302,7 +308,7 @@ class LaneProtocol:
             self.pong = None
 
     def say_news(self, news: News) -> bool:
-        """A signal for the peer, before whatever else is sent here; False where too many wait, or none can."""
+        """Queue a signal for the peer.  Returns False if the lane is not open, or too many signals wait on it."""
         if self.state is not LinkState.OPEN or self._news_waiting >= MAX_NEWS_WAITING:
             return False
         self._news_waiting += 1
@@ -313,7 +319,7 @@ class LaneProtocol:
     # -- input -------------------------------------------------------------------------------------------------------
 
     def receive(self, pieces: list[bytes], now: float) -> list[Item]:
-        """Take plaintext from the carrier; returns what is not about the carrier alone, each checked by the table.
+        """Take plaintext from the carrier.  Returns the frames that concern the Link, checked by the state table.
 
         Raises:
           RemoteProtocolError: the peer broke the protocol; the carrier must be closed.
@@ -333,21 +339,21 @@ class LaneProtocol:
 
     @property
     def has_unread(self) -> bool:
-        """Whether `receive` left something for its next turn, which wants no new bytes."""
+        """Whether `receive` left something for its next call, which needs no new bytes."""
         return self._reader.has_unread
 
     @property
     def is_ahead(self) -> bool:
-        """Whether the peer says more than it may, so that it is to be left unread for a `pause`."""
+        """Whether the peer has exceeded its frame budget, so that it is not to be read for a `pause`."""
         return self._budget.is_ahead
 
     def pause(self, now: float) -> float:
-        """Seconds for which the peer is to be left unread."""
+        """Seconds for which the peer is not to be read."""
         return self._budget.pause(now)
 
     def count(self, frames: int) -> None:
-        """Frames of the peer that are not paid for with credit."""
-        opened = self.state in (LinkState.OPEN, LinkState.ENDED)  # what was on its way to one that is over is no fault
+        """Count frames of the peer that no credit pays for."""
+        opened = self.state in (LinkState.OPEN, LinkState.ENDED)  # frames in flight to a lane that is over are no fault
         self._budget.count(frames, self.life.heard_at, link_open=opened)
 
     def _sort(self, items: list[Item], now: float) -> list[Item]:
@@ -388,9 +394,9 @@ class LaneProtocol:
     # -- timers ------------------------------------------------------------------------------------------------------
 
     def handle_timer(self, now: float) -> None:
-        """Send a PING where one is due; `life` says what became of the carrier."""
+        """Send a PING where one is due; `life` has the verdict."""
         if self.life.judge(now):
-            question = Ping(token=self.life.ask(now))  # also where nothing is said any more: what is due stays due else
+            question = Ping(token=self.life.ask(now))  # even if it cannot be sent any more: else it would stay due
             if self.state is not LinkState.FRESH and self.state is not LinkState.ENDED:
                 self.say(question)
 
@@ -399,7 +405,7 @@ _COSTS: Final = {Open: OPEN_COST, News: NEWS_COST}
 
 
 def _roles(*, dialler: bool, initiator: bool | None) -> dict[bool, frozenset[Role]]:
-    """The roles of the peer (False) and ours (True)."""
+    """The roles of the peer (False) and of this side (True)."""
     found: dict[bool, frozenset[Role]] = {}
     for ours in (False, True):
         roles = {Role.DIALLER if dialler is ours else Role.LISTENER}

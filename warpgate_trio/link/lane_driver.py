@@ -1,13 +1,16 @@
-"""One carrier of a Link, driven: who reads it, who writes on it, one at a time, and who watches its life.
+"""Drives one carrier of a Link: reads it, writes on it (one task at a time), and runs its timers.
 
 A sender encrypts and flushes DATA in its own task, under the lane's lock, so that a bulk transfer costs no task switch.
-Everything else (credit, FIN, RESET, PING, what a cancelled sender left behind, what is said again) is sent by `write`,
+Everything else (credit, FIN, RESET, PING, the rest of a cancelled sender's record, retransmissions) is sent by `write`,
 in a task of the Link's driver, when it is poked.  The reader never writes, so two peers that only send cannot deadlock.
 
-A sender can be held up by a carrier that is dead, or slow.  Where the Link speaks on another one by then, its call goes
-on there, since the Link keeps what it has sent.  A carrier that takes its time (`Pace.is_slow`) lets it go and stays:
-it may be the only one that carries after all, and the writer sends the rest of the record.  A fast one is closed, since
-only a dead one stops, and a cancel scope for each chunk would cost a twentieth of its throughput.
+A sender can be blocked by a carrier that is dead or slow.  Once the Link speaks on another carrier, the sender's call
+continues there, since the Link keeps what it has sent.
+
+* A slow carrier (`Pace.is_slow`) stays: the sender is released by cancellation, and the writer sends the rest of its
+  record.  The carrier may be the only one that carries after all.
+* A fast one is closed to release the sender.  Only a dead one blocks, and a cancel scope for each chunk would cost a
+  twentieth of its throughput.
 """
 
 from __future__ import annotations
@@ -33,9 +36,9 @@ __all__ = ["LaneDriver"]
 
 @final
 class _Turn:
-    """The right to write on a carrier, which one task has at a time; the others wait in the order in which they came.
+    """The right to write on a carrier: a lock whose waiters are served in order.
 
-    `trio.Lock` also watches for an owner that ends without its release, at ten calls for each record.
+    `trio.Lock` also checks that no owner ends without a release, which costs ten calls for each record.
     """
 
     def __init__(self) -> None:
@@ -47,7 +50,7 @@ class _Turn:
         return not taken
 
     async def wait(self) -> None:
-        """Wait for somebody's `pass_on`, who has it."""
+        """Wait until the owner passes the lock on to this task."""
         await self._waiting.park()
 
     def pass_on(self) -> None:
@@ -69,14 +72,16 @@ class LaneDriver:
     """A carrier and its lane.
 
     Args:
+      carrier: the carrier.
+      protocol: its lane.
       link: the protocol that the lane belongs to.
-      on_broken: told why a sender found the carrier broken, whose data the Link keeps.
+      on_broken: called with the error when a sender finds the carrier broken; the Link keeps the sender's data.
 
     Attributes:
-      path: how the carrier came about.
-      tasks: what carries it: they end with the lane.
-      gone: it was closed.
-      scope: of its tasks.
+      path: how the carrier was made.
+      tasks: tasks that the carrier needs; they end with the lane.
+      gone: the carrier was closed.
+      scope: the cancel scope of its tasks.
     """
 
     def __init__(
@@ -97,56 +102,56 @@ class LaneDriver:
         carrier.limit_unsent(protocol.pace.size)
         self._turn: Final = _Turn()
         self._poked = trio.Event()
-        self._held: Final[set[trio.CancelScope]] = set()  # of the senders that `release` lets go
-        self._alarm = trio.CancelScope(deadline=-math.inf)  # of `wait_timer`
+        self._held: Final[set[trio.CancelScope]] = set()  # scopes of the senders that `release` cancels
+        self._alarm = trio.CancelScope(deadline=-math.inf)  # ends `wait_timer`
 
     def move(self, link: LinkProtocol, on_broken: Callable[[LaneDriver, Exception], None]) -> None:
-        """It belongs to another Link from now on."""
+        """Make the lane part of another Link."""
         self._link = link
         self._on_broken = on_broken
 
     @property
     def is_relayed(self) -> bool:
-        """Whether a relay passes on what goes here."""
+        """Whether the carrier goes by a relay."""
         return self.path is not None and self.path.phase == "relay"
 
     def share(self, uplinks: Uplinks) -> None:
-        """What it learns of its NATs is other paths' too, and theirs its own; TCP's bear more than is asked of them."""
+        """Share what is learnt about NATs with other paths.  Only over UDP: mappings of TCP last for long enough."""
         if self.carrier.name == "quic":
             self.protocol.life.uplink = uplinks.get(self.carrier.local[0], self.carrier.remote[0])
 
     def close_nowait(self) -> None:
-        """Close the carrier, which wakes whoever waits for it.  Idempotent."""
+        """Close the carrier, which wakes every task that waits for it.  Idempotent."""
         self.gone = True
         self.carrier.close_nowait()
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def poke(self) -> None:
-        """There is something to send for `write`."""
+        """Wake `write`: there is something to send."""
         self._poked.set()
 
     @property
     def holds_a_sender(self) -> bool:
-        """Whether somebody waits for the carrier to take what it was given."""
+        """Whether a task is writing, and perhaps waits for the carrier to accept data."""
         return self._turn.is_taken
 
     def release(self) -> bool:
-        """We speak on another carrier: let the senders that wait for this one go on there.
+        """Let the senders that wait for this carrier continue on another one, which we speak on now.
 
-        Returns whether that is done; else closing this one does it.
+        Returns whether none is blocked any more; otherwise only closing this carrier releases them.
         """
         for scope in self._held:
             scope.cancel()
         return self.protocol.pace.is_slow or not self.holds_a_sender
 
     def feed_outbox(self) -> None:
-        """Encrypt what the protocol has to say here."""
+        """Encrypt the frames that the protocol has for this lane."""
         if self._link.has_outbox(self.protocol):
             self.carrier.feed(self._link.transmit(self.protocol, trio.current_time()))
 
     async def flush(self) -> None:
-        """Send what the protocol has to say, inline: handshake only, where nobody else writes."""
+        """Send the protocol's frames inline: only in the handshake, where no other task writes."""
         self.feed_outbox()
         if self.carrier.owed:
             await self.carrier.flush()
@@ -154,7 +159,7 @@ class LaneDriver:
     async def send_data(self, channel: Channel, data: memoryview) -> bool:
         """Put one DATA frame on the carrier; a checkpoint always.  The caller has checked the credit.
 
-        Returns False where we do not speak here any more: nothing was sent.
+        Returns False if nothing was sent because we do not speak on this carrier any more.
 
         Raises:
           trio.ClosedResourceError: the channel ended while we waited for the lock; the Link is well.
@@ -178,7 +183,7 @@ class LaneDriver:
                 if begins:
                     self.carrier.feed(data_header(channel.id, len(data)), data)
                 else:
-                    self.poke()  # it comes behind what is said again
+                    self.poke()  # it comes behind what is sent again
                 self.set_alarm()
                 await self.carrier.flush()
                 if lane.pace.handed(len(data), began, trio.current_time()):
@@ -187,7 +192,7 @@ class LaneDriver:
                 if not link.movable:
                     raise
                 self._on_broken(self, error)
-                await trio.lowlevel.checkpoint()  # one that was closed is found to be so without any
+                await trio.lowlevel.checkpoint()  # a carrier that was closed raises without one
                 return kept
         except (trio.Cancelled, KeyboardInterrupt):
             self.poke()  # the rest of the record goes out without us
@@ -197,7 +202,7 @@ class LaneDriver:
         return True
 
     async def send_slowly(self, channel: Channel, data: memoryview) -> bool:
-        """The same on a carrier that takes its time: `release` lets it go."""
+        """The same on a slow carrier; `release` ends the call."""
         before = channel.sent
         with trio.CancelScope() as scope:
             self._held.add(scope)
@@ -208,7 +213,7 @@ class LaneDriver:
         return channel.sent > before  # then the Link keeps it, see `release`
 
     async def write(self, is_ending: Callable[[], bool]) -> None:
-        """Send what is poked for, until the Link is ending: then the last words and the carrier's end."""
+        """Send the protocol's frames whenever poked; once the Link is ending, its last frames and the carrier's end."""
         self.poke()
         link, lane = self._link, self.protocol
         while True:
@@ -220,7 +225,7 @@ class LaneDriver:
                     link.send_go_away()
                 self.feed_outbox()
                 if link.has_outbox(lane):
-                    self.poke()  # more is to be said again; meanwhile others have their turn
+                    self.poke()  # more is to be sent again; meanwhile others have their turn
                 elif ending:
                     self.carrier.feed_end()
                 self.set_alarm()
@@ -232,10 +237,10 @@ class LaneDriver:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     async def pump(self) -> None:
-        """Take one turn: read once, unless something was left, and let the protocol see it.  A checkpoint always."""
+        """Read once, unless something was left unread, and give it to the protocol.  A checkpoint always."""
         lane = self.protocol
         if lane.is_ahead and (pause := lane.pause(trio.current_time())):
-            await trio.sleep(pause)  # pacing: its own system holds the peer up meanwhile
+            await trio.sleep(pause)  # pacing: flow control stops the peer meanwhile
         pieces: list[bytes] = []
         if lane.has_unread:
             await trio.lowlevel.checkpoint()
@@ -246,20 +251,20 @@ class LaneDriver:
         self._link.receive(lane, pieces, trio.current_time())
 
     async def drain(self) -> None:
-        """Read until the peer has closed too: closing first could eat our last words."""
+        """Read until the peer has closed too: closing first could lose our last frames."""
         while await self.carrier.receive():
             pass
 
     # -- timers ------------------------------------------------------------------------------------------------------
 
     async def wait_timer(self) -> None:
-        """Wait until a timer of the lane is due, and let the protocol see it."""
+        """Wait until a timer of the lane is due, and have the protocol handle it."""
         with trio.CancelScope(deadline=self._link.deadline(self.protocol)) as self._alarm:
             await trio.sleep_forever()
         self._link.handle_timer(self.protocol, trio.current_time())
 
     def set_alarm(self) -> None:
-        """A timer may have begun.  One that ended needs nothing: `wait_timer` finds that nothing is due."""
+        """Advance the alarm if a timer was started.  A stopped timer needs nothing: at the alarm nothing is due."""
         life, incoming = self.protocol.life, self._link.incoming
         if not life.timer_began and (incoming is None or not incoming.timer_began):
             return

@@ -1,12 +1,12 @@
-"""Which of a Link's carriers each side speaks on, without I/O.
+"""Which of a Link's carriers each side sends on, without I/O.
 
-Each side chooses the lane that it speaks on; a *turn* makes both choose the same one.  Whoever changes over takes the
-highest turn that it knows and one more, and says so on the new lane (AT).  Who hears a higher turn than it knows
-follows to that lane.  Where both change over at once, with the same turn, the Link's initiator is followed: without
-that rule both would swap for ever.
+Each side chooses the lane that it speaks on, which is the one that it sends the stream on.  A *turn* makes both sides
+choose the same lane.  A side that changes over adds one to the highest turn that it knows, and sends the result on the
+new lane (AT).  A side that receives a higher turn than it knows follows to that lane.  Where both change over at once,
+with the same turn, the responder follows the initiator: without that rule both would swap for ever.
 
-What is said on a lane begins at what the peer has acknowledged, so changing over needs no agreement: what comes twice
-is dropped there.
+Changing over needs no agreement.  A new lane starts with what the peer has not acknowledged, and the receiver drops
+what it has already; or the old lane still brings that (`warpgate_trio.link.ahead`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .lane import LaneProtocol
 __all__ = ["MAX_LANES", "Lanes"]
 
 MAX_LANES: Final = 3
-"""Carriers that a Link may have: the one that it speaks on, and the next one of each side."""
+"""Carriers that a Link may have: the one that it speaks on, and one that each side adds."""
 
 
 @final
@@ -28,14 +28,14 @@ class Lanes:
     """The carriers of one Link.
 
     Args:
-      first: the one that it was made on; we speak on it.
-      initiator: whether this side called; None as long as that is not known.
+      first: the lane that the Link was made on; we speak on it.
+      initiator: whether this side called; None while that is not known.
 
     Attributes:
-      active: the one that we speak on; None while there is none.
-      turn: the highest that was said or heard.
+      active: the lane that we speak on; None while there is none.
+      turn: the highest turn that was sent or received.
       followed: we speak on `active` because the peer does.
-      theirs: that the peer has begun to speak on last.
+      theirs: the lane that the peer has changed over to last.
     """
 
     def __init__(self, first: LaneProtocol, *, initiator: bool | None) -> None:
@@ -57,7 +57,7 @@ class Lanes:
         return lane in self._all.values()
 
     def get(self, number: int) -> LaneProtocol | None:
-        """The lane of that name."""
+        """The lane of that number, or None."""
         return self._all.get(number)
 
     @property
@@ -66,34 +66,35 @@ class Lanes:
         return len(self._all) >= MAX_LANES
 
     def name(self) -> int:
-        """A name for a lane that we offer: odd ones are the Link's initiator's, even ones its responder's."""
+        """A number for a lane that we offer: odd ones for the Link's initiator, even ones for its responder."""
         self._named = max(self._named, *self._all, 1) + 1
         self._named += (self._named % 2 == 1) is not bool(self.initiator)
         return self._named
 
     def is_name_of_the_peer(self, number: int) -> bool:
-        """Whether the peer may give this name to a lane that it offers."""
+        """Whether the peer may give this number to a lane that it offers."""
         return number > 1 and number not in self._all and (number % 2 == 1) is not bool(self.initiator)
 
     def join(self, lane: LaneProtocol) -> None:
-        """One more; we speak on it once `promote` says so."""
+        """Add a lane; we speak on it only once `promote` or `speak_on` is called."""
         self._all[lane.number] = lane
 
     def lose(self, lane: LaneProtocol) -> None:
-        """It is gone."""
+        """Remove a lane that is gone."""
         self._all.pop(lane.number, None)
         if self.active is lane:
             self.active = None
 
     def least_wanted(self) -> LaneProtocol | None:
-        """The lane that gives way to one more: where we do not speak, and the peer was silent for longest."""
+        """The lane that makes room for another: of those that we do not speak on, the one silent for longest."""
         others = [lane for lane in self._all.values() if lane is not self.active]
         return min(others, key=lambda lane: lane.life.heard_at, default=None)
 
     def choose(self) -> LaneProtocol | None:
-        """Another lane to speak on, where the one that we speak on is gone or no good; None: stay.
+        """Another lane to speak on, where `active` is gone or does not carry; None: stay.
 
-        What is only late is waited for, but where the peer speaks on another one it will not say here that it is well.
+        A suspected lane that may only be late is kept.  The exception is a peer that speaks on another lane, which is
+        well: then nothing that arrives on `active` would clear it.
         """
         active, theirs = self.active, self.theirs
         alone = theirs is not active and theirs in self and theirs.is_well
@@ -102,26 +103,32 @@ class Lanes:
         return self.another()
 
     def another(self) -> LaneProtocol | None:
-        """The best of the other lanes that are well: the newest one, unless its relay will be gone before long."""
+        """The best of the other lanes that are well: the newest, but any before one whose relay will shut down."""
         others = [lane for lane in self._all.values() if lane is not self.active and lane.is_well]
         return max(others, key=lambda lane: (not lane.leaving, lane.number), default=None)
 
     def promote(self, lane: LaneProtocol, *, keep: bool = False) -> None:
-        """Speak on this lane, of our own accord; see `speak_on`."""
+        """Speak on this lane by our own choice, with a new turn; see `speak_on`."""
         self.turn += 1
         self.speak_on(lane, followed=False, keep=keep)
 
     def hear(self, lane: LaneProtocol, at: At) -> bool:
-        """The peer has begun to speak on a lane; whether we are to follow it there."""
+        """The peer has changed over to a lane.  Returns whether we are to follow it there."""
         self.theirs = lane
-        ours = at.turn == self.turn and lane is self.active  # it has followed us
+        ours = at.turn == self.turn and lane is self.active  # the peer has followed us
         if at.turn < self.turn or ours or (at.turn == self.turn and self.initiator):
             return False
         self.turn = at.turn
         return lane is not self.active
 
     def speak_on(self, lane: LaneProtocol, *, followed: bool, keep: bool = False) -> None:
-        """Speak on this lane, whoever has chosen it; `keep`: what was said on the one before is still to come there."""
+        """Speak on this lane.
+
+        Args:
+          lane: the lane.
+          followed: the peer has chosen it.
+          keep: the previous lane still brings what was sent there.
+        """
         if self.active is not None and not keep:
             self.active.said = None
             self.active.life.excuse()

@@ -1,38 +1,42 @@
-"""Whether a path carries what we say, and how long a round trip on it takes: the judge of one carrier, without I/O.
+"""Whether a path carries what this side sends, and its round-trip time: the judge of one carrier, without I/O.
 
-What counts is *progress*: the peer acknowledges something new, or answers a PING.  That data arrives is none, since a
-path can be dead in one direction alone.  While something is unanswered and nothing progresses for three round trips and
-some slack, the path is SUSPECT; that costs no more than a question and, where there is another path, its use.  What is
-suspected and progresses again is well, and the slack grows, as the alarm was a false one.  Only a path that has shown
-no sign at all for another `DEATH` seconds is DEAD.
+Suspicion.  What counts is *progress*: the peer acknowledges something new, or answers a PING.  Arriving data is no
+progress, since a path can be dead in one direction alone.  *Unanswered* is unacknowledged data or a PING without its
+PONG.  While something is unanswered and there is no progress for three round trips plus some slack, the path is
+SUSPECT.  Suspicion costs no more than a PING and, where there is another path, a change to it.  A suspected path that
+makes progress is WELL again; the alarm was false, so the slack grows.  Only a path that has shown no sign of life for
+another `DEATH` seconds is DEAD.
 
-A sign of life is plaintext that arrives.  It is no progress, but it is no hole in our direction either, for long: TCP
-and QUIC let the peer say no more than a window while our acknowledgements of it are lost.  So what is suspected and
-still heard is not left for another path for `LINGER` seconds: on a bad link the peer's answer is only late, and what it
-is behind would have to be said again.  A path that carries what is small and nothing that is large is heard for longer;
-that is why it ends.
+Late paths.  A sign of life is plaintext that arrives.  It is no progress, but it soon ends if our direction is dead:
+without our acknowledgements TCP and QUIC let the peer send no more than a window.  So a suspected path that is still
+heard is not left for another one for `LINGER` seconds.  On a bad link the peer's answer is only late, and the data
+queued before it would have to be sent again.  The time is bounded because a path that carries small packets but no
+large ones stays audible for longer.
 
-A path that has come back from pauses may be in one more.  TCP says again what was lost after one retransmission
-timeout, two, four and so on, so where several packets in a row are lost it stands still for many seconds, whichever of
-two paths over one bad link that is.  So the judge remembers the longest time that something was unanswered before it
-progressed (`pause`): on a link that loses nothing that is a round trip.  What is suspected is not left for another path
-before it was silent for `PAUSES` times as long, nor while it is heard for `HEARD_PAUSES` times that, and is dead no
-sooner than after twice as long.  But where another path was made meanwhile, the link does not stand still: what stays
-silent is left for it after `OUTDONE` seconds, however long it has paused before.
+Pauses.  A path that has recovered from pauses may be in another one.  TCP retransmits after one retransmission timeout,
+two, four and so on, so where several packets in a row are lost it stalls for many seconds, and so does any other path
+over the same bad link.  So the judge remembers the longest time that something was unanswered before the path made
+progress (`pause`); on a link without losses that is a round trip.  A suspected path is not left for another one
 
-A path that is silent because nobody says anything is asked now and then (a PING), and is judged by the answer; over UDP
-less often once its NATs are known to bear it (`warpgate_trio.link.quiet`).  Where the peer was talking and stops, it is
-asked once, soon: who only listens has nothing unanswered, and what took the path may have taken the connections to
-servers, by which the peer looks for another one.
+* before it was silent for `PAUSES` times its longest pause;
+* while it is heard, for `HEARD_PAUSES` times that.
 
-The round trip that the slack is added to is the least of the last samples: under a bulk transfer a PING waits behind
-what was said before it, which is no property of the path.
+It is not dead before twice its longest pause.  But once another path could be made meanwhile, the link is evidently not
+stalled: a path that stays silent is then left after `OUTDONE` seconds, however long it has paused before.
 
-What happens around a path may have killed it: the machine has moved to another network, or slept.  After such a hint it
-is asked at once, and has a round trip and half a second to progress.
+Idle paths.  A path on which nobody sends is *asked* now and then: a PING is sent, and the path is judged by the answer.
+Over UDP that is less often once its NATs are known to bear it (`warpgate_trio.link.quiet`).  A peer that was talking
+and stops is asked once, soon.  A side that only receives has nothing unanswered, and what broke the path may also have
+broken its connections to servers, through which the peer looks for another path.
 
-A peer that acknowledges nothing, because its release is older, can only be asked, and its answers wait behind bulk: it
-is DEAD when `MISSES` questions in a row brought no sign, an interval each.
+Round trips.  The slack is added to the least of the last samples: during a bulk transfer a PING waits behind the data
+sent before it, which is no property of the path.
+
+Hints.  An event may have killed a path: the host has moved to another network, or has slept.  After such a hint the
+path is asked at once, and has a round trip and half a second to make progress.
+
+A peer of an older release acknowledges nothing, so it can only be asked, and its answers wait behind bulk.  It is DEAD
+when `MISSES` PINGs in a row, an interval each, brought no sign of life.
 """
 
 from __future__ import annotations
@@ -48,57 +52,61 @@ from .stream import ACK_DELAY
 __all__ = ["DEATH", "MISSES", "PAUSES", "SLACK", "Life", "LifeJudge"]
 
 SUSPICION_TRIPS: Final = 3
-"""Round trips without progress before a path is suspected, and `SLACK` on top.  On links of 100 Mbit/s to 0.8 Mbit/s a
+"""Round trips without progress before a path is suspected, with `SLACK` on top.  On links of 100 Mbit/s to 0.8 Mbit/s a
 living transfer hardly ever pauses for as long (docs/live_links.md)."""
 SLACK: Final = 1.5
-"""Seconds: a second for the peer's retransmission timer (RFC 6298 §2.4) and a half for its machine."""
+"""Seconds: one for the peer's retransmission timeout (RFC 6298 §2.4), and half a second for delays of its host."""
 SLACK_MAX: Final = 6.0
-"""Seconds that false alarms may let it grow to, each by doubling it."""
+"""Seconds to which false alarms may raise the slack; each one doubles it."""
 FORGIVEN: Final = 60.0
-"""Seconds without a false alarm after which it is `SLACK` again."""
+"""Seconds without a false alarm after which the slack is `SLACK` again."""
 DEATH: Final = 15.0
-"""Seconds without a sign of life that a suspected path has left."""
+"""Seconds without a sign of life after which a suspected path is dead."""
 LINGER: Final = 6.0
-"""Seconds for which a suspected path that is heard is not left for another one: as long as `SLACK_MAX`."""
+"""Seconds for which a suspected path that is still heard is not left for another one: as long as `SLACK_MAX`."""
 OUTDONE: Final = 12.0
-"""Seconds for which a suspected path that is silent waits for the end of a pause where another one was made since.  On
-the worst link, which pauses for longer now and then, no transfer in twelve changes over for that; with 10 s two do, and
-with 6 s every other one (docs/live_links.md)."""
+"""Seconds of silence that a suspected path is still granted once another path was made.  On the worst link, which
+pauses for longer now and then, this bound makes no transfer in twelve change over; with 10 s two do, and with 6 s every
+other one (docs/live_links.md)."""
 PAUSES: Final = 6
-"""How many times its longest pause a path has to be silent for to be left for another one.  Where nothing is lost, that
-is six round trips: up to half a second each, no more than `SUSPICION_TRIPS` and `SLACK`."""
+"""How many times its longest pause a suspected path must be silent before it is left for another one.  Without losses
+that is six round trips: no more than `SUSPICION_TRIPS` and `SLACK`, as long as a round trip takes half a second or
+less."""
 HEARD_PAUSES: Final = 3
-"""How many times as long it is not left while it is heard: then our acknowledgements arrive, at least."""
+"""How many times the `PAUSES` bound a suspected path is kept while it is heard: our acknowledgements arrive, at
+least."""
 HEARD_MAX: Final = 60.0
-"""Seconds that this may make of `LINGER`: some may bound TCP's retransmission timeout by a minute (RFC 6298 §2.5)."""
+"""Seconds to which pauses may raise `LINGER`: TCP may cap its retransmission timeout at a minute (RFC 6298 §2.5)."""
 PAUSE_LASTS: Final = 300.0
-"""Seconds in which the longest pause is forgotten by half, unless there is one as long."""
+"""Seconds after which the remembered longest pause is halved, unless there was another one as long."""
 DEATH_MAX: Final = 30.0
-"""Seconds that remembered pauses may make of `DEATH`."""
+"""Seconds to which remembered pauses may raise `DEATH`."""
 HINT_SLACK: Final = 0.5
-"""Seconds that a path has to progress after a hint, beside a round trip: half of what TCP waits before it retransmits
-what it has no round trip of (RFC 6298 §2.1), and a machine that has just moved or woken up is busy."""
+"""Seconds beyond a round trip that a path has to make progress after a hint: half of TCP's initial retransmission
+timeout (RFC 6298 §2.1), as a host that has just moved or woken up is busy."""
 HINT_INTERVAL: Final = 0.5
-"""Seconds in which a further hint is the same one: one move changes several addresses, one after the other."""
+"""Seconds within which further hints count as the same one: one move changes several addresses, one after the other."""
 TALK: Final = 16
-"""Arrivals since the last question that make a talk: who says a word now and then is not asked behind each."""
+"""Arrivals since the last PING from which on the peer counts as talking: one that sends now and then is not asked after
+each message."""
 REST: Final = 4
-"""How much less often a path that stands by is asked, over TCP: in 240 s, so that a relay does not take it for idle."""
+"""How many times less often a standby path is asked, over TCP: every 240 s, so that a relay does not take it for
+idle."""
 MISSES: Final = 3
-"""Intervals without a sign of life after which a peer that acknowledges nothing is gone."""
+"""PINGs in a row without a sign of life, an interval each, after which a peer that acknowledges nothing is gone."""
 SAMPLES: Final = 16
-"""Round trips of which the least counts."""
+"""Round-trip samples of which the least counts."""
 SAMPLE_AGE: Final = 60.0
-"""Seconds after which a sample is no longer one of them, while there is a newer one."""
+"""Seconds after which a sample no longer counts, if there is a newer one."""
 UNKNOWN_TRIP: Final = 1.0
-"""Seconds that a round trip counts as before it was measured (RFC 6298 §2.1)."""
+"""Seconds that a round trip is taken to last before one was measured (RFC 6298 §2.1)."""
 RESPONDER_WAITS: Final = 1.1
-"""How much longer the responder waits before it asks, so that one side asks for both; over UDP under the 30 s after
-which the least patient NATs forget a mapping."""
+"""How many times longer the responder waits before it asks, so that one side asks for both; over UDP that stays below
+the 30 s after which the least patient NATs forget a mapping."""
 
 
 class Life(Enum):
-    """What a judge says of a path."""
+    """The verdict of a judge on a path."""
 
     WELL = "well"
     SUSPECT = "suspect"
@@ -106,31 +114,34 @@ class Life(Enum):
 
 
 @final
-# long: the verdict of one path is made of all that has happened on it
+# long: the verdict on one path depends on all that has happened on it
 class LifeJudge:
-    """What is known of one path.  Whoever owns it tells it what happens, and asks (`ask`) when `due` says so.
+    """What is known of one path.
+
+    The owner reports every event, calls `judge` at `deadline`, and sends a PING (`ask`) where a method says so.
 
     Args:
+      now: a monotonic time in seconds, as in every method.
       interval: seconds of silence before the path is asked for a sign of life.
 
     Attributes:
-      notice_within: seconds in which the path's death is to be noticed, where that is sooner than by the interval: then
-        it is asked more often, once a second at most.
+      notice_within: seconds within which the path's death is to be noticed.  Where the interval would take longer, the
+        path is asked more often, once a second at most.
       acknowledging: the peer acknowledges what it takes in.
-      uplink: what is known of the NATs on the path, whose `interval` may grow by that; None where it stays as it is.
-      rests: it stands by for another one, and is asked less often (`REST`).
-      said_unasked: since the peer was last heard we have said what it need not answer: a signal of a search, perhaps.
-      rtt: smoothed round trip in seconds, for people and for windows; None before it was measured.
+      uplink: what is known of the NATs on the path, by which its interval may grow; None where that stays as it is.
+      rests: the path stands by for another one, and is asked less often (`REST`).
+      said_unasked: something that needs no answer was sent since the peer was last heard, perhaps a signal of a search.
+      rtt: smoothed round-trip time in seconds, for display and for windows; None before it was measured.
       trip: the round trip that the path is judged by, in seconds.
-      answered, answered_at: the highest token whose PONG has come, and when the last one came.
+      answered, answered_at: the highest token whose PONG has come, and when the last PONG came.
       life: the verdict.
       heard_at: when the peer was last heard.
-      suspect_at: since when it is SUSPECT; infinity while it is not.
-      is_late: it is SUSPECT, and may be late rather than dead: it is not left for another one yet.
-      pause: the longest time that something was unanswered before it progressed, in seconds.
-      new_until: until then it is left for another one once it is suspected, late or not: that one was well.
-      timer_began: `deadline` may be sooner than it was when whoever waits for it has set this to False.
-      false_alarms: how often it was SUSPECT and progressed again.
+      suspect_at: since when the path is SUSPECT; infinity while it is not.
+      is_late: the path is SUSPECT, but may be late rather than dead, so it is not left for another one yet.
+      pause: the longest time in seconds that something was unanswered before the path made progress.
+      new_until: until then the path is left as soon as it is suspected, late or not: it has replaced one that was well.
+      timer_began: `deadline` may have become sooner.  Whoever waits for the deadline sets this to False.
+      false_alarms: how often the path was SUSPECT and made progress again.
     """
 
     def __init__(self, now: float, *, interval: float) -> None:
@@ -151,7 +162,7 @@ class LifeJudge:
         self.false_alarms: int = 0
         self.timer_began: bool = True
         self._interval = interval
-        self._borne_by_all = interval * RESPONDER_WAITS + MARGIN  # no silence up to that tells anything
+        self._borne_by_all = interval * RESPONDER_WAITS + MARGIN  # a silence up to this tells nothing about NATs
         self._long = interval * GROWTH - MARGIN
         self._quiet_rounds = 0
         self._samples: deque[tuple[float, float]] = deque(maxlen=SAMPLES)
@@ -159,32 +170,32 @@ class LifeJudge:
         self._alarmed_at = -inf
         self._paused_at = -inf
         self._hinted_at = -inf
-        self._answer_by = inf  # what a hint leaves it, until something progresses
-        self._by_hint = False  # it is SUSPECT because of that alone
-        self._moved = False  # this machine has, or has slept, and nothing has progressed since
-        self._is_outdone = False  # another path was made since it is SUSPECT
+        self._answer_by = inf  # deadline for progress after a hint or a doubt
+        self._by_hint = False  # it is SUSPECT because of that deadline alone
+        self._moved = False  # this host has moved or slept, and there was no progress since
+        self._is_outdone = False  # another path was made while this one was SUSPECT
         self.heard_at: float = now
-        self._waits_from: float | None = None  # since when something is unanswered and nothing has progressed
+        self._waits_from: float | None = None  # since when something is unanswered without progress
         self._unacknowledged = False
-        self._fresh_from = inf  # what the peer has of our stream beyond this has come since it was last heard of
+        self._fresh_from = inf  # only since this path fell silent can the peer have received more of our stream
         self._asked = 0
-        self._questions: deque[tuple[int, float]] = deque(maxlen=SAMPLES)  # without an answer, and when they left
+        self._questions: deque[tuple[int, float]] = deque(maxlen=SAMPLES)  # unanswered PINGs, and when they left
         self._misses = 0
-        self._arrivals = 0  # since the last question
+        self._arrivals = 0  # since the last PING
 
     # -- what happens ------------------------------------------------------------------------------------------------
 
     def begin(self, now: float) -> None:
-        """Silence counts from here on."""
+        """Silence counts from now on."""
         self.heard_at = now
 
     def succeed(self, other: LifeJudge) -> None:
-        """The path was found because another one is suspected: their links may be one."""
+        """This path was found because `other` is suspected: both may use the same bad link."""
         self._slack, self._alarmed_at = other._slack, other._alarmed_at
         self.pause, self._paused_at = other.pause, other._paused_at
 
     def begin_acknowledged(self, now: float, *, responder: bool) -> None:
-        """The peer acknowledges what it takes in, from now on; it took its time to accept, which says nothing."""
+        """The peer acknowledges from now on what it takes in.  The time that it took to accept does not count."""
         self.acknowledging = True
         if self._waits_from is not None:
             self._waits_from = now
@@ -192,7 +203,7 @@ class LifeJudge:
             self._interval *= RESPONDER_WAITS
 
     def heard(self, now: float) -> None:
-        """Something came from the peer: a sign of life, and no progress."""
+        """Something came from the peer: a sign of life, but no progress."""
         if now - self.heard_at >= self._long:
             self._judge_silence(now)
         self.said_unasked = False
@@ -203,7 +214,7 @@ class LifeJudge:
             self.timer_began = True
 
     def sent(self, now: float, position: int = 0) -> None:
-        """Something that the peer is to acknowledge leaves now: of our stream, from there on."""
+        """Data of our stream that the peer is to acknowledge is sent now, from `position` on."""
         self._unacknowledged = True
         if self._waits_from is None:
             self._fresh_from = inf
@@ -221,9 +232,9 @@ class LifeJudge:
         self._progress(now)
 
     def acknowledged_elsewhere(self, position: int, now: float, *, all_of_it: bool) -> None:
-        """The peer has acknowledged on another path what was said on this one alone.
+        """The peer has acknowledged on another path what was sent on this one alone.
 
-        It may have come long ago, and the ACK be lost here: that is no progress.
+        The data may have arrived long ago, and its ACK have been lost here: then this is no progress.
         """
         if position > self._fresh_from:
             self.acknowledged(now, all_of_it=all_of_it)
@@ -233,21 +244,21 @@ class LifeJudge:
             self._note_stale(now, position)
 
     def _note_stale(self, now: float, position: int) -> None:
-        """So much had been said, or had come, when an ACK of all that came before the silence was to be here."""
+        """Set `_fresh_from` once an ACK of all that arrived before the silence should have come."""
         if self._waits_from is not None and now >= self._waits_from + self.trip + ACK_DELAY:
             self._fresh_from = position
 
     def _judge_silence(self, now: float) -> None:
-        """What it says of the NATs that a path is heard after a long one."""
+        """Learn about the NATs from a path that is heard after a long silence."""
         if self.uplink is None or self._quiet_time(now) < self._long:
             return
         if self.said_unasked:
             self.uplink.note_unclear(self, now)
-        elif self.life is Life.WELL:  # else the answer is late: a search may have opened them anew
+        elif self.life is Life.WELL:  # else the answer is late, and a search may have renewed the mappings
             self.uplink.note_borne(asked=self._waits_from is not None)
 
     def note_flight(self, now: float) -> None:
-        """The peer has fled to another path: where this one was silent, that is why."""
+        """The peer has left this path for another one.  If it was silent for long, its NATs did not bear that."""
         if self.life is Life.WELL:
             self._note_lost(now)
 
@@ -256,13 +267,13 @@ class LifeJudge:
             self.uplink.note_lost(now)
 
     def excuse(self) -> None:
-        """What was sent here and is not acknowledged was sent again elsewhere."""
+        """The unacknowledged data that was sent here has been sent again on another path."""
         self._unacknowledged = False
         if not self.asking:
             self._waits_from = None
 
     def ask(self, now: float) -> int:
-        """The token of a PING that leaves now."""
+        """Returns the token of a PING that is sent now."""
         self._asked += 1
         self._questions.append((self._asked, now))
         self._arrivals = 0
@@ -272,15 +283,15 @@ class LifeJudge:
         return self._asked
 
     def hint(self, now: float) -> bool:
-        """Something has happened that may have killed the path: one that does not answer at once is not only late.
+        """Something has happened that may have killed the path: unless it answers at once, it is left, late or not.
 
-        Returns whether it is to be asked, with `ask`.
+        Returns whether the path is to be asked, with `ask`.
         """
         self._moved, self.pause = True, 0.0
         return self.doubt(now)
 
     def doubt(self, now: float) -> bool:
-        """What took another path may have taken this one.  Returns whether it is to be asked, with `ask`."""
+        """What broke another path may have broken this one.  Returns whether it is to be asked, with `ask`."""
         if self.life is Life.DEAD or now - self._hinted_at < HINT_INTERVAL:
             return False
         self._hinted_at = now
@@ -332,14 +343,14 @@ class LifeJudge:
             self._slack = SLACK
 
     def note_pause(self, seconds: float, now: float) -> None:
-        """The link has taken so long for something that it did carry."""
+        """The link has taken so many seconds for something that it carried in the end."""
         if seconds >= self.pause or now - self._paused_at >= PAUSE_LASTS:
             self.pause = max(seconds, self.pause / 2)
             self._paused_at = now
         self._judge_late(now)
 
     def outdone(self, now: float) -> None:
-        """Another path was made, and carries."""
+        """Another path was made meanwhile."""
         self._is_outdone = self.life is Life.SUSPECT
         self._judge_late(now)
 
@@ -356,7 +367,7 @@ class LifeJudge:
         return bool(self._questions)
 
     def is_overdue(self, now: float) -> bool:
-        """Whether it is to be suspected by now, as far as was not judged yet."""
+        """Whether the path is well so far, and the next `judge` will suspect it."""
         return now >= self._suspicion_at
 
     def silence(self, now: float) -> float:
@@ -364,11 +375,11 @@ class LifeJudge:
         return now - self.heard_at
 
     def unanswered(self, now: float) -> float:
-        """Seconds for which something has been unanswered and nothing has progressed; 0 while nothing is."""
+        """Seconds for which something has been unanswered without progress; 0 while nothing is unanswered."""
         return 0.0 if self._waits_from is None else now - self._waits_from
 
     def _quiet_time(self, now: float) -> float:
-        """Seconds for which neither side has said anything, or had not when something was said that is unanswered."""
+        """Seconds of silence on both sides: until now, or until the time from which something is unanswered."""
         return (now if self._waits_from is None else self._waits_from) - self.heard_at
 
     @property
@@ -402,7 +413,7 @@ class LifeJudge:
     def _patience_until(self) -> float:
         if self._waits_from is None:
             return inf
-        # What a new path did not carry any more was said this long before the last ACK came, of what was said before.
+        # On a new path, count from when the missing data was sent: a round trip and an ACK delay before the last ACK.
         late = self.trip + ACK_DELAY if self._waits_from < self.new_until else 0.0
         return self._waits_from + self._patience - late
 
@@ -415,7 +426,7 @@ class LifeJudge:
         if self._moved or self.suspect_at < self.new_until:
             return self.suspect_at
         pauses = PAUSES * self.pause
-        # A path on which nobody said anything is silent only since something is unanswered.
+        # On an idle path, silence counts only from when something is unanswered.
         since = self.heard_at if self._by_hint else max(self.heard_at, self._waits_from or -inf)
         silent_at = max(self.heard_at + self._patience, since + pauses)
         if self._is_outdone:
@@ -438,7 +449,7 @@ class LifeJudge:
         return min(self._question_at, self._suspicion_at, left_at, self._death_at)
 
     def judge(self, now: float) -> bool:
-        """Time has come: form the verdict anew.  Returns whether the path is to be asked, with `ask`."""
+        """Form the verdict anew, at `deadline`.  Returns whether the path is to be asked, with `ask`."""
         if self.life is Life.DEAD:
             return False
         if now >= self._death_at:
@@ -459,5 +470,5 @@ class LifeJudge:
                 self._expect_an_answer(now)
             self._quiet_rounds = self._quiet_rounds + 1 if self._arrivals == 1 else 0
             self._misses += 1
-            ask = True  # an unanswered question must not stop the next one
+            ask = True  # even while an earlier PING is unanswered
         return ask

@@ -1,12 +1,14 @@
 """The Trio shell of a Link: it owns its carriers, and turns channels into Pipes.
 
 Life.  The handshake (`warpgate_trio.link.handshake`) runs inline, in the task of the attempt that wants the Link.  From
-ACCEPT on `drive` runs in a nursery of the node.  It shields itself and ends when the last Pipe was closed here and the
-peer has all, when the peer is gone or there was no path for too long, or within the goodbye time after the node said
-`end_nowait` (docs/architecture.md).
+ACCEPT on, `drive` runs in a nursery of the node (docs/architecture.md).  It shields itself from cancellation, and ends
 
-Carriers.  Each is a lane with tasks of its own, which end with it: a reader, a writer, a watch, and what its plugin has
-work for it.  Where the last one is lost, calls wait for another one, for as long as both sides have agreed to.
+* when the last Pipe was closed here and the peer has received everything;
+* when the peer is gone, or there was no path for too long;
+* within the goodbye time after `end_nowait`, which the node calls when it is closed.
+
+Carriers.  Each is a lane with tasks of its own, which end with it: a reader, a writer, a watch, and the tasks that its
+plugin runs for it.  Where the last carrier is lost, calls wait for another one, for as long as both sides have agreed.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ __all__ = ["Link"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 Admit = Callable[["Link"], Awaitable[bool]]
-"""Decides, at its first OPEN, whether a peer that was called here may open Pipes; no means UNAUTHORIZED."""
+"""Decides whether a peer that this side called may open Pipes, at the peer's first OPEN; no means UNAUTHORIZED."""
 
 
 @final
@@ -51,20 +53,21 @@ class Link(Travelling):
     """One side of the session between two peers.  See `Travelling` and `Handshake` for more of its attributes.
 
     Attributes:
-      on_wait: told when it has no path any more, or no Pipe and something left to say; for its owner to set.
-      waits_since: when that was; infinity while it has both.
+      on_wait: called when the Link has lost its last path, or its last Pipe was closed while something is left to send;
+        for the owner to set.
+      waits_since: when that happened; infinity while the Link has both a path and a Pipe.
     """
 
     def __init__(self, carrier: Carrier, *, peer_key: bytes, session_id: bytes, initiator: bool | None) -> None:
         super().__init__(carrier, peer_key=peer_key, session_id=session_id, initiator=initiator)
         self._lanes: dict[LaneProtocol, LaneDriver] = {self._first.protocol: self._first}
-        self._last = self._first  # that we spoke on
-        self._told: tuple[LaneProtocol | None, Life, bool] | None = None  # to it
+        self._last = self._first  # the carrier that we spoke on last
+        self._told: tuple[LaneProtocol | None, Life, bool] | None = None  # the `_sight` that was last reported
         self._pipes: set[Channel] = set()
         self._scope: Final = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self._over: Final = trio.Event()
-        self._patience: Final = trio.CancelScope()  # for a further carrier, where there is none
+        self._patience: Final = trio.CancelScope()  # its deadline ends the wait for another carrier
         self._lost_by: Exception | None = None
         self._goodbye: float | None = None  # None: not driven yet
         self.on_wait: Callable[[Link], object] | None = None
@@ -73,14 +76,14 @@ class Link(Travelling):
 
     @property
     def movable(self) -> bool:
-        """Whether it may have further carriers, and outlive those that it has."""
+        """Whether the Link may have further carriers, and outlive those that it has."""
         state = self.protocol.state
         standing = state is LinkState.CLOSING or (state is LinkState.OPEN and not self._ending)
         return standing and self.protocol.movable
 
     @property
     def carrier(self) -> Carrier:
-        """The one that we speak on, or spoke on last."""
+        """The carrier that we speak on, or spoke on last."""
         return self._speaking.carrier
 
     @property
@@ -107,10 +110,10 @@ class Link(Travelling):
 
         Args:
           on_open: gets the Pipes that the peer opens.
-          admit: asked before the first of them where the peer was called by us, so that nobody has decided about it
-            yet; None lets it.
-          tasks: what carries its first carrier; they end with that.
-          goodbye: seconds for the last words once the Link ends here.
+          admit: asked before the first of them where this side called the peer, so that nobody has decided about the
+            peer yet; None admits it.
+          tasks: the tasks that the first carrier needs; they end with it.
+          goodbye: seconds for the last frames once the Link ends here.
         """
         self._first.tasks = tasks
         self._openings.take = on_open
@@ -118,9 +121,9 @@ class Link(Travelling):
         self._openings.admitted = self._admitted or (None if admit is not None else True)
         self._scope.shield = True
         with self._scope:
-            if self._ending:  # everything was closed before the driver had its first turn
+            if self._ending:  # every Pipe was closed before the driver had its first turn
                 self._bound_goodbye()
-            self._first.protocol.send_ping(trio.current_time())  # the round trip, for credit and for `Pipe.path`
+            self._first.protocol.send_ping(trio.current_time())  # measures the round trip, for credit and `Pipe.path`
             async with trio.open_nursery() as self._nursery:
                 for lane in list(self._lanes.values()):
                     self._nursery.start_soon(self._drive_lane, lane)
@@ -132,9 +135,9 @@ class Link(Travelling):
                 self._nursery.cancel_scope.cancel()
         self._fail(trio.BrokenResourceError("the link ended"))
 
-    @trio.lowlevel.enable_ki_protection  # a record that Ctrl-C cuts off would be one that somebody has forged
+    @trio.lowlevel.enable_ki_protection  # the peer would take a record that Ctrl-C cuts off for a forged one
     async def _guard(self, task: Callable[[], Awaitable[None]]) -> None:
-        """What goes wrong in a task of the Link breaks the Link."""
+        """Run a task of the Link; its failure breaks the Link."""
         try:
             with panics_as_errors():
                 await task()
@@ -148,7 +151,7 @@ class Link(Travelling):
     # -- carriers ----------------------------------------------------------------------------------------------------
 
     def _give_to(self, link: Handshake, tasks: Sequence[Task]) -> None:
-        """Our carrier is a lane of that Link, and nothing is left here."""
+        """Give our carrier to another Link, as a lane; nothing is left here."""
         self._first.tasks = tasks
         self.protocol.lanes.lose(self._first.protocol)
         self._lanes.clear()
@@ -156,7 +159,7 @@ class Link(Travelling):
         link._adopt(self._first)
 
     def _adopt(self, lane: LaneDriver) -> None:
-        """A carrier of a proven Link is a lane of this one; the protocol has it already.  Synchronous."""
+        """Take a proven carrier as a lane of this Link; the protocol has it already."""
         lane.move(self.protocol, self._lose)
         self._share(lane)
         self._lanes[lane.protocol] = lane
@@ -167,7 +170,7 @@ class Link(Travelling):
         self._settle()
 
     async def _drive_lane(self, lane: LaneDriver) -> None:
-        """All tasks of one carrier; they end with it."""
+        """Run all tasks of one carrier; they end with it."""
         with lane.scope:
             async with trio.open_nursery() as nursery:
                 for loop in (self._write, self._watch, self._read):
@@ -177,7 +180,7 @@ class Link(Travelling):
 
     @trio.lowlevel.enable_ki_protection
     async def _guard_lane(self, lane: LaneDriver, loop: Callable[[LaneDriver], Awaitable[None]]) -> None:
-        """What ends a carrier ends no more, where the Link outlives it; what the peer does wrong ends the Link."""
+        """Run a task of a carrier.  A broken carrier is lost (`_lose`); any other failure ends the Link."""
         try:
             with panics_as_errors():
                 await loop(lane)
@@ -192,7 +195,7 @@ class Link(Travelling):
             self._fail(error)
 
     async def _carry(self, lane: LaneDriver, task: Task) -> None:
-        """What a plugin has work for a carrier: a failure is the carrier's."""
+        """Run a plugin's task for a carrier; if it fails, the carrier is lost."""
         try:
             with panics_as_errors():
                 await task()
@@ -203,10 +206,10 @@ class Link(Travelling):
     async def _write(self, lane: LaneDriver) -> None:
         await lane.write(lambda: self._is_last_word(lane))
         if self.protocol.is_acknowledged:
-            self._over.set()  # there is nothing that closing first could eat
+            self._over.set()  # closing first can lose no data now
 
     def _is_last_word(self, lane: LaneDriver) -> bool:
-        """Whether what is written on a carrier now ends it."""
+        """Whether what is written on a carrier now is the last that it carries."""
         state = self.protocol.state
         if not self._ending or state in (LinkState.CLOSING, LinkState.COMMITTED):
             return False
@@ -224,7 +227,7 @@ class Link(Travelling):
         self._over.set()
 
     async def _watch(self, lane: LaneDriver) -> None:
-        """Ask for signs of life.  A task of its own, since a peer that does not read holds the writer up."""
+        """Run the lane's timers.  A task of its own, since a peer that does not read blocks the writer."""
         while True:
             await lane.wait_timer()
             life = lane.protocol.life
@@ -236,14 +239,14 @@ class Link(Travelling):
                 raise trio.BrokenResourceError(f"the path is dead: the peer was not heard for {silence:.0f} s")
 
     def _may_stand_by(self, lane: LaneDriver) -> bool:
-        """Whether a lane that was left is kept, in case the other one fails: the last one by a relay."""
+        """Whether a lane that was left is kept in case the other one fails: only the newest one by a relay is."""
         relays = [each for each in self._lanes.values() if each.is_relayed and not each.protocol.leaving]
         close = partial(self._lose, lane, trio.BrokenResourceError("too many relays stand by"))
         lane.protocol.life.rests = lane in relays[-1:] and self._standbys.keep(lane, close)
         return lane.protocol.life.rests
 
     async def _keep(self) -> None:
-        """Wait for the ACCEPT, and then for a further carrier where there is none, neither of them for ever."""
+        """End the Link if the ACCEPT does not come in time, or later if it has no usable path for too long."""
         with trio.move_on_after(self._accept_within):
             await self.wait_accepted()
         if self.protocol.state is LinkState.COMMITTED:
@@ -262,7 +265,7 @@ class Link(Travelling):
         self._fail(error)
 
     def say_news(self, payload: bytes) -> bool:
-        """A sealed signal for the peer, of 16 KiB at most; whether a path that is well takes it."""
+        """Send the peer a sealed signal of at most 16 KiB.  Returns whether a path that is well takes it."""
         took = self.protocol.say_news(payload)
         self._settle()
         return took
@@ -271,8 +274,8 @@ class Link(Travelling):
         """Something has happened that may have killed the path: it is asked at once, see `LifeJudge.hint`.
 
         Args:
-          is_gone: whether the machine has a local address no more.  What was dialled or met from there is closed; a
-            relay's address is none of the machine's.
+          is_gone: whether the host no longer has a local address.  Direct carriers from there are closed; relayed ones
+            are not, since their local address may be the relay's.
         """
         for lane in list(self._lanes.values()):
             if self.movable and not lane.is_relayed and is_gone(lane.carrier.local):
@@ -282,7 +285,7 @@ class Link(Travelling):
         self._note_hint()
 
     def _lose(self, lane: LaneDriver, error: Exception) -> None:
-        """A carrier is gone; so is the Link, where it was the last one and nothing is kept.  Idempotent."""
+        """Remove a carrier that is gone.  A Link that is not `movable` fails with it.  Idempotent."""
         if lane.gone:
             return
         lane.close_nowait()
@@ -304,7 +307,7 @@ class Link(Travelling):
         self._settle()
 
     async def _pump(self, lane: LaneDriver) -> None:
-        """Let the protocol see what a carrier brings.  A checkpoint always."""
+        """Read a carrier once, and act on what came.  A checkpoint always."""
         await lane.pump()
         protocol = self.protocol
         for channel in protocol.take_touched():
@@ -326,13 +329,13 @@ class Link(Travelling):
 
     @property
     def _sight(self) -> tuple[LaneProtocol | None, Life, bool]:
-        """What those are told of the path who wait for it to change."""
+        """What is reported of the path to those that wait for a change of it."""
         active = self.protocol.lanes.active
         life = Life.DEAD if active is None else active.life.life
         return active, life, life is Life.SUSPECT and self.protocol.has_spare
 
     def _settle(self) -> None:
-        """Something has happened: have said what is to be said, and told what is to be told."""
+        """Act on a change: have pending frames sent and timers set, and report a change of the path."""
         for lane in list(self._lanes.values()):
             if self.protocol.has_outbox(lane.protocol):
                 lane.poke()
@@ -347,7 +350,7 @@ class Link(Travelling):
         self._be_patient()
 
     def _be_patient(self) -> None:
-        """What is suspected has the time of its death and that of a Link without a path, whatever comes from there."""
+        """Bound how long the Link lives on a suspected lane: `DEATH` and the resume timeout, whatever arrives there."""
         active = self.protocol.lanes.active
         if active is None:
             return
@@ -360,7 +363,10 @@ class Link(Travelling):
         self._patience.deadline = min(self._patience.deadline, trio.current_time() + seconds)
 
     def _close_unwanted(self) -> None:
-        """Close what the peer has dropped, and what we have left while it holds a sender up, who goes on elsewhere."""
+        """Close lanes that were dropped, and lanes that we have left but that still block a sender.
+
+        The blocked sender goes on over another lane.
+        """
         active = self.protocol.lanes.active
         for lane in list(self._lanes.values()):
             life, left = lane.protocol.life, active is not None and lane.protocol is not active
@@ -369,7 +375,7 @@ class Link(Travelling):
                 self._lose(lane, trio.BrokenResourceError("the path does not carry what is sent"))
             elif (
                 held and not life.asking and not self.protocol.carries_a_tail(lane.protocol)
-            ):  # the peer may have found out before us, and nothing else is due there
+            ):  # the peer may have noticed before us that it is dead, and no PING is due there
                 lane.protocol.doubt(trio.current_time())
                 lane.set_alarm()
             elif lane.protocol.is_over and self.protocol.is_up:
@@ -382,14 +388,14 @@ class Link(Travelling):
         self._settle()
 
     def forget_nowait(self) -> None:
-        """The peer does not know this Link: what waits for a path waits in vain.  One that has a path is well."""
+        """The peer does not know this Link: end it if it waits for a path.  A Link that has a path stays."""
         if not self._lanes:
             self._fail(trio.BrokenResourceError("the peer does not know this link any more"))
 
     def replace_nowait(self, instance: bytes) -> bool:
-        """The peer has begun anew, by another process: what waits for the one before it waits in vain, and ends.
+        """The peer runs as another process now: end the Link if it belongs to the previous one and waits for a path.
 
-        Returns whether it has.
+        Returns whether the Link was ended.
         """
         if instance == self.protocol.peer_instance or self._lanes:
             return False
@@ -397,7 +403,7 @@ class Link(Travelling):
         return True
 
     def revoke_nowait(self) -> None:
-        """The peer is not let in any more: every Pipe breaks here, and there once it has heard of it."""
+        """The peer is not let in any more: every Pipe breaks here, and at the peer once the GOAWAY has arrived."""
         self.protocol.send_go_away(GoAwayCode.UNAUTHORIZED)
         failure = trio.BrokenResourceError("this node does not let the peer in any more")
         if self._lanes:
@@ -408,7 +414,7 @@ class Link(Travelling):
             self._fail(failure)
 
     def evict_nowait(self) -> None:
-        """It has waited for longer than the others, and there are too many that wait."""
+        """End the Link: too many wait for a path, and this one has waited for longest."""
         self._fail(trio.BrokenResourceError("too many links wait for a path, and this one has for longest"))
 
     def _wait(self) -> None:
@@ -418,18 +424,18 @@ class Link(Travelling):
 
     @property
     def has_lanes(self) -> bool:
-        """Whether it has a carrier, be it one that carries nothing."""
+        """Whether the Link has a carrier, even one that is suspected."""
         return bool(self._lanes)
 
     def end_nowait(self, *, abort: bool = False) -> None:
-        """Close or abort every Pipe of the Link, and let the driver say goodbye, within its goodbye time from now."""
+        """Close or abort every Pipe; the driver ends the Link within its goodbye time from now."""
         self._hurried = True
         for channel in list(self._pipes):
             self.close_channel(channel, abort=abort)
         self._end()
 
     def _end(self) -> None:
-        """There is no Pipe any more.  Where the Link outlives its carriers it goes on until the peer has all."""
+        """The last Pipe is gone.  A `movable` Link goes on until the peer has acknowledged everything."""
         if self.movable and not self._ending:
             self.protocol.close()
             self._wait()
@@ -440,7 +446,7 @@ class Link(Travelling):
         self._bound_goodbye()
 
     def _bound_goodbye(self) -> None:
-        waits = self.protocol.state is LinkState.COMMITTED and not self._hurried  # for the ACCEPT, which has a bound
+        waits = self.protocol.state is LinkState.COMMITTED and not self._hurried  # for the ACCEPT: `_keep` bounds that
         if self._goodbye is None or waits:
             return
         patience = self._goodbye
@@ -449,7 +455,7 @@ class Link(Travelling):
         self._scope.deadline = min(self._scope.deadline, trio.current_time() + patience)
 
     def _fail(self, failure: Exception) -> None:
-        """The Link is over: break what is open, wake everybody, close the carriers.  Idempotent."""
+        """End the Link: break its Pipes, wake all waiters, close the carriers.  Idempotent."""
         self.protocol.break_all(failure)
         for lane in self._lanes.values():
             lane.close_nowait()
@@ -458,7 +464,7 @@ class Link(Travelling):
         self._wake()
 
     def _wake(self) -> None:
-        """Everybody's wait is over."""
+        """Wake all waiters."""
         self._answers.unpark_all()
         self.path_log.tell()
         for channel in self.protocol.take_touched():
@@ -477,9 +483,9 @@ class Link(Travelling):
         return self._last.protocol.pace.size
 
     async def send_data(self, channel: Channel, data: memoryview) -> None:
-        """Send one piece of DATA on the carrier that we speak on; a checkpoint always.
+        """Send one chunk of DATA on the carrier that we speak on; a checkpoint always.
 
-        Waits, without anybody's lock, for a peer that acknowledges nothing, and for a carrier where there is none.
+        Waits, without holding a lock, while too much is unacknowledged, and while there is no carrier.
 
         Raises:
           trio.ClosedResourceError: the channel ended meanwhile; the Link is well.
@@ -506,7 +512,7 @@ class Link(Travelling):
         self._settle()
 
     def note_read(self, channel: Channel, size: int) -> None:
-        """The application read; credit follows."""
+        """The application has read `size` bytes; credit follows."""
         self.protocol.note_read(channel, size, trio.current_time())
         if self.protocol.channels.credits:
             self._speaking.poke()

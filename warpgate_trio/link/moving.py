@@ -2,15 +2,18 @@
 
 Joining.  ATTACH offers a proven carrier to the peer's side of the Link; ATTACHED takes it.  Either side may offer.
 
-Changing over.  Where the lane that we speak on is gone or no good, another one that is well is taken at once, and what
-the peer has not acknowledged is said again there: nothing is to be lost.  Where it is well, and the new one is only
-better, that is tried first: `TRIAL` bytes that say nothing, and a PING behind them.  With the answer we change over,
-and go on there with what is new (`warpgate_trio.link.ahead`); until then the old lane carries all, so a path that turns
-out not to carry bulk costs nothing.  The AT says which of the two it was.  The peer does the same with its own
-direction.
+Changing over.  There are two cases, and the AT says which one it is:
 
-Leaving.  A lane that fails its trial, or is no good in the first seconds of its life, is dropped: said by DROP on
-another lane, so that both sides close it.
+* The lane that we speak on is gone, or does not carry.  Another lane that is well is taken at once, and what the peer
+  has not acknowledged is sent again there, so nothing is lost.
+* The lane is well, and the new one is only better.  The new one is tried first: `TRIAL` bytes of padding, with a PING
+  behind them.  Until its PONG comes the old lane carries everything, so a path that does not carry bulk costs nothing.
+  Then the stream goes on over the new lane, with new data only (`warpgate_trio.link.ahead`).
+
+The peer does the same with its own direction.
+
+Leaving.  A lane that fails its trial, or is suspected in the first seconds of its life, is dropped: a DROP on another
+lane tells the peer, so that both sides close it.
 """
 
 from __future__ import annotations
@@ -35,13 +38,13 @@ from .stream import Incoming, Outgoing
 __all__ = ["ASK_INTERVAL", "YOUNG", "Moving"]
 
 SPARE_FOR: Final = 20.0
-"""Seconds of silence after which a lane that nobody speaks on is closed; it is asked for a sign of life after more."""
+"""Seconds of silence after which a lane that nobody speaks on is closed, before a PING on it would be due."""
 HANDSHAKE_TRIPS: Final = 2
-"""Round trips that a carrier takes to become a lane: its own handshake, and PROOF and ATTACH."""
+"""Round trips that a carrier takes to become a lane: its own handshake, then PROOF and ATTACH."""
 ASK_INTERVAL: Final = 1.0
-"""Seconds between an answer and the next question to a lane beside one that is suspected."""
+"""Seconds between a PONG and the next PING on a lane that is well, while the lane that we speak on is suspected."""
 YOUNG: Final = 10.0
-"""Seconds of a lane's life in which it is dropped when it is no good; later it is only left, and may be well again."""
+"""Seconds of a lane's life in which it is dropped when it does not carry; later it is only left, and may recover."""
 
 
 class _Where(TypedDict):
@@ -53,18 +56,18 @@ class _Where(TypedDict):
 
 # long: a lane joins, is spoken on, suspected and left by one table of lanes
 class Moving(ABC):
-    """See the module's page.
+    """The lanes of one side of a Link: see the module's docstring.
 
     Args:
       first: the first carrier.
-      initiator: this side called; None as long as that is not known.
+      initiator: this side called; None while that is not known.
 
     Attributes:
       lanes: the carriers, and which one we speak on.
-      outgoing, incoming, terms: the two streams, and what we offered; None where the peer acknowledges nothing.
+      outgoing, incoming, terms: the two streams, and the terms that we offered; None if the peer acknowledges nothing.
       resume_timeout: seconds for which the Link is kept without a carrier: the lesser of what the two sides offer.
-      notice_within: see `LifeJudge`, of each carrier.
-      peer_instance: what names the peer's process, where it offers terms.
+      notice_within: see `LifeJudge`; it applies to each carrier.
+      peer_instance: identifies the peer's process, where the peer offers terms.
     """
 
     def __init__(self, first: LaneProtocol, *, initiator: bool | None) -> None:
@@ -78,8 +81,8 @@ class Moving(ABC):
         self._first: Final = first
         self._link_id = b""
         self._secret: LinkSecret | None = None
-        self._trial: LaneProtocol | None = None  # that we change over to once it has carried bulk
-        self._follows = False  # because the peer has
+        self._trial: LaneProtocol | None = None  # the lane that we change over to once it has carried bulk
+        self._follows = False  # the trial follows one of the peer's
         self._may_say_news = False
         self._may_go_ahead = False
         self._tail: Tail | None = None
@@ -88,16 +91,16 @@ class Moving(ABC):
     @property
     @abstractmethod
     def state(self) -> LinkState:
-        """That of the first carrier until the Link is open, and ENDED once it is over."""
+        """The state of the first carrier until the Link is open; ENDED once the Link is over."""
 
     @property
     def is_up(self) -> bool:
-        """Whether its carriers carry it: it is open, or has something left to say."""
+        """Whether the Link uses its carriers: it is open, or still has something to send before it ends."""
         return self.state in (LinkState.OPEN, LinkState.CLOSING)
 
     @abstractmethod
     def _take_items(self, lane: LaneProtocol, items: list[Item], now: float) -> None:
-        """What came on a carrier and is not about that alone."""
+        """Take what came on a carrier and concerns the Link."""
 
     @property
     def initiator(self) -> bool:
@@ -106,25 +109,25 @@ class Moving(ABC):
 
     @property
     def life(self) -> LifeJudge:
-        """Who judges the carrier that we speak on."""
+        """The judge of the carrier that we speak on."""
         return (self.lanes.active or self._first).life
 
     @property
     def is_lasting(self) -> bool:
-        """Whether both sides keep it without a path."""
+        """Whether both sides keep the Link while it has no path."""
         return self._secret is not None and self.resume_timeout > 0
 
     @property
     def movable(self) -> bool:
-        """Whether it may have further carriers, and outlive those that it has.
+        """Whether the Link may have further carriers, and outlive those that it has.
 
-        A responder waits for the first answer to a PING, which follows its ACCEPT: an initiator that has gone by then
-        will not come back for a Link that it never knew of.
+        A responder waits for the first PONG to a PING that follows its ACCEPT.  An initiator that has gone by then does
+        not know the Link, and will not come back for it.
         """
         return self.is_lasting and (self.initiator or self._first.life.answered > 0)
 
     def _agree(self, ours: Terms, theirs: Terms, now: float) -> None:
-        """Both sides offer terms."""
+        """Settle what follows from the terms that both sides offer."""
         self.terms = ours
         self.peer_instance = theirs.instance
         self._may_say_news = theirs.hears_news
@@ -139,7 +142,10 @@ class Moving(ABC):
     def attach(
         self, lane: LaneProtocol, *, session_id: bytes, server_key: bytes, now: float, preferred: bool = False
     ) -> None:
-        """Offer a proven carrier of ours to the peer's side of this Link; its trial begins where it is `preferred`."""
+        """Offer a proven carrier to the peer's side of this Link.
+
+        With `preferred` its trial begins at once, if the lane that we speak on is well.
+        """
         active, where = self.lanes.active, self._where(session_id, server_key)
         attach = self._proof.attach(lane=self.lanes.name(), **where)
         if not preferred or active is None or not active.is_well:
@@ -149,20 +155,23 @@ class Moving(ABC):
         lane.begin_trial_early(now, hurried=active.leaving)
 
     def judge_attach(self, attach: Attach, *, session_id: bytes, server_key: bytes) -> RefuseReason | None:
-        """What an ATTACH on a carrier that the peer has proven to be its is answered with; None: it is taken."""
+        """Judge an ATTACH on a carrier on which the peer has proven its identity.
+
+        Returns why it is refused, or None where it is to be taken.
+        """
         secret = self._secret
         if secret is None or not self.is_up or not self.movable:
             return RefuseReason.UNKNOWN_LINK
         if not secret.holds(attach, session_id=session_id, server_key=server_key):
             return RefuseReason.UNKNOWN_LINK
-        if attach.received > self._kept.end:  # fewer than it has acknowledged are no fault: an ACK was quicker
+        if attach.received > self._kept.end:  # less than it has acknowledged is no fault: an ACK was quicker
             return RefuseReason.UNKNOWN_LINK
         if not self.lanes.is_name_of_the_peer(attach.lane):
             return RefuseReason.UNKNOWN_LINK
         return None
 
     def take_attach(self, lane: LaneProtocol, *, session_id: bytes, server_key: bytes, now: float) -> None:
-        """Take it: the carrier is a lane of the Link, and what came behind the ATTACH is heard."""
+        """Take the ATTACH: the carrier becomes a lane of the Link, and what came behind the ATTACH is processed."""
         assert lane.attach is not None
         lane.send_attached(self._proof.attached(lane=lane.attach.lane, **self._where(session_id, server_key)))
         self._kept.acknowledge(lane.attach.received)
@@ -176,18 +185,18 @@ class Moving(ABC):
         """The peer has taken the carrier that we offered.
 
         Raises:
-          RemoteProtocolError: it is not the peer's side of this Link, or has taken in what was not said.
+          RemoteProtocolError: the answer does not prove the peer's side of this Link, or acknowledges unsent data.
         """
         assert lane.attach is not None
         holds = self._proof.holds(attached, session_id=session_id, server_key=server_key)
         if attached.lane != lane.attach.lane or not holds:
             raise RemoteProtocolError("the peer's answer to the ATTACH does not prove the Link")
         self._kept.acknowledge(attached.received)
-        # Its turn is not taken over: the AT that goes with it may still be under way, and would look like a tie.
+        # The peer's turn is not adopted: the AT that announces it may still be in flight, and would look like a tie.
         self._join(lane, now)
 
     def _where(self, session_id: bytes, server_key: bytes) -> _Where:
-        """What is said of a carrier, and of how far we are."""
+        """The fields of an ATTACH or ATTACHED that identify the carrier and say how far we are."""
         return {
             "received": self._taken.received,
             "turn": self.lanes.turn,
@@ -212,7 +221,7 @@ class Moving(ABC):
         self.lanes.join(lane)
         self._take_items(lane, lane.join(now), now)
         self.choose(now)
-        lane.send_ping(now)  # the round trip that it is judged by
+        lane.send_ping(now)  # measures the round trip that the lane is judged by
 
     @property
     def _proof(self) -> LinkSecret:
@@ -232,8 +241,9 @@ class Moving(ABC):
     # -- changing over -----------------------------------------------------------------------------------------------
 
     def choose(self, now: float) -> bool:
-        """Speak on another lane where the one that we speak on is gone or no good, or where that was tried and is
-        better; whether we do.
+        """Change over where our lane is gone or does not carry, or to a better one whose trial is over.
+
+        Returns whether we have left a lane that is gone or does not carry.
         """
         if self.outgoing is None or not self.is_up:
             return False
@@ -246,7 +256,7 @@ class Moving(ABC):
         self.lanes.promote(lane)
         self._stop_following()
         self._begin(lane, now)
-        lane.doubt(now)  # what took the one may have taken the other
+        lane.doubt(now)  # what broke the one may have broken the other
         if left is not None and now - left.joined_at < YOUNG:
             self._drop(left)
         return True
@@ -255,7 +265,7 @@ class Moving(ABC):
         """Change over to a lane that is better than the one that we speak on, once it has carried bulk."""
         if lane is not self.lanes.active:
             self._try(lane, now, follows=False)
-            self.choose(now)  # the answer may have come by now
+            self.choose(now)  # a trial that was begun before may be answered by now
 
     def _try(self, lane: LaneProtocol, now: float, *, follows: bool) -> None:
         self._trial, self._follows = lane, follows
@@ -279,12 +289,12 @@ class Moving(ABC):
             self._drop(lane)
 
     def _stop_following(self) -> None:
-        """A trial that the peer has begun is over: one of the two is elsewhere by now."""
+        """End a trial that follows one of the peer's: one of the two sides has changed its lane meanwhile."""
         if self._follows:
             self._trial, self._follows = None, False
 
     def _leave_a_tail(self) -> Tail | None:
-        """What we have said on the lane that is to be left, where that is to bring it."""
+        """The tail on the lane that is to be left; None where that is not to bring what was sent there."""
         left = self.lanes.active
         if left is None or left.said is None or not left.is_well or not self._may_go_ahead or self._tail is not None:
             return None
@@ -297,7 +307,7 @@ class Moving(ABC):
             self._tail = None
 
     def _judge_tail(self, now: float) -> None:
-        """What is to come on a lane that we have left goes on another one where that does not bring it."""
+        """Where the lane with the tail is gone or not well, send the tail again on the lane that we speak on."""
         if self._tail is None or (self._tail.lane in self.lanes and self._tail.lane.is_well):
             return
         self._forget_tail()
@@ -306,11 +316,12 @@ class Moving(ABC):
             self._begin(active, now)
 
     def _blame_the_tail(self, lane: LaneProtocol, now: float) -> None:
-        """Nothing that is said behind a tail is acknowledged before that has come.
+        """Blame the lane of the tail, rather than `lane`, for a lack of progress.
 
-        So where a lane is about to be suspected, and what was said before it has not progressed for as long, all of it
-        goes on here, and both lanes are asked.  The one that goes on has little time for the answer only where it is as
-        silent as the other one: it would be left for that.
+        Nothing that is sent behind a tail is acknowledged before the tail has come.  So where our lane is about to be
+        suspected, and the tail has made no progress for as long, the tail is sent again on our lane, and both lanes are
+        asked.  Our lane gets the short time of a doubt only where it has been silent as long itself; otherwise it would
+        be left for the fault of the other.
         """
         tail = self._tail
         if tail is None or lane is not self.lanes.active or lane.life.asking or not lane.life.is_overdue(now):
@@ -326,15 +337,15 @@ class Moving(ABC):
                 lane.send_ping(now)
 
     def carries_a_tail(self, lane: LaneProtocol) -> bool:
-        """Whether we have left it, and it is to bring what was said there."""
+        """Whether we have left the lane, and it is still to bring what was sent there."""
         return self._tail is not None and self._tail.lane is lane
 
     def has_left(self, lane: LaneProtocol) -> bool:
-        """Whether the peer speaks on another lane, and all that it has said before has come."""
+        """Whether the peer speaks on another lane, and everything that it sent before the change has come."""
         return self.lanes.theirs is not lane and self.lanes.theirs not in self._ahead
 
     def _begin(self, lane: LaneProtocol, now: float, *, graceful: bool = False, tail: Tail | None = None) -> None:
-        """What we say goes on here: from what the peer has taken in, or behind what another lane is to bring."""
+        """Continue our stream on this lane, from what the peer has acknowledged or from where the tail ends."""
         self._forget_tail()
         self._tail = tail
         lane.said = self._kept.acknowledged if tail is None else tail.until
@@ -351,14 +362,14 @@ class Moving(ABC):
         self._ahead.pop(lane, None)
         if at.position > self.incoming.received:
             self._ahead[lane] = Ahead(at.position)
-        lane.ack_due = True  # here, whatever we speak on: the peer has to learn that this lane carries
+        lane.ack_due = True  # on this lane, whichever we speak on: the peer has to learn that it carries
         before, follow = self.lanes.turn, self.lanes.hear(lane, at)
         if self.lanes.turn > before:
             self._stop_following()
             lane.count(TURN_COST)
         if (
             not follow or lane.is_over or (self._follows and lane is self._trial)
-        ):  # then the peer only goes on from where it is by now
+        ):  # then the peer has only moved on to a later position
             return
         if at.graceful and self.lanes.active is not None and self.lanes.active.is_well:
             self._try(lane, now, follows=True)
@@ -371,14 +382,14 @@ class Moving(ABC):
     # -- leaving -----------------------------------------------------------------------------------------------------
 
     def lose(self, lane: LaneProtocol, now: float) -> None:
-        """A carrier is gone."""
+        """Remove a carrier that is gone, and change over where we spoke on it."""
         lane.end()
         self.lanes.lose(lane)
         self._ahead.pop(lane, None)
         self.choose(now)
 
     def _drop(self, lane: LaneProtocol) -> None:
-        """It is no good, which the peer hears; the shell closes it."""
+        """Tell the peer that the lane does not carry; the shell closes it."""
         self._say_drop(lane, DropReason.NO_GOOD)
         lane.was_dropped = True
 
@@ -389,7 +400,7 @@ class Moving(ABC):
         lane.end()
 
     def give_way(self, lane: LaneProtocol) -> None:
-        """It is closed here because it will be gone before long, and the peer may still speak there: it hears so."""
+        """Tell a peer that may still speak on the lane that it is closed here, because its relay will shut down."""
         self._say_drop(lane, DropReason.GIVES_WAY)
 
     def _receive_drop(self, drop: Drop) -> None:
@@ -399,7 +410,7 @@ class Moving(ABC):
             lane.was_dropped = drop.reason == DropReason.NO_GOOD
 
     def is_spare(self, lane: LaneProtocol, now: float) -> bool:
-        """Whether a lane has not been spoken on for so long that keeping it would cost more than it is worth."""
+        """Whether a lane is not needed: another one is spoken on and well, and this one was silent for `SPARE_FOR`."""
         active = self.lanes.active
         wanted = active is None or active is lane or not active.is_well
         return not wanted and lane.life.silence(now) >= SPARE_FOR
@@ -408,14 +419,17 @@ class Moving(ABC):
 
     @property
     def has_spare(self) -> bool:
-        """Whether the lane that we speak on is suspected, and another one has been heard since."""
+        """Whether the lane that we speak on is suspected, and another one that is well was heard since."""
         active = self.lanes.active
         if active is None or active.life.life is not Life.SUSPECT:
             return False
         return any(lane.is_well and lane.life.heard_at >= active.life.suspect_at for lane in self.lanes)
 
     def _question_at(self, lane: LaneProtocol) -> float:
-        """When a lane is to be asked how far the peer has come by the one that is suspected."""
+        """When to ask a lane, while the one that we speak on is suspected; infinity otherwise.
+
+        The PONG comes with an ACK, which says how much the peer has received by the suspected lane.
+        """
         active = self.lanes.active
         if active is None or active is lane or active.life.life is not Life.SUSPECT or not lane.is_well:
             return math.inf
@@ -429,7 +443,7 @@ class Moving(ABC):
     # -- signals -----------------------------------------------------------------------------------------------------
 
     def say_news(self, payload: bytes) -> bool:
-        """A sealed signal for the peer, on every lane; whether one that is well takes it."""
+        """Send a sealed signal to the peer on every lane.  Returns whether a lane that is well takes it."""
         if not self._may_say_news or self.state is not LinkState.OPEN:
             return False
         news = News(payload=payload)
@@ -439,13 +453,13 @@ class Moving(ABC):
     # -- life --------------------------------------------------------------------------------------------------------
 
     def set_notice_within(self, seconds: float) -> None:
-        """See `LifeJudge.notice_within`; of the carriers that there are, and of those to come."""
+        """Set `LifeJudge.notice_within` for the carriers that there are, and for those to come."""
         self.notice_within = seconds
         for lane in self.lanes:
             lane.life.notice_within = seconds
 
     def hint(self, now: float) -> None:
-        """Something has happened that may have killed a path: each is asked at once, see `LifeJudge.hint`."""
+        """Something has happened that may have killed the paths: each is asked at once, see `LifeJudge.hint`."""
         if self.is_up:
             for lane in self.lanes:
                 lane.hint(now)

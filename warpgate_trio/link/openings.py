@@ -25,15 +25,15 @@ def refuse_all(_pipe: Pipe) -> RefuseReason:
 
 @final
 class Openings:
-    """Those of one Link.
+    """The Pipes that the peer opens on one Link.
 
     Args:
-      make, drop: make a Pipe of a channel, and forget one that nobody has.
+      make, drop: make the Pipe of a channel, and forget a Pipe that was refused.
 
     Attributes:
-      take: who takes them.
-      admitted: whether the peer may open any; None while nobody has decided.
-      over: no more are taken.
+      take: the handler that takes a Pipe or refuses it.
+      admitted: whether the peer may open Pipes; None while that is not decided.
+      over: no more Pipes are taken.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Openings:
         self.over: bool = False
 
     async def wait_first(self) -> None:
-        """Until the peer opens one while nobody has decided."""
+        """Wait until the peer opens a Pipe while `admitted` is None."""
         await self._first.wait()
 
     def answer(self) -> None:
-        """Answer those that wait; they stay in the protocol, where their number is bounded, until somebody decides."""
+        """Answer the OPENs that wait.  Until `admitted` is set they stay in the protocol, which bounds their number."""
         if self.admitted is None:
             if self._protocol.channels.opened:
                 self._first.set()
@@ -61,7 +61,7 @@ class Openings:
             self.answer_one(opened.channel)
 
     def answer_one(self, channel: Channel) -> None:
-        """Take one, or refuse it."""
+        """Take or refuse one Pipe."""
         if self.over:
             reason: RefuseReason | None = RefuseReason.NOT_ACCEPTING
         elif not self.admitted:

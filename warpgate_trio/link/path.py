@@ -1,4 +1,4 @@
-"""How a Link came about and travels, and how that has changed, for those who hold its Pipes."""
+"""How a Link travels, and how that has changed, as the holders of its Pipes see it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ class PathState(Enum):
     """Whether a path carries what is sent."""
 
     LIVE = "live"
-    """As far as is known."""
+    """It does, as far as is known."""
     SUSPECT = "suspect"
-    """For a while now the peer has acknowledged nothing of what it was sent; it may only be slow."""
+    """The peer has acknowledged nothing of what it was sent for a while; it may only be slow."""
     SUSPENDED = "suspended"
-    """There is none; a Pipe waits for another one."""
+    """There is no path; the Pipe waits for another one."""
 
 
 class PathClass(IntEnum):
-    """How good a path is, whatever its round trip: a lower one is better."""
+    """How good a path is, regardless of its round-trip time: a lower value is better."""
 
     LOOPBACK = 0
     LAN = 1
@@ -33,7 +33,7 @@ class PathClass(IntEnum):
 
 
 def path_class(phase: str | None, route_type: str) -> PathClass:
-    """How good what a phase finds on a route is; both by name, as in `PathInfo`."""
+    """The class of a path that a phase has found on a route; both by name, as in `PathInfo`."""
     if phase == "relay":
         return PathClass.RELAYED
     if route_type == "LOOPBACK_BIND":
@@ -47,18 +47,18 @@ class PathCause(Enum):
     """Why a Link's path changed."""
 
     SUSPECTED = "suspected"
-    """The peer acknowledged nothing for too long, or did not answer; what is sent goes on by another path if there is
+    """The peer acknowledged nothing for too long, or did not answer.  The stream continues on another path if there is
     one."""
     FORGIVEN = "forgiven"
-    """What was suspected carries again: it was a false alarm."""
+    """A suspected path carries again: it was a false alarm."""
     LOST = "lost"
-    """It is gone; `PathChange.detail` says how."""
+    """The path is gone; `PathChange.detail` says how."""
     FOUND = "found"
-    """A search, of either side, has found another one while the path was suspected or gone."""
+    """A search of either side has found another path while this one was suspected or gone."""
     FOLLOWED = "followed"
-    """The peer went over to another one, and so does this side."""
+    """The peer has changed over to another path, and this side follows."""
     BETTER = "better"
-    """Nothing was wrong, and another one is better."""
+    """Nothing was wrong; another path is better."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +72,8 @@ class PathInfo:
       route_type: ``"NIC_BIND"``, ``"EXT_BIND"`` or ``"LOOPBACK_BIND"``.
       carrier: ``"tls"`` or ``"quic"``.
       local, remote: the path's two socket addresses as (IP, port).
-      rtt: smoothed round trip of the Link's own PINGs in seconds, None before the first answer.
-      state: whether it carries what is sent.
+      rtt: smoothed round-trip time of the Link's own PINGs in seconds; None before the first answer.
+      state: whether the path carries what is sent.
     """
 
     phase: str | None
@@ -87,7 +87,7 @@ class PathInfo:
     state: PathState = PathState.LIVE
 
     def same_as(self, other: PathInfo) -> bool:
-        """Whether nothing has changed but the round trip."""
+        """Whether nothing differs but the round-trip time."""
         return replace(self, rtt=None) == replace(other, rtt=None)
 
     def as_report(self) -> PathReport:
@@ -102,12 +102,12 @@ class PathChange:
     """One change of a Link's path, or of its state.
 
     Attributes:
-      at: when, as `trio.current_time` counts: seconds that can be compared with other times of this program.
-      old, new: the path before and after it; None where there is none (`PathState.SUSPENDED`).
-      cause: why.
-      detail: what is known beyond that, for people: of a path that is lost, the error.
-      silence: seconds until then for which the peer had acknowledged nothing of what it was sent; 0 where nothing was.
-      replayed: bytes of payload that are said again on the new path, at most: those that the peer had not acknowledged.
+      at: when, in seconds of `trio.current_time`.
+      old, new: the path before and after the change; None where there was none (`PathState.SUSPENDED`).
+      cause: why it changed.
+      detail: more, for people to read: the error, where a path is lost.
+      silence: seconds before the change for which data or a PING had been unanswered; 0 if nothing was.
+      replayed: bytes of payload that are sent again on the new path, at most: those that the peer had not acknowledged.
     """
 
     at: float
@@ -120,7 +120,7 @@ class PathChange:
 
     @property
     def switched(self) -> bool:
-        """Whether what is sent goes by another path now; else only the state has changed."""
+        """Whether the stream goes by another path now; otherwise only the state has changed, or there is no path."""
         if self.new is None or self.cause is PathCause.FORGIVEN:
             return False
         return self.cause is not PathCause.SUSPECTED or self.new.state is PathState.LIVE

@@ -1,7 +1,7 @@
-"""What has become of a Link's path: the last changes of it, the last search for another one, and who is told of each.
+"""Records the last changes of a Link's path and the last search for another one, and notifies those who wait for them.
 
-`PathLog` is told which carrier the Link speaks on, and whether that is well, whenever either has changed; it finds the
-cause.  What a change replaces is kept as the carrier that it was, so that the entry has its last round trip.
+The Link calls `PathLog.look` whenever the carrier that it speaks on, or the state of that, has changed; the log derives
+the cause.  It keeps the previous carrier itself, so that the entry of the change has its latest round-trip time.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ logger: logging.Logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_CHANGES: Final = 64
-"""Changes of its path that a Link remembers: a path that comes and goes each minute shows an hour of it."""
+"""Changes of its path that a Link remembers: an hour's worth for a path that changes each minute."""
 
 MAX_DETAIL: Final = 200
-"""Characters of an error that are remembered with a change: a carrier's may be the peer's own words."""
+"""Characters of an error that are remembered with a change: the text of a carrier's error may come from the peer."""
 
 
 @final
@@ -42,14 +42,14 @@ class PathLog:
     """The last changes of a Link's path.
 
     Attributes:
-      changes: the last of them, the oldest first.
-      count: how many there were in all.
-      told: wakes whoever waits for the path to change on the Link's behalf.
-      told_pipes: and on a Pipe's, which may be closed meanwhile.
+      changes: the last changes, the oldest first.
+      count: how many changes there were in all.
+      told: wakes tasks that wait for a change on behalf of the Link.
+      told_pipes: wakes tasks that wait for a change on behalf of a Pipe, which may be closed meanwhile.
       watchers: called with each change, at once; they must not block.
-      began: when the call began that made the Link; on the other side, when there was the Link.
-      search: the last search for another path that has come to its end.
-      search_watchers: called with each of those.
+      began: when the call that made the Link began; at the responder, when the Link was made.
+      search: the last search for another path that has ended.
+      search_watchers: called with each such search.
     """
 
     def __init__(self) -> None:
@@ -66,9 +66,12 @@ class PathLog:
         self._silent_since: float | None = None  # while the path is not live
 
     def look(self, lane: LaneDriver | None, protocol: LinkProtocol, *, lost_by: Exception | None) -> None:
-        """Note how the Link travels now.  `lane` is the carrier that it speaks on, `lost_by` how it lost the last one.
+        """Note how the Link travels now.  To be called at once when that has changed, before a new carrier sends.
 
-        To be called in the step in which that has changed: what a new carrier has to say again is seen here.
+        Args:
+          lane: the carrier that the Link speaks on.
+          protocol: the Link's protocol.
+          lost_by: the error by which it lost the last carrier.
         """
         now, before, was = trio.current_time(), self._lane, self._state
         state = PathState.SUSPENDED
@@ -95,7 +98,7 @@ class PathLog:
         self.tell()
 
     def tell(self) -> None:
-        """Wake all of them."""
+        """Wake all tasks that wait for a change."""
         self.told.unpark_all()
         self.told_pipes.unpark_all()
 
@@ -110,12 +113,12 @@ class PathLog:
         _tell(self.watchers, change)
 
     def since(self, count: int) -> list[PathChange]:
-        """What has changed since there were so many changes, as far as it is remembered."""
+        """The changes after the first `count`, as far as they are remembered."""
         missing = min(self.count - count, len(self.changes))
         return list(self.changes)[len(self.changes) - missing :]
 
     def note_search(self, report: ConnectReport, *, began: float) -> None:
-        """A search for another path, which began then, has come to its end."""
+        """A search for another path, which began at `began`, has ended."""
         since = began if self.began is None else self.began
         self.search = msgspec.structs.replace(report, began_ms=round((began - since) * 1000, 3))
         _tell(self.search_watchers, self.search)
@@ -153,7 +156,7 @@ def _cause(before: LaneDriver | None, was: PathState, lane: LaneDriver | None, *
 
 
 def _brings_the_rest(lane: LaneDriver | None, protocol: LinkProtocol) -> bool:
-    """Whether a carrier that was left brings what was said there."""
+    """Whether a carrier that was left still delivers what was sent there."""
     return lane is not None and protocol.carries_a_tail(lane.protocol)
 
 

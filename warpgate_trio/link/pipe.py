@@ -1,4 +1,4 @@
-"""Pipe: what the application holds.  One channel of a Link, as a `trio.abc.HalfCloseableStream`."""
+"""Pipe, which the application holds: one channel of a Link, as a `trio.abc.HalfCloseableStream`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["ChannelLink", "Pipe"]
 
 
 class ChannelLink(Protocol):
-    """What a Pipe needs of the Link that its channel is on; see `warpgate_trio.link.link.Link`."""
+    """What a Pipe needs from its Link; see `warpgate_trio.link.link.Link`."""
 
     @property
     def peer_key(self) -> bytes: ...
@@ -64,19 +64,23 @@ class Pipe(trio.abc.HalfCloseableStream):
     """An encrypted, authenticated, flow-controlled byte stream to one peer.
 
     Made by `Node.auto_connect`, `Node.connect`, the node's listener and `open_pipe`, never by its constructor.
-    Beyond the contract of `trio.abc.HalfCloseableStream` it promises: a cancelled `receive_some` loses nothing; a
-    cancelled `send_all` has sent some prefix of its data, and the stream goes on whole; ``b""`` means that the peer
-    called `send_eof` or `aclose`, and nothing else; at most 8 MiB wait here for a reader that does not read.
 
-    A Ctrl-C reaches the program between its calls and at their checkpoints, and not in the middle of a record.
+    Beyond the contract of `trio.abc.HalfCloseableStream` it promises:
 
-    ``async with pipe:`` closes it when the body ends well, and aborts it when the body is left by an exception or was
-    cancelled, so that the peer does not take for the end what was only interrupted.
+    * A cancelled `receive_some` loses nothing.
+    * A cancelled `send_all` has sent some prefix of its data, and the stream stays intact.
+    * ``b""`` means only that the peer called `send_eof` or `aclose`.
+    * At most 8 MiB wait here for a reader that does not read.
+
+    A Ctrl-C takes effect between calls and at their checkpoints, never in the middle of a record.
+
+    ``async with pipe:`` closes the Pipe when the body ends normally.  When the body is left by an exception or was
+    cancelled it aborts the Pipe, so that the peer does not take the interruption for the end of the stream.
 
     Attributes:
-      peer_id: who is at the other end, proven.
-      label: what the peer or you gave to `open_pipe`; ``""`` for the Pipe that a walk made.
-      report: how the walk went, as of the moment that this Pipe was there; None on the side that was called.
+      peer_id: the proven identity of the peer.
+      label: the label that the peer or you gave to `open_pipe`; ``""`` for the Pipe that a walk made.
+      report: how the walk went, up to the moment when this Pipe was made; None at the responder.
     """
 
     def __init__(self, link: ChannelLink, channel: Channel) -> None:
@@ -103,29 +107,29 @@ class Pipe(trio.abc.HalfCloseableStream):
 
     @property
     def path_log(self) -> tuple[PathChange, ...]:
-        """How the path has changed since the Pipe's Link was made, the oldest first: the last 64 changes."""
+        """The last 64 changes of the path since the Pipe's Link was made, the oldest first."""
         return tuple(self._link.path_log.changes)
 
     @property
     def search_report(self) -> ConnectReport | None:
-        """How the last search behind this Pipe for another path went, by this side: None before one has ended.
+        """The report of the last search by this side for another path; None before one has ended.
 
-        Its `winner` is what the Pipe has changed over to, ``began_ms + winner.ended_ms`` after the call; where it found
-        nothing, its combos say why.  A search that is called off, as the path is well again, has no report.
+        Its `winner` is the path that the Pipe has changed over to, ``began_ms + winner.ended_ms`` after the call.  If
+        nothing was found, its combos say why.  A search that was cancelled, as the path is well again, has no report.
         """
         return self._link.path_log.search
 
     @property
     def rtt(self) -> float | None:
-        """Smoothed round trip to the peer in seconds, None before it was measured."""
+        """Smoothed round-trip time to the peer in seconds; None before it was measured."""
         return self._link.rtt
 
     def is_on(self, links: Collection[ChannelLink]) -> bool:
-        """Whether it is a channel of one of these Links (asked by the node)."""
+        """Whether the Pipe is a channel of one of these Links (called by the node)."""
         return any(link is self._link for link in links)
 
     def wake(self) -> None:
-        """Something about the channel changed (called by the Link)."""
+        """Wake tasks that wait for the channel, which has changed (called by the Link)."""
         self._changed.unpark_all()
 
     # -- sending -----------------------------------------------------------------------------------------------------
@@ -155,13 +159,13 @@ class Pipe(trio.abc.HalfCloseableStream):
 
     @trio.lowlevel.enable_ki_protection
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of `data`; blocks while the peer's application does not read.
+        """Send all of `data`.  Blocks while the peer's application does not read, and while there is no path.
 
         A cancelled call has sent a prefix, possibly all, of `data`; later calls continue after it.
 
         Raises:
           trio.BusyResourceError: another task is sending.
-          trio.BrokenResourceError: the peer closed its end, or the path is gone.
+          trio.BrokenResourceError: the peer closed its end, or the Link is over.
           trio.ClosedResourceError: you closed the Pipe, or called `send_eof`, before or during the call.
         """
         with self._sending:
@@ -178,7 +182,7 @@ class Pipe(trio.abc.HalfCloseableStream):
                 try:
                     await link.send_data(channel, view[:size])
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    self._check_send()  # says it in the Pipe's own terms
+                    self._check_send()  # raises the Pipe's own error, if there is one
                     raise
                 view = view[size:]
 
@@ -191,7 +195,7 @@ class Pipe(trio.abc.HalfCloseableStream):
 
     @trio.lowlevel.enable_ki_protection
     async def send_eof(self) -> None:
-        """Say that no more comes from here; receiving goes on.  Idempotent; errors as in `send_all`."""
+        """Half-close: this side sends no more, but still receives.  Idempotent; errors as in `send_all`."""
         with self._sending:
             if self._channel.closed_here or self._channel.outgoing is not DirectionState.FINISHED:
                 self._check_send()
@@ -217,9 +221,10 @@ class Pipe(trio.abc.HalfCloseableStream):
 
     @trio.lowlevel.enable_ki_protection
     async def receive_pieces(self, max_bytes: int | None = None) -> list[bytes | memoryview]:
-        """The same as the pieces that it came in, none of them empty; no piece at the peer's end of stream.
+        """Like `receive_some`, but returns the pieces in which the data came.
 
-        For who passes bulk on by `socket.sendmsg` or `os.writev`, and has no use for a copy in one piece.
+        No piece is empty; the list is empty at the peer's end of stream.  This saves a copy where bulk is passed on by
+        `socket.sendmsg` or `os.writev`.
         """
         with self._receiving:
             return await self._receive(max_bytes)
@@ -233,7 +238,7 @@ class Pipe(trio.abc.HalfCloseableStream):
         channel = self._channel
         if channel.closed_here:
             raise trio.ClosedResourceError("this pipe was closed")
-        # No checkpoint between the take and the return: what is taken is delivered.
+        # No checkpoint between the take and the return, so that no data is lost by a cancellation.
         if channel.buffered or channel.incoming is not DirectionState.FLOWING:
             await trio.lowlevel.checkpoint()
         while not channel.buffered:
@@ -257,7 +262,7 @@ class Pipe(trio.abc.HalfCloseableStream):
         The Pipe carries nothing else from then on, and is closed with the channel.
 
         Args:
-          max_size: bytes of a message at most, in either direction; the peer's has to be no less than what you send.
+          max_size: bytes of the largest message in either direction.  The peer's `max_size` has to allow what you send.
 
         Raises:
           ValueError: `max_size` is not from 1 to 4,294,967,295.
@@ -275,7 +280,7 @@ class Pipe(trio.abc.HalfCloseableStream):
 
         Raises:
           PeerRefused: the peer does not listen or has no room.
-          trio.BrokenResourceError: the path is gone.
+          trio.BrokenResourceError: the Link is over.
           trio.ClosedResourceError: this Pipe was closed.
           ValueError: the label is too long.
         """
@@ -292,17 +297,18 @@ class Pipe(trio.abc.HalfCloseableStream):
 
     @trio.lowlevel.enable_ki_protection
     def open_pipe_nowait(self, label: str = "") -> Pipe:
-        """The same without waiting for the peer, for who has something to say: what is sent goes right behind the
-        question, 32 KiB of it, so that an answer takes one round trip.
+        """Like `open_pipe`, without waiting for the peer.
 
-        Until the peer has taken the Pipe (`wait_accepted`), closing it takes the question back, and what was sent with
-        it.  Where the peer refuses, the Pipe is broken.  A peer of an older release takes nothing early: `send_all`
-        waits for it.
+        Up to 32 KiB can be sent at once, right behind the request, so that an answer to them takes one round trip.
+
+        Until the peer has taken the Pipe (`wait_accepted`), closing it withdraws the request and what was sent with it.
+        If the peer refuses, the Pipe is broken.  A peer of an older release takes no early data: `send_all` waits until
+        it has taken the Pipe.
 
         Raises:
           PeerRefused: this Link has no room for a further Pipe.
           trio.WouldBlock: the peer has not taken this Pipe yet.
-          trio.BrokenResourceError: the path is gone.
+          trio.BrokenResourceError: the Link is over.
           trio.ClosedResourceError: this Pipe was closed.
           ValueError: the label is too long.
         """
@@ -314,11 +320,11 @@ class Pipe(trio.abc.HalfCloseableStream):
 
     @trio.lowlevel.enable_ki_protection
     async def wait_accepted(self) -> None:
-        """Wait until the peer has taken a Pipe of `open_pipe_nowait`; any other was taken before you had it.
+        """Wait until the peer has taken a Pipe of `open_pipe_nowait`; other Pipes were taken before you got them.
 
         Raises:
           PeerRefused: the peer does not listen or has no room.
-          trio.BrokenResourceError: the path is gone.
+          trio.BrokenResourceError: the Link is over.
           trio.ClosedResourceError: you closed this Pipe before or during the call.
         """
         channel = self._channel
@@ -335,50 +341,50 @@ class Pipe(trio.abc.HalfCloseableStream):
 
     @trio.lowlevel.enable_ki_protection
     async def ping(self) -> float:
-        """Measure the round trip to the peer's node now, in seconds.
+        """Measure the round-trip time to the peer's node now, in seconds.
 
-        When it returns, all that was sent on this Pipe before the call has arrived at the peer's node; whether its
-        application has read it is another matter.  Waits for as long as the caller's scope allows.
+        When it returns, all that was sent on this Pipe before the call has arrived at the peer's node, though its
+        application may not have read it yet.  Waits for as long as the caller's scope allows.
 
         Raises:
-          trio.BrokenResourceError: the path is gone, or the peer ended the Link; its cause is
-            `warpgate_trio.errors.PeerAborted` where the peer aborted this Pipe before it had all that was sent.
+          trio.BrokenResourceError: the Link is over, or the peer ended it.  The cause is
+            `warpgate_trio.errors.PeerAborted` if the peer aborted this Pipe before it had all that was sent.
           trio.ClosedResourceError: you closed the Pipe.
         """
         return await self._link.ping(self._channel)
 
     @trio.lowlevel.enable_ki_protection
     async def wait_path_change(self, known: PathInfo | None = None) -> PathInfo:
-        """Wait until `path` differs from `known` in more than its round trip, and return it; a checkpoint always.
+        """Wait until `path` differs from `known` in more than its round-trip time, and return it; a checkpoint always.
 
         Args:
-          known: what the caller knows; None: the path of now.
+          known: the path that the caller knows; None: the path at the time of the call.
 
         Raises:
-          trio.BrokenResourceError: the path is gone.
+          trio.BrokenResourceError: the Link is over.
           trio.ClosedResourceError: you closed the Pipe before or during the call.
         """
-        known = self.path if known is None else known  # of the call, whatever its checkpoint lets happen
+        known = self.path if known is None else known  # before the checkpoint, during which the path may change
         await trio.lowlevel.checkpoint()
         return await self._link.wait_path_change(known, self._channel)
 
     async def migrate(self, phases: Sequence[str] | None = None, *, timeout: float | None = None) -> PathInfo:
-        """Look for a better path now, and go on over it; returns it when the Pipe has changed over.
+        """Look for a better path now, and change over to it.  Returns the new path.
 
-        A better one is of a better class: loopback, then LAN, public, punched, and relayed (docs/live_links.md).
-        Nothing pauses meanwhile; a path that does not carry bulk is not changed over to.
+        A better path is of a better class: loopback, then LAN, public, punched, and relayed (docs/live_links.md).
+        The stream does not pause meanwhile.  The Pipe does not change over to a path that does not carry bulk.
 
         Args:
-          phases: of those that the call allowed, what to search by: then any path that they find is taken.  None: all
-            but relay, and only a better one is taken.
-          timeout: seconds, those for another search that is under way included; ``budgets.total`` when None.
+          phases: phases to search by, out of those that the call allowed; any path that they find is taken.  None: all
+            but relay, and only a better path is taken.
+          timeout: seconds, including the wait for another search that is running; ``budgets.total`` when None.
 
         Raises:
           ConnectError: no better path was found in time; ``error.report`` tells about every combo.
           ValueError: there is no such phase.
-          AttemptFailed: the Pipe ends with its path, or nothing is known of where the peer is.
+          AttemptFailed: the Pipe ends with its path, or nothing is known about where the peer is.
           trio.BrokenResourceError: the Pipe is broken.
-          trio.ClosedResourceError: you closed the Pipe, or the node was left.
+          trio.ClosedResourceError: you closed the Pipe, or the node was closed.
         """
         await trio.lowlevel.checkpoint()
         return await self._link.migrate(phases, timeout, self._channel)
@@ -386,24 +392,24 @@ class Pipe(trio.abc.HalfCloseableStream):
     def path_changes(self) -> AsyncIterator[PathChange]:
         """Iterate over the changes of the path from now on: ``async for change in pipe.path_changes():``.
 
-        It waits for each, and ends once the Pipe is closed here, or broken.  A task that falls behind by more than the
-        64 changes of `path_log` misses some.  Cancelling misses none.
+        The iterator waits for each change, and ends once the Pipe is closed here, or broken.  A task that falls behind
+        by more than the 64 changes of `path_log` misses some.  A cancelled wait misses none.
         """
         return self._link.path_changes(self._channel)
 
     @trio.lowlevel.enable_ki_protection
     def close_nowait(self) -> None:
-        """The synchronous core of `aclose`: local calls fail from now on, the peer is told in the background."""
+        """Like `aclose`, but synchronous: local calls fail from now on, and the peer is told in the background."""
         self._link.close_channel(self._channel)
         self._changed.unpark_all()
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
-        """Close both directions.  What was sent still arrives and then reads as EOF; the peer's sends break.
+        """Close both directions.  The peer still receives what was sent, and then reads EOF; its sends break.
 
-        Does not wait for the peer: the node's own tasks see to it, also over another path where this one is dead, for
-        at most the Link's resume timeout, or ``budgets.goodbye`` where the Link ends with its path or the node is left.
-        Where it is cancelled already, as in `trio.aclose_forcefully`, it aborts instead.
+        Does not wait for the peer.  The node's own tasks deliver the rest, if need be over another path, for at most
+        the Link's resume timeout, or ``budgets.goodbye`` where the Link ends with its path or the node is closed.  In a
+        scope that is cancelled already, as in `trio.aclose_forcefully`, it aborts the Pipe instead.
         """
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -415,12 +421,12 @@ class Pipe(trio.abc.HalfCloseableStream):
 
     @trio.lowlevel.enable_ki_protection
     def abort(self) -> None:
-        """Give the Pipe up: what was sent is not all.  Idempotent, and nothing where the Pipe was closed before.
+        """Give the Pipe up: the stream that was sent is incomplete.  Does nothing if the Pipe was closed before.
 
-        The peer still receives what was sent before, as far as the path carries it; then its `receive_some` raises
-        `trio.BrokenResourceError`, whose cause is `warpgate_trio.errors.PeerAborted`.  After `send_eof` it reads the
-        end of the stream, and only its sends break.  Local calls raise `trio.ClosedResourceError`.  Does not wait for
-        the peer, as `aclose` does not.
+        The peer still receives what was sent before, as far as the path carries it.  Then its `receive_some` raises
+        `trio.BrokenResourceError`, whose cause is `warpgate_trio.errors.PeerAborted`.  After `send_eof` the peer reads
+        the end of the stream, and only its sends break.  Local calls raise `trio.ClosedResourceError`.  Like `aclose`,
+        it does not wait for the peer.
         """
         self._link.close_channel(self._channel, abort=True)
         self._changed.unpark_all()
@@ -433,9 +439,9 @@ class Pipe(trio.abc.HalfCloseableStream):
             await self.aclose()
         else:
             self.abort()
-            await trio.lowlevel.cancel_shielded_checkpoint()  # a Cancelled in its place would hide the exception
+            await trio.lowlevel.cancel_shielded_checkpoint()  # a Cancelled raised here would replace the exception
 
     @property
     def carrier(self) -> Carrier:
-        """The carrier that the Pipe's Link travels on, for tests and diagnosis."""
+        """The carrier that the Pipe's Link uses now, for tests and diagnosis."""
         return self._link.carrier

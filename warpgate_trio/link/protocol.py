@@ -1,12 +1,12 @@
 """The session between two peers, above the carriers that it travels on, without I/O.
 
-`LinkProtocol` owns what outlives a carrier: the channels (`Channels`), what was said and is not acknowledged
-(`Outgoing`), and how far the peer's stream was taken in (`Incoming`).  Each carrier is a lane (`LaneProtocol`);
-`warpgate_trio.link.moving` says how one comes, and which one we speak on.  The shell (`warpgate_trio.link.link`) owns
-the carriers: it feeds what it reads to `receive`, sends what `transmit` hands out, and puts DATA on a carrier itself
-after `note_data_sent`, so that payload is never copied here.
+`LinkProtocol` owns what outlives a carrier: the channels (`Channels`), the data that was sent and is not acknowledged
+(`Outgoing`), and how much of the peer's stream was received (`Incoming`).  Each carrier is a lane (`LaneProtocol`);
+`warpgate_trio.link.moving` describes how a lane joins, and which one we speak on.  The shell
+(`warpgate_trio.link.link`) owns the carriers.  It feeds what it reads to `receive` and sends what `transmit` returns.
+It puts DATA on a carrier itself, after `note_data_sent`, so that payload is never copied here.
 
-A Link whose peer acknowledges nothing, because its release is older, has one lane and keeps nothing.
+A peer of an older release acknowledges nothing: its Link has one lane and keeps nothing.
 """
 
 from __future__ import annotations
@@ -29,24 +29,22 @@ from .stream import MAX_FRAMES, Incoming, Outgoing, units
 __all__ = ["CATCH_UP", "LinkProtocol"]
 
 CATCH_UP: Final = 64 * 1024
-"""Bytes that are said again in one go, and no more than a chunk: then the peer's frames, or another sender, come."""
+"""Bytes that are sent again in one go, and no more than a chunk; then other frames and senders have their turn."""
 
 
 @final
 # long: what each frame does to a Link, in one place
 class LinkProtocol(Moving):
-    """One side of a Link.
+    """One side of a Link.  See `Moving` for more of its attributes.
 
     Args:
       lane: the first carrier.
-      initiator: this side called; ``None`` as long as that is not known, which is until a PROOF was read.
+      initiator: this side called; ``None`` until that is known, which is when a PROOF was read.
 
     Attributes:
-      channels: those that stand.
-      failure: why it is over.
-      news: what `take_news` has.
-
-    See `Moving` for more of them.
+      channels: the channels of the Link.
+      failure: why the Link is over; None while it is not.
+      news: signals that `take_news` will return.
     """
 
     def __init__(self, lane: LaneProtocol, *, initiator: bool | None) -> None:
@@ -54,8 +52,8 @@ class LinkProtocol(Moving):
         self.channels: Final = Channels(self._say, initiator=initiator)
         self.failure: Exception | None = None
         self.news: list[bytes] = []
-        self._outbox: list[tuple[bytes, int]] = []  # frames of the stream, and by how much each moves it on
-        self._heard_on = lane  # the peer's stream, last
+        self._outbox: list[tuple[bytes, int]] = []  # frames of the stream, and the units that each counts
+        self._heard_on = lane  # the lane on which the peer's stream arrived last
         self._opened = False
         self._over = False
 
@@ -63,7 +61,7 @@ class LinkProtocol(Moving):
 
     @property
     def state(self) -> LinkState:
-        """That of the first carrier until the Link is open, and ENDED once it is over."""
+        """The state of the first carrier until the Link is open; ENDED once the Link is over."""
         if self._over:
             return LinkState.ENDED
         if self.outgoing is not None and self.outgoing.closed:
@@ -78,7 +76,7 @@ class LinkProtocol(Moving):
 
     def _say(self, frame: Frame) -> None:
         if self.outgoing is not None and self.outgoing.closed:
-            return  # GOAWAY was the last word
+            return  # GOAWAY was the last frame
         self._outbox.append((encode(frame), units(frame)))
 
     # -- handshake ---------------------------------------------------------------------------------------------------
@@ -96,7 +94,7 @@ class LinkProtocol(Moving):
         return channel
 
     def send_accept(self, *, now: float, terms: Terms | None = None) -> Channel:
-        """Take the COMMIT; returns the main channel, with the early data in it."""
+        """Accept the COMMIT.  Returns the main channel, with the early data in it."""
         commit = self._first.commit
         theirs = None if commit is None else commit.terms
         if theirs is None:
@@ -114,11 +112,11 @@ class LinkProtocol(Moving):
         return channel
 
     def send_refuse(self, reason: RefuseReason, text: str = "") -> None:
-        """Say no to the session; the Link ends."""
+        """Refuse the session; the Link ends."""
         self._first.send_refuse(reason, text)
 
     def send_go_away(self, code: GoAwayCode = GoAwayCode.CLOSED) -> None:
-        """The last frame of this side; a no-op where there is nobody to tell."""
+        """Send GOAWAY, the last frame of this side.  A no-op before PROOF and once the Link is over or closing."""
         if self.state in (LinkState.PROVEN, LinkState.COMMITTED, LinkState.OPEN):
             if self.lanes.active is not None:
                 self.lanes.active.step(FrameType.GOAWAY, ours=True)
@@ -127,11 +125,11 @@ class LinkProtocol(Moving):
 
     @property
     def is_acknowledged(self) -> bool:
-        """Whether all that was said has come to the peer, GOAWAY with it."""
+        """Whether the peer has acknowledged everything, including the GOAWAY."""
         return self.failure is None and self.outgoing is not None and self.outgoing.done
 
     def close(self) -> None:
-        """Say GOAWAY, and end once the peer has acknowledged it; of a Link that is `movable`."""
+        """Send GOAWAY, and end once the peer has acknowledged it; only for a Link that is `movable`."""
         for frame, _ in self._outbox:
             self._kept.put_frame(frame)
         self._outbox.clear()
@@ -149,15 +147,18 @@ class LinkProtocol(Moving):
             raise LocalProtocolError(f"{kind.name} while the link is {self.state.value}")
 
     def accept_channel(self, channel: Channel) -> None:
-        """Yes to the peer's OPEN."""
+        """Accept the peer's OPEN."""
         self.channels.accept(channel)
 
     def refuse_channel(self, channel: Channel, reason: RefuseReason) -> None:
-        """No to the peer's OPEN."""
+        """Refuse the peer's OPEN."""
         self.channels.refuse(channel, reason)
 
     def note_data_sent(self, lane: LaneProtocol, channel: Channel, data: memoryview, now: float) -> bool:
-        """Account for a DATA frame; whether it goes on the lane now: otherwise `catch_up` will come to it."""
+        """Account for a DATA frame.
+
+        Returns whether it is to be sent on the lane now.  Otherwise the Link keeps it, and `transmit` sends it later.
+        """
         if len(data) > channel.sendable:
             raise LocalProtocolError("more data than credit")
         channel.sent += len(data)
@@ -213,12 +214,12 @@ class LinkProtocol(Moving):
             return False
         if tail is None:
             return said < outgoing.end
-        return tail.room > 0 and said < outgoing.end - outgoing.closed  # GOAWAY ends the carrier that it is said on
+        return tail.room > 0 and said < outgoing.end - outgoing.closed  # GOAWAY ends the carrier that it is sent on
 
     def transmit(self, lane: LaneProtocol, now: float) -> bytes:
-        """Every frame that is to go out on a lane, in order; they go before the next DATA."""
+        """The frames that are to be sent on a lane, in order, before the next DATA."""
         found = lane.take_outbox()
-        if lane is self.lanes.active and (self._opened or self._over):  # before the ACCEPT there is early data alone
+        if lane is self.lanes.active and (self._opened or self._over):  # before the ACCEPT there is only early data
             for credit in self.channels.take_credits():
                 self._say(credit)
             found += self._take_outbox(lane, now)
@@ -226,13 +227,13 @@ class LinkProtocol(Moving):
         if incoming is not None and self.is_up:
             if lane is self.lanes.active and (lane.ack_due or incoming.deadline < math.inf):
                 found.append(encode(Ack(position=incoming.acknowledge())))
-            elif lane.ack_due:  # it may be lost where we do not speak, and stays due where we do
+            elif lane.ack_due:  # it may get lost on this lane, so it stays due on the one that we speak on
                 found.append(encode(Ack(position=incoming.received)))
         lane.ack_due = False
         return b"".join(found)
 
     def _take_outbox(self, lane: LaneProtocol, now: float) -> list[bytes]:
-        """Frames of the stream, or none of them while the lane has to catch up with what was said before them."""
+        """New frames of the stream; while the lane lags behind the stream, some of what comes before them instead."""
         frames, self._outbox = self._outbox, []
         outgoing = self.outgoing
         if outgoing is None:
@@ -250,7 +251,7 @@ class LinkProtocol(Moving):
         return [frame for frame, _ in frames]
 
     def _catch_up(self, lane: LaneProtocol, now: float) -> list[bytes]:
-        """Some of what was said before, again; where the peer has told meanwhile that it has it, from there on."""
+        """Some of the stream that the lane lags behind with, beginning after what the peer has acknowledged by now."""
         outgoing = self._kept
         assert lane.said is not None
         found: list[bytes] = []
@@ -272,21 +273,21 @@ class LinkProtocol(Moving):
     # -- input -------------------------------------------------------------------------------------------------------
 
     def receive(self, lane: LaneProtocol, pieces: list[bytes], now: float) -> None:
-        """Take plaintext from a carrier.  What it changed is in `take_touched` and `take_opened`.
+        """Take plaintext from a carrier.  `take_touched` and `take_opened` return what has changed by it.
 
         Raises:
           RemoteProtocolError: the peer broke the protocol; the Link is over and its carriers must be closed.
         """
         self._take_items(lane, lane.receive(pieces, now), now)
         if lane.pong is not None and lane is not self.lanes.active and self.incoming is not None:
-            lane.ack_due = True  # the peer may ask because it hears nothing where it speaks
+            lane.ack_due = True  # the peer may ask because no ACK comes on the lane that it speaks on
         if len(self._outbox) > MAX_OUTBOX:
             raise RemoteProtocolError("the peer makes us answer but does not read the answers")
         if self.outgoing is not None and self.outgoing.frames > MAX_FRAMES:
             raise RemoteProtocolError("the peer makes us answer but does not acknowledge the answers")
         if self.incoming is not None and self.incoming.ack_due(now):
             self._owe_ack()
-        if self._trial is not None or lane is not self.lanes.active:  # which may be well again, and the other one not
+        if self._trial is not None or lane is not self.lanes.active:  # `lane` may be well again, and the active one not
             self.choose(now)
 
     def _take_items(self, lane: LaneProtocol, items: list[Item], now: float) -> None:
@@ -312,16 +313,16 @@ class LinkProtocol(Moving):
                     self._heard_on = lane
                 self._take(lane, new, now)
             else:
-                lane.count(item.frames if isinstance(item, Data) else 0)  # said again: nothing pays for it
+                lane.count(item.frames if isinstance(item, Data) else 0)  # sent again: no credit pays for it
         if self._ahead:
             self._take_what_was_ahead(now)
 
     def _take_what_was_ahead(self, now: float) -> None:
-        """Of the lanes on which what was missing has come meanwhile, on another one."""
+        """Process what lanes have brought ahead of the stream, once another lane has brought what was missing."""
         incoming = self._taken
         while due := [lane for lane, ahead in self._ahead.items() if ahead.start <= incoming.received]:
             lane = due[0]
-            lane.ack_due = True  # the peer waits for this, if it has said as much as may be ahead
+            lane.ack_due = True  # the peer waits for this if it has sent as much as may be ahead
             for position, item in self._ahead.pop(lane).items:
                 new = None if self._over else incoming.take(position, item, now)
                 if new is not None:
@@ -341,7 +342,7 @@ class LinkProtocol(Moving):
             self.incoming = None if item.terms is None else Incoming()
         elif isinstance(item, GoAway):
             self.break_all(why_ended(item.code))
-            if self.is_lasting:  # it goes on until it hears this
+            if self.is_lasting:  # the peer's side goes on until it receives this
                 lane.say(Ack(position=self._taken.acknowledge()))
         elif isinstance(item, Open):
             self.channels.receive_open(item, now)
@@ -358,17 +359,17 @@ class LinkProtocol(Moving):
             self.channels.receive_frame(item, kind_of(item))  # type: ignore[arg-type]  # those that are left
 
     def take_news(self) -> list[bytes]:
-        """Sealed signals that the peer has said, since the last call."""
+        """Sealed signals that have come from the peer since the last call."""
         news, self.news = self.news, []
         return news
 
     def _learn_terms(self, theirs: Terms | None, now: float) -> None:
-        """What the responder offers, with its ACCEPT of our COMMIT."""
+        """Take the terms that the responder offers with its ACCEPT of our COMMIT."""
         if self.terms is None:
             return
         if theirs is None:
             if self.outgoing is not None:
-                self.outgoing.drop()  # early data, which counts among what all Links of the node keep
+                self.outgoing.drop()  # early data, which counts towards what all Links of the node keep
             self.terms = self.outgoing = self.incoming = None
         else:
             self.channels.may_be_early = theirs.takes_early_data
@@ -387,7 +388,7 @@ class LinkProtocol(Moving):
                     active.life.acknowledged(now, all_of_it=all_of_it)
                 elif position > active.alone_from:
                     active.life.acknowledged_elsewhere(position, now, all_of_it=all_of_it)
-            if tail is not None:  # on other lanes we say nothing, and an ACK tells nothing of our direction
+            if tail is not None:  # on other lanes we send nothing, so an ACK tells nothing about our direction there
                 tail.lane.life.acknowledged(now, all_of_it=position >= tail.until)
                 if position >= tail.until:
                     self._forget_tail()
@@ -397,7 +398,7 @@ class LinkProtocol(Moving):
     # -- ends and timers ---------------------------------------------------------------------------------------------
 
     def break_all(self, failure: Exception) -> None:
-        """The Link is over: every direction that had not ended is broken by `failure`.  Idempotent."""
+        """End the Link: every direction that has not ended is broken by `failure`.  Idempotent."""
         self._over = True
         self.failure = self.failure or failure
         self.channels.break_all(failure)
@@ -412,18 +413,18 @@ class LinkProtocol(Moving):
         active = self.lanes.active
         if active is not None and self.is_up:
             active.ack_due = True
-            # Where we speak may be a hole: then the peer would take what carries its stream for one.
+            # Our lane may lose everything.  Without an ACK the peer would then suspect the lane that it speaks on.
             if self._heard_on is not active and self._heard_on in self.lanes:
                 self._heard_on.ack_due = True
 
     def deadline(self, lane: LaneProtocol) -> float:
-        """When `handle_timer` wants to be called for a lane."""
+        """When `handle_timer` is to be called for a lane."""
         if self.incoming is None or lane is not self.lanes.active or lane.ack_due or not self.is_up:
             return min(lane.life.deadline, self._question_at(lane))
         return min(lane.life.deadline, self.incoming.deadline)
 
     def handle_timer(self, lane: LaneProtocol, now: float) -> None:
-        """Send a PING or an ACK where one is due, and speak on another lane where this one is no good any more."""
+        """Send a PING or an ACK where one is due, and change over where the lane that we speak on does not carry."""
         self._blame_the_tail(lane, now)
         lane.handle_timer(now)
         if self.incoming is not None and self.incoming.ack_due(now):

@@ -1,21 +1,21 @@
-"""Every state of a Link and of a channel, and every transition.  Nothing that changes a state lives anywhere else.
+"""Every state of a Link and of a channel, and every transition between them.
 
 Rule 1 (h11's): the tables do not know whether a frame is being sent or received, only *whose* it is.  So the same rules
-bind us and the peer: a wrong frame of ours is a `LocalProtocolError`, a wrong one of theirs a `RemoteProtocolError`.
+bind both sides: a wrong frame of ours is a `LocalProtocolError`, a wrong one of the peer's a `RemoteProtocolError`.
 
-Rule 2: a party has two roles that are independent of each other.  Who dialled the carrier (DIALLER, else LISTENER)
-decides who proves itself; who called (INITIATOR, else RESPONDER) decides who commits.  In a reverse connection they
-cross.
+Rule 2: each side has two roles that are independent of each other.  The side that dialled the carrier (DIALLER, else
+LISTENER) proves its identity; the side that called (INITIATOR, else RESPONDER) commits.  In a reverse connection the
+dialler is the responder.
 
     carrier:  FRESH --PROOF--> PROVEN --COMMIT--> COMMITTED --ACCEPT---> OPEN --GOAWAY--> ENDED
                                   |  \\--ATTACH--> ATTACHING --ATTACHED--/
                                   \\--REFUSE--> ENDED  \\--REFUSE--> ENDED
 
 A Link that outlives its carriers is OPEN, then CLOSING from its own GOAWAY until that is acknowledged, then ENDED; a
-GOAWAY of the peer's ends it at once.
+GOAWAY of the peer ends it at once.
 
-A channel has two directions; each has a writer's half and a reader's half.  Once the writer has said FIN or the
-reader has said RESET there is nothing more to come in that direction:
+A channel has two directions, each with a writer and a reader.  A direction ends with a FIN of the writer or a RESET of
+either:
 
     direction:  IDLE --OPEN/COMMIT--> FLOWING --FIN--> FINISHED       (the writer's own end: EOF at the reader)
                                         \\--RESET--> ABANDONED         (by the writer: broken at the reader;
@@ -35,7 +35,7 @@ __all__ = ["DirectionState", "LinkState", "Role", "next_direction_state", "next_
 
 
 class Role(Enum):
-    """What a party is; every party has one of the first two and one of the last two."""
+    """The roles of a side; each side has one of the first two and one of the last two."""
 
     DIALLER = "dialler"
     LISTENER = "listener"
@@ -45,19 +45,19 @@ class Role(Enum):
 
 class LinkState(Enum):
     FRESH = "fresh"
-    """Encrypted, but the dialler has not said who it is."""
+    """Encrypted, but the dialler has not proven its identity."""
     PROVEN = "proven"
     """Both keys are known; several carriers of one session may be in this state."""
     COMMITTED = "committed"
     """The initiator chose this carrier for a new Link and waits for the answer."""
     ATTACHING = "attaching"
-    """The initiator offered this carrier to a Link that there is and waits for the answer."""
+    """The initiator offered this carrier to an existing Link and waits for the answer."""
     OPEN = "open"
-    """Channels."""
+    """Channels carry data."""
     CLOSING = "closing"
-    """Of a Link that outlives its carriers, never of a carrier: GOAWAY was said here, and is not acknowledged."""
+    """Only of a Link that outlives its carriers, never of a carrier: GOAWAY was sent and is not acknowledged yet."""
     ENDED = "ended"
-    """Refused, or somebody went away."""
+    """Refused, or ended by a GOAWAY of either side."""
 
 
 _ANY: Final = frozenset(Role)
@@ -114,15 +114,15 @@ _LINK: Final[Mapping[LinkState, Mapping[FrameType, _Rule]]] = {
         ),
         FrameType.GOAWAY: (_ANY, LinkState.ENDED),
     },
-    LinkState.CLOSING: {},  # no carrier is
+    LinkState.CLOSING: {},  # no carrier has this state
     LinkState.ENDED: {},
 }
 
 
 class DirectionState(Enum):
     IDLE = "idle"
-    """OPEN went out, no answer yet: bytes may not flow.  The opener's own direction skips this where the other side
-    takes early data."""
+    """OPEN was sent and is not answered yet: no data may flow.  The opener's own direction skips this state where the
+    other side takes early data."""
     FLOWING = "flowing"
     FINISHED = "finished"
     ABANDONED = "abandoned"
@@ -138,7 +138,7 @@ _DIRECTION: Final[Mapping[DirectionState, Mapping[FrameType, DirectionState]]] =
         FrameType.DATA: DirectionState.FLOWING,
         FrameType.CREDIT: DirectionState.FLOWING,
         FrameType.FIN: DirectionState.FINISHED,
-        FrameType.REFUSE: DirectionState.ABANDONED,  # of what was early
+        FrameType.REFUSE: DirectionState.ABANDONED,  # early data was sent
         FrameType.RESET: DirectionState.ABANDONED,
     },
     # CREDIT and RESET of the reader may cross the writer's FIN, and both sides' RESETs may cross each other.
@@ -147,7 +147,7 @@ _DIRECTION: Final[Mapping[DirectionState, Mapping[FrameType, DirectionState]]] =
         FrameType.REFUSE: DirectionState.FINISHED,
         FrameType.RESET: DirectionState.FINISHED,
     },
-    # What the writer sent before it learned of the reader's RESET is still on its way; it is counted and dropped.
+    # Data that the writer sent before it received the reader's RESET may still arrive; it is counted and dropped.
     DirectionState.ABANDONED: {
         FrameType.ACCEPT: DirectionState.ABANDONED,
         FrameType.REFUSE: DirectionState.ABANDONED,
@@ -160,10 +160,11 @@ _DIRECTION: Final[Mapping[DirectionState, Mapping[FrameType, DirectionState]]] =
 
 
 def next_link_state(state: LinkState, roles: frozenset[Role], kind: FrameType, *, ours: bool) -> LinkState:
-    """The Link's state after a frame of the party that has `roles`.
+    """The state after a frame of the side that has `roles`.
 
     Raises:
-      LocalProtocolError, RemoteProtocolError: the table has no such transition; `ours` says whose fault that is.
+      LocalProtocolError: the table has no such transition, and the frame is `ours`.
+      RemoteProtocolError: the table has no such transition, and the frame is the peer's.
     """
     rule = _LINK[state].get(kind)
     if rule is None or not (rule[0] & roles):

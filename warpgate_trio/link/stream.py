@@ -1,15 +1,15 @@
-"""What one side of a Link says, as one numbered stream above its carriers, without I/O.
+"""What one side of a Link sends, as one numbered stream above its carriers, without I/O.
 
-Positions.  Each byte of DATA payload counts one, and so does each other frame about channels (OPEN, what answers it,
-CREDIT, FIN, RESET) and GOAWAY.  They begin with 0 at the COMMIT.  Frames about a carrier itself (PROOF, COMMIT and what
-answers it, PING, PONG, ACK, padding) are not counted and never said again.
+Positions.  The stream consists of *units*: each byte of DATA payload is one, and so is each other frame about channels
+(OPEN and its answers, CREDIT, FIN, RESET) and GOAWAY.  Positions begin with 0 at the COMMIT.  Frames about a carrier
+itself (PROOF, COMMIT and its answers, PING, PONG, ACK, padding) are not counted, and never sent again.
 
-`Outgoing` keeps what the peer has not acknowledged, so that another carrier can go on where the last one broke.
-`Incoming` takes what a carrier brings from the position on that the carrier has reached: what is known already is
-dropped, a DATA frame in part, so every unit is taken once.  None can be missing, because a carrier begins at or before
-what was acknowledged and is in order from there on.
+`Outgoing` keeps what the peer has not acknowledged, so that another carrier can continue where the last one broke.
+`Incoming` takes the items of a carrier, each at its position.  It drops what was received already, of a DATA frame
+perhaps a part, so every unit is taken once.  No unit can be missing: a carrier begins at or before what was
+acknowledged, and is in order from there on.
 
-`bytes` are kept by reference, since nobody can change them; anything else is copied.  Small writes are joined.
+`bytes` are kept by reference, since they are immutable; anything else is copied.  Small writes are joined.
 """
 
 from __future__ import annotations
@@ -31,39 +31,39 @@ REPLAY_MAX: Final = 8 * 1024 * 1024
 """Bytes that a Link keeps for a peer that does not acknowledge them: the largest window of a channel, so that a sender
 waits for this only where it would wait for credit."""
 ENTRY_COST: Final = 256
-"""Bytes that a kept piece is charged beside its own, about what Python needs for it."""
+"""Bytes that each kept entry is charged on top of its content, about what Python needs for it."""
 SMALL: Final = 4096
-"""Bytes up to which a write is copied into a block with its neighbours, which costs less than a piece of its own."""
+"""Bytes up to which a write is copied into a block with its neighbours, which costs less than an entry of its own."""
 BLOCK: Final = 16 * 1024
-"""Bytes of such a block at most."""
+"""Bytes of a block of small writes, at most."""
 PINNED_MAX: Final = 16 * 1024 * 1024
-"""Bytes of the largest object of which a part is kept by reference, since that keeps all of it alive."""
+"""Bytes of the largest object of which a part is kept by reference, since that keeps the whole object alive."""
 MAX_FRAMES: Final = 16 * 1024
-"""Frames other than DATA that may wait to be acknowledged: a peer that makes us say more takes nothing in."""
+"""Frames other than DATA that may be unacknowledged: a peer that causes more does not process what it receives."""
 ACK_UNITS: Final = 5 * 1024 * 1024
-"""New units after which an ACK is due at the latest.  One goes with each CREDIT, and that is said after 4 MiB where the
-window is as large as it gets, so bulk has none of its own: each costs the two sides 60 µs, and one for each MiB takes
+"""New units after which an ACK is due at the latest.  An ACK goes with each CREDIT, and with the largest window a
+CREDIT is sent every 4 MiB, so bulk needs no ACK of its own.  Each costs the two sides 60 µs; one for each MiB takes
 4 % of a transfer on loopback."""
 ACK_DELAY: Final = 0.1
-"""Seconds after which the first new unit is acknowledged at the latest: this is also how a peer that sends learns that
-its path still carries."""
+"""Seconds after which the first new unit is acknowledged at the latest; the ACK also tells a sending peer that its path
+still carries."""
 
 
 _COUNTED: Final = frozenset({Open, Credit, Fin, Reset, GoAway})
 
 
 def units(item: Item) -> int:
-    """By how much an item moves its stream on."""
+    """How many units of the stream an item counts."""
     if isinstance(item, Data):
         return item.size
     if isinstance(item, (Accept, Refuse)):
-        return 1 if item.channel else 0  # of channel 0 they answer the COMMIT
+        return 1 if item.channel else 0  # on channel 0 they answer the COMMIT
     return 1 if type(item) in _COUNTED else 0
 
 
 @final
 class Chunk(msgspec.Struct, frozen=True):
-    """A piece of the stream to be said again: payload of `channel`, or another frame as it was where that is None."""
+    """A part of the stream that is to be sent again: payload of `channel`, or if that is None, another whole frame."""
 
     position: int
     channel: int | None
@@ -71,21 +71,21 @@ class Chunk(msgspec.Struct, frozen=True):
 
     @property
     def parts(self) -> tuple[bytes | memoryview, ...]:
-        """What goes on the carrier."""
+        """The bytes to put on the carrier."""
         return (self.body,) if self.channel is None else (data_header(self.channel, len(self.body)), self.body)
 
 
 @final
 class Outgoing:
-    """What this side has said and the peer has not acknowledged.
+    """What this side has sent and the peer has not acknowledged.
 
     Attributes:
-      end: the position of what is said next.
-      acknowledged: all before it was taken in by the peer.
-      held: bytes that are kept, with what keeping them costs.
-      limit: from how many on it is `full`.
-      closed: `put_last` was called: nothing more is to be said.
-      frames: how many of the kept pieces are frames other than DATA.
+      end: the position of the next unit.
+      acknowledged: the peer has received all units before this position.
+      held: bytes that are kept, including overhead (`ENTRY_COST`).
+      limit: value of `held` from which on it is `full`.
+      closed: `put_last` was called: nothing more is to be sent.
+      frames: how many of the kept entries are frames other than DATA.
     """
 
     __slots__ = (
@@ -110,23 +110,23 @@ class Outgoing:
         self.limit: int = limit
         self.closed: bool = False
         self.frames: int = 0
-        # One entry in each list for each piece.
+        # Parallel lists, one item in each for each kept entry.
         self._starts: list[int] = []
         self._channels: list[int | None] = []
         self._bodies: list[bytes | bytearray | memoryview] = []
         self._memory = ReplayMemory()
-        self._pinned: dict[int, int] = {}  # by the id of an object of which parts are kept: the bytes of those
-        self._pinned_rest = 0  # the bytes of those objects that are in no part
+        self._pinned: dict[int, int] = {}  # id of an object of which parts are kept -> total bytes of these parts
+        self._pinned_rest = 0  # bytes of those objects that are in no part
 
     def share(self, memory: ReplayMemory) -> None:
-        """What is kept counts there from now on, together with what others keep."""
+        """Count what is kept in `memory` from now on, together with what other Links keep."""
         kept = self.held + self._pinned_rest
         self._memory.held -= kept
         self._memory = memory
         memory.held += kept
 
     def drop(self) -> None:
-        """The Link is over: nothing is kept."""
+        """Keep nothing any more: the Link is over."""
         self._starts, self._channels, self._bodies = [], [], []
         self.acknowledged = self.end
         self._pinned.clear()
@@ -150,11 +150,11 @@ class Outgoing:
 
     @property
     def payload(self) -> int:
-        """Bytes of payload that were not acknowledged."""
+        """Bytes of payload that are not acknowledged."""
         return self.end - self.acknowledged - self.frames
 
     def put(self, channel: int, data: memoryview) -> None:
-        """Payload that goes on a carrier now."""
+        """Keep payload of a DATA frame."""
         size = len(data)
         if size > SMALL:
             obj = data.obj
@@ -170,7 +170,7 @@ class Outgoing:
             self._add(channel, bytearray(data), size)
 
     def _may_pin(self, data: memoryview, size: int) -> bool:
-        """Whether a part is kept by reference, which keeps all alive that it is a part of: then that is counted."""
+        """Whether to keep a part of `bytes` by reference.  That keeps the whole object alive, which is then counted."""
         obj = data.obj
         if type(obj) is not bytes or len(obj) > PINNED_MAX:
             return False
@@ -198,18 +198,18 @@ class Outgoing:
             self._rest(size - len(obj))
 
     def put_frame(self, frame: bytes) -> None:
-        """A counted frame that is no DATA and goes on a carrier now."""
+        """Keep a counted frame other than DATA."""
         self._add(None, frame, 1)
         self.frames += 1
 
     def put_last(self, frame: bytes) -> None:
-        """The same for the last one."""
+        """Keep the last frame of the stream."""
         self.put_frame(frame)
         self.closed = True
 
     @property
     def done(self) -> bool:
-        """Whether the last frame, and with it all, has come to the peer."""
+        """Whether the peer has acknowledged everything up to the last frame."""
         return self.closed and self.acknowledged == self.end
 
     def _add(self, channel: int | None, body: bytes | bytearray | memoryview, moves: int) -> None:
@@ -222,10 +222,10 @@ class Outgoing:
         self.end += moves
 
     def acknowledge(self, position: int) -> bool:
-        """The peer has taken in all before `position`; False where that is no news.
+        """The peer has received all units before `position`.  Returns False if that is not new.
 
         Raises:
-          RemoteProtocolError: it acknowledges what was not said.
+          RemoteProtocolError: the peer acknowledges what was not sent.
         """
         if position > self.end:
             raise RemoteProtocolError(f"the peer acknowledges {position} of {self.end} units")
@@ -252,7 +252,7 @@ class Outgoing:
         return True
 
     def read(self, position: int, limit: int) -> list[Chunk]:
-        """What was said from `position` on, which was not acknowledged: `limit` bytes of it, and at least one piece."""
+        """The unacknowledged stream from `position` on: at most `limit` bytes of it, but at least one entry."""
         found: list[Chunk] = []
         index = max(bisect_right(self._starts, position) - 1, 0)
         while index < len(self._starts) and limit > 0:
@@ -263,7 +263,7 @@ class Outgoing:
             else:
                 skipped = max(position - start, 0)
                 part = memoryview(body)[skipped : skipped + limit]
-                # A block that is read stays open for more, which a view of it would forbid.
+                # A block may still grow after it was read, which a view of it would prevent.
                 chunk = Chunk(start + skipped, channel, bytes(part) if type(body) is bytearray else part)
                 part.release() if type(body) is bytearray else None
             if channel is not None and not chunk.body:
@@ -275,11 +275,11 @@ class Outgoing:
 
 @final
 class Incoming:
-    """What this side has taken in of the peer's stream, and what it has to acknowledge.
+    """How much of the peer's stream this side has received, and when it has to acknowledge that.
 
     Attributes:
-      received: all units before it were taken in.
-      timer_began: `deadline` is sooner than it was when whoever waits for it has set this to False.
+      received: all units before this position were received.
+      timer_began: `deadline` has become sooner.  Whoever waits for the deadline sets this to False.
     """
 
     __slots__ = ("_acknowledged", "_due_at", "received", "timer_began")
@@ -291,13 +291,13 @@ class Incoming:
         self._due_at = inf
 
     def take(self, position: int, item: Item, now: float) -> Item | None:
-        """What is new of an item that a carrier brought at its `position`; None where nothing is.
+        """The new part of an item that a carrier has brought at `position`; None if nothing of it is new.
 
-        The carrier's position behind it is `position + units(item)`.
+        The carrier's position after the item is `position + units(item)`.
         """
         moves = units(item)
         if not moves:
-            return item  # it is about the carrier
+            return item  # a frame about the carrier
         missing = position + moves - self.received
         if missing <= 0:
             return None
@@ -306,7 +306,7 @@ class Incoming:
         return new
 
     def advance(self, moves: int, now: float) -> None:
-        """So many units were taken in, of which none was known."""
+        """Count units that were received for the first time."""
         self.received += moves
         if self._due_at == inf:
             self._due_at = now + ACK_DELAY
@@ -314,15 +314,15 @@ class Incoming:
 
     @property
     def deadline(self) -> float:
-        """When `ack_due` becomes true by itself; infinity while all is acknowledged."""
+        """When `ack_due` becomes true by itself; infinity while everything is acknowledged."""
         return self._due_at
 
     def ack_due(self, now: float) -> bool:
-        """Whether the peer is to be told how far we are."""
+        """Whether an ACK is to be sent."""
         return now >= self._due_at or self.received - self._acknowledged >= ACK_UNITS
 
     def acknowledge(self) -> int:
-        """The position of an ACK that goes on a carrier now."""
+        """Returns the position of an ACK that is sent now."""
         self._acknowledged = self.received
         self._due_at = inf
         return self.received

@@ -1,4 +1,4 @@
-"""How a Link travels, for those who hold its Pipes, and for those who look for paths."""
+"""The paths of a Link, as the holders of its Pipes and the searches for other paths see them."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ if TYPE_CHECKING:
 __all__ = ["Travelling"]
 
 Migrate = Callable[[Sequence[str] | None, float | None], Awaitable[PathInfo]]
-"""Looks for a better path, or for one by some phases, within so many seconds."""
+"""Looks for a better path, or for any path by the given phases, within so many seconds."""
 
 
 def _ignore(_payload: bytes) -> None:
-    """Signals of a Link that nobody drives yet."""
+    """Ignore signals on a Link that nobody drives yet."""
 
 
 LEFT_FOR: Final = 0.5
-"""Seconds for which a carrier is kept whose relay will be gone before long, once both sides speak elsewhere and all
-that was said on it has come: the peer learns that meanwhile, else it would say it again."""
+"""Seconds for which a carrier by a relay that will shut down is kept after both sides have left it and all data on it
+has come: the peer receives our ACK meanwhile, without which it would send that data again."""
 LEFT_TRIPS: Final = 3
-"""Round trips of silence, and `LEFT_FOR` at least, after which it is closed though the peer speaks there still: two for
-it to change over, who may have said nothing meanwhile."""
+"""Round trips of silence, and `LEFT_FOR` at least, after which such a carrier is closed although the peer still speaks
+on it: two of them are for the peer to change over, which may have sent nothing meanwhile."""
 LOOK: Final = 0.1
-"""Seconds between two looks at such a carrier: a fifth of the time that its server waits for."""
+"""Seconds between two checks of such a carrier: a fifth of the time that its server waits."""
 MAX_DROPPED: Final = 16
-"""Paths that were no good which are remembered for who looks for better ones, if anybody does."""
+"""Dropped paths that are remembered for the search for better ones, if there is any."""
 
 
 class Travelling(Handshake):
-    """A Link as far as its paths go.
+    """The part of a Link that concerns its paths.
 
     Attributes, for reading; see `Handshake` for more of them:
       path_log: how its path has changed.
-      hints, hinted_at: how often something has happened on this side that may have killed its path, or made a better
-        one possible, and when last.
-      lapsed: it was given up, as there was no path for too long; the peer may not know.
+      hints, hinted_at: how many hints there were, and when the last one came: something on this side may have killed
+        the path, or made a better one possible.
+      lapsed: the Link was given up, as there was no path for too long; the peer may not know.
       migrator: finds a better path; None where nobody does.
-      on_news: takes the signals that the peer says on the Link.
+      on_news: called with each signal that the peer sends on the Link.
     """
 
     def __init__(self, carrier: Carrier, *, peer_key: bytes, session_id: bytes, initiator: bool | None) -> None:
@@ -73,9 +73,9 @@ class Travelling(Handshake):
         self._dropped: Final[deque[PathInfo]] = deque(maxlen=MAX_DROPPED)
         self._uplinks: Uplinks | None = None
         self._standbys = Standbys(most=0)
-        self._answers: Final = trio.lowlevel.ParkingLot()  # who waits for one, or for the path to take something
+        self._answers: Final = trio.lowlevel.ParkingLot()  # waits for an answer, or until the path accepts data
         self._ending = False  # no Pipe is left
-        self._hurried = False  # its node is left
+        self._hurried = False  # its node is closed
 
     @property
     @abstractmethod
@@ -84,7 +84,7 @@ class Travelling(Handshake):
 
     @abstractmethod
     def _lose(self, lane: LaneDriver, error: Exception) -> None:
-        """A carrier is gone, or to be closed."""
+        """Remove a carrier that is gone, or is to be closed."""
 
     @property
     @abstractmethod
@@ -93,16 +93,16 @@ class Travelling(Handshake):
 
     @abstractmethod
     def _settle(self) -> None:
-        """Something has happened: have said what is to be said, and told what is to be told."""
+        """Act on a change: have pending frames sent and timers set, and report a change of the path."""
 
     @property
     @abstractmethod
     def movable(self) -> bool:
-        """Whether it may have further carriers, and outlive those that it has."""
+        """Whether the Link may have further carriers, and outlive those that it has."""
 
     @property
     def path(self) -> PathInfo | None:
-        """How the carrier that we speak on came about; set by the attempt that made it."""
+        """The path of the carrier that we speak on; set by the attempt that made it."""
         return self._speaking.path
 
     @path.setter
@@ -110,7 +110,7 @@ class Travelling(Handshake):
         self._first.path = path
 
     def share(self, uplinks: Uplinks) -> None:
-        """Before it is driven: for how long its paths may be silent is found out with the node's other Links."""
+        """Share what is learnt about NATs with the node's other Links.  To be called before `drive`."""
         self._uplinks = uplinks
         self._share(self._first)
 
@@ -119,25 +119,25 @@ class Travelling(Handshake):
             lane.share(self._uplinks)
 
     def set_dead_after(self, seconds: float) -> None:
-        """Before `drive`: within how many seconds a path's death is to be noticed; 0: it is asked as ever."""
+        """Set within how many seconds a path's death is to be noticed, 0: at the usual interval.  Before `drive`."""
         self.protocol.set_notice_within(seconds or math.inf)
 
     def keep_relays(self, standbys: Standbys) -> None:
-        """Before `drive`: a relay's path that was left is kept, as one of a node's few."""
+        """Keep relayed paths that were left as standbys of the node.  To be called before `drive`."""
         self._standbys = standbys
 
     def keep_within(self, memory: ReplayMemory) -> None:
-        """Before `drive`: what it keeps for the peer counts there, with what the node's other Links keep."""
+        """Count unacknowledged data together with that of the node's other Links.  To be called before `drive`."""
         if self.protocol.outgoing is not None:
             self.protocol.outgoing.share(memory)
 
     async def wait_accepted(self) -> None:
-        """Wait until the peer has accepted what it has promised to, or the Link is over; no checkpoint where it has."""
+        """Wait until the peer has accepted the COMMIT, or the Link is over; no checkpoint where that is so already."""
         while self.protocol.state is LinkState.COMMITTED:
             await self._answers.park()
 
     async def wait_path(self, *, well: bool) -> None:
-        """Wait until the path is live, or another one is at hand, or until neither is so.
+        """Wait until the path is live or another one is at hand (`well`), or until neither is the case.
 
         Raises `trio.BrokenResourceError` once the Link is over.
         """
@@ -149,7 +149,7 @@ class Travelling(Handshake):
 
     @property
     def _wants_a_path(self) -> bool:
-        """Whether it has Pipes, or something left to say and the time to look for a path."""
+        """Whether the Link has Pipes, or has something left to send and time to look for a path."""
         state = self.protocol.state
         return (state is LinkState.CLOSING and not self._hurried) or (state is not LinkState.ENDED and not self._ending)
 
@@ -165,14 +165,17 @@ class Travelling(Handshake):
         return await self.migrator(phases, timeout)
 
     async def wait_path_event(self) -> None:
-        """Wait until something has happened to the paths; `trio.BrokenResourceError` once the Link is over."""
+        """Wait until something has happened to the paths.  Raises `trio.BrokenResourceError` once the Link is over."""
         if self._ending or self.protocol.state is LinkState.ENDED:
             raise trio.BrokenResourceError("the link is over")
         await self.path_log.told.park()
 
     async def wait_trial(self, link: Handshake) -> bool:
-        """Wait until the Link speaks on the carrier that `link` was attached with, or has no use for it: False."""
-        lane = link._first.protocol  # it is ours by now
+        """Wait for the trial of the carrier that `link` was attached with.
+
+        Returns True once this Link speaks on it, False if the carrier is gone.
+        """
+        lane = link._first.protocol  # a lane of this Link by now
         while lane in self.protocol.lanes and not lane.is_over:
             if lane is self.protocol.lanes.active:
                 return True
@@ -182,7 +185,7 @@ class Travelling(Handshake):
     # -- relays that will be gone before long (`warpgate_trio.node.leaving`) -------------------------------------------
 
     def leave(self, local: TransportAddress) -> None:
-        """A relay will be gone before long, carriers by which begin at an address of ours."""
+        """A relay will shut down before long: mark the relayed carriers that use the local address `local`."""
         for lane in self._drivers:
             if lane.is_relayed and lane.carrier.local == local:
                 lane.protocol.leaving = True
@@ -190,34 +193,34 @@ class Travelling(Handshake):
 
     @property
     def is_leaving(self) -> bool:
-        """Whether what we speak on goes by such a relay."""
+        """Whether the carrier that we speak on goes by such a relay."""
         active = self.protocol.lanes.active
         return active is not None and active.leaving
 
     @property
     def both_know(self) -> bool:
-        """Whether the peer was told, too: a rendezvous server tells both, a TURN server its own client."""
+        """Whether the peer was told, too: a rendezvous server tells both sides, a TURN server only its own client."""
         return self._speaking.carrier.name == "tls"
 
     async def wait_leaving(self) -> None:
-        """Wait until a carrier is to be left; `trio.BrokenResourceError` once the Link is over."""
+        """Wait until a carrier is to be left.  Raises `trio.BrokenResourceError` once the Link is over."""
         while self._ending or not any(lane.protocol.leaving for lane in self._drivers):
             await self.wait_path_event()
 
     async def wait_left(self) -> None:
-        """Wait until we do not speak on such a carrier; `trio.BrokenResourceError` once the Link is over."""
+        """Wait until we speak on no such carrier.  Raises `trio.BrokenResourceError` once the Link is over."""
         while self.is_leaving:
             await self.wait_path_event()
 
     @property
     def lacks_standby(self) -> bool:
-        """Whether what we speak on goes by no relay, and of those that could stand by for it all are to be left."""
+        """Whether we speak on a direct carrier, and all relayed ones that could stand by for it are to be left."""
         relays = [lane for lane in self._drivers if lane.is_relayed]
         wants = self._standbys.keeps_any and not self._speaking.is_relayed
         return wants and bool(relays) and all(lane.protocol.leaving for lane in relays)
 
     def prefer_another(self) -> bool:
-        """Change over to another carrier that is well and may stay, once it is proven; whether there is one."""
+        """Change over to another carrier that is well and may stay, once it has carried bulk; whether there is one."""
         lane = self.protocol.lanes.another()
         if lane is None or lane.leaving or not self.movable:
             return False
@@ -226,7 +229,10 @@ class Travelling(Handshake):
         return True
 
     def close_left(self) -> float:
-        """Close what was left and brings nothing more; seconds after which to look again, 0: there is nothing left."""
+        """Close carriers of such relays that were left and deliver nothing more.
+
+        Returns the seconds after which to call this again, or 0 if there was no such carrier.
+        """
         now, pause = trio.current_time(), 0.0
         for lane in self._drivers:
             protocol = lane.protocol
@@ -250,26 +256,26 @@ class Travelling(Handshake):
         self.path_log.tell()
 
     async def wait_hint(self) -> None:
-        """Wait until something has happened on this side that may have killed its path, for as long as it takes."""
+        """Wait for the next hint, for as long as it takes."""
         hints = self.hints
         while self.hints == hints:
             await self.path_log.told.park()
 
     def take_dropped(self) -> list[PathInfo]:
-        """Paths that turned out to be no good, since the last call."""
+        """Paths that were dropped since the last call because they did not carry."""
         dropped = list(self._dropped)
         self._dropped.clear()
         return dropped
 
     @property
     def is_busy(self) -> bool:
-        """Whether the peer has not acknowledged all that it was sent, or somebody waits to send something."""
+        """Whether something is unacknowledged, or somebody waits to send something."""
         outgoing = self.protocol.outgoing
         return len(self._answers) > 0 or (outgoing is not None and outgoing.end > outgoing.acknowledged)
 
     @property
     def moved(self) -> int:
-        """Counts what was said and heard on all Pipes."""
+        """Units that were sent and received on all Pipes."""
         outgoing, incoming = self.protocol.outgoing, self.protocol.incoming
         return (0 if outgoing is None else outgoing.end) + (0 if incoming is None else incoming.received)
 
@@ -290,11 +296,11 @@ class Travelling(Handshake):
 
     @property
     def rtt(self) -> float | None:
-        """Smoothed round trip in seconds, None before it was measured."""
+        """Smoothed round-trip time in seconds; None before it was measured."""
         return self.protocol.life.rtt
 
     def live_path(self) -> PathInfo:
-        """`path` with the round trip and the state of now."""
+        """`path` with its present round-trip time and state."""
         assert self.path is not None, "the attempt sets the path before anybody gets a Pipe"
         state = PathState.LIVE if self.protocol.life.life is Life.WELL else PathState.SUSPECT
         if self.protocol.lanes.active is None:
@@ -310,7 +316,7 @@ class Travelling(Handshake):
             lane: LaneProtocol | None = None
             token = 0
             while protocol.state is LinkState.OPEN and not channel.closed_here:
-                if lane is not protocol.lanes.active:  # what was asked on another one has no answer any more
+                if lane is not protocol.lanes.active:  # a PING on the previous lane may never be answered
                     lane = protocol.lanes.active
                     if lane is not None:
                         token = lane.ask(trio.current_time())
