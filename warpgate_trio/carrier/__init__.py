@@ -1,11 +1,11 @@
 """Carriers: encrypted, ordered byte streams to *someone*; the Link above finds out to whom.
 
-A carrier separates *encrypting* from *sending*: `Carrier.feed` is synchronous and turns plaintext into ciphertext
-that the carrier owns from then on; `Carrier.flush` sends what is owed and may be cancelled at any byte, because what
-it did not send stays owed and goes out first next time.  That is what makes a cancelled ``send_all`` harmless: TLS
-records and QUIC packets are never torn by it.
+A carrier separates *encrypting* from *sending*.  `Carrier.feed` is synchronous: it turns plaintext into ciphertext,
+which the carrier owns from then on.  `Carrier.flush` sends the pending ciphertext.  It may be cancelled at any byte:
+what it did not send stays pending, and is sent first next time.  So a cancelled ``send_all`` is harmless: it never
+tears a TLS record or a QUIC packet.
 
-One writer at a time may be in `Carrier.flush` and one reader in `Carrier.receive`; the Link sees to that.
+One writer at a time may be in `Carrier.flush` and one reader in `Carrier.receive`; the Link ensures that.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The interface that a Link needs of a carrier."""
+"""The interface that a Link needs from a carrier."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Buffer = bytes | bytearray | memoryview
 
 @runtime_checkable
 class Carrier(Protocol):
-    """An encrypted, ordered byte stream; see the room's page for the division of labour.
+    """An encrypted, ordered byte stream; the docstring of `warpgate_trio.carrier` describes the division of labour.
 
     Attributes:
-      dialler: True on the side that dialled, which is the TLS or QUIC client and the one that pins the other's key.
-      server_key: the Ed25519 public key (32 bytes) of the side that was dialled: our own on that side.
+      dialler: True on the side that dialled: it is the TLS or QUIC client, and pins the other side's key.
+      server_key: the Ed25519 public key (32 bytes) of the side that was dialled, which on that side is our own.
       name: ``"tls"`` or ``"quic"``.
       idle_interval: seconds of silence after which the Link asks for a sign of life.
-      began: when the handshake did, by `trio.current_time`; of a side that waits, when the other one was first heard.
+      began: when the handshake began, by `trio.current_time`; a QUIC server counts from the client's first datagram.
       local, remote: socket addresses of the path.
     """
 
@@ -46,14 +46,14 @@ class Carrier(Protocol):
         """Whether ciphertext waits to be sent."""
 
     def feed(self, *parts: Buffer) -> None:
-        """Encrypt ``parts``, in order, into what the carrier owes.  Synchronous; nothing is sent.
+        """Encrypt ``parts``, in order, for `flush` to send.  Synchronous; nothing is sent.
 
         Raises:
           trio.BrokenResourceError: the carrier cannot encrypt any more.
         """
 
     async def flush(self) -> None:
-        """Send what is owed; a checkpoint always.  After a cancellation the rest is still owed, in order.
+        """Send the pending ciphertext; a checkpoint always.  After a cancellation the rest is still pending, in order.
 
         Raises:
           trio.BrokenResourceError: the path is gone.
@@ -61,15 +61,15 @@ class Carrier(Protocol):
         """
 
     def limit_unsent(self, size: int, /) -> None:
-        """Have `flush` wait while more than about ``size`` bytes are not sent that were taken, as far as can be said.
+        """Have `flush` wait while about ``size`` bytes or more that were accepted are unsent, as far as is known.
 
-        What is most urgent is then not behind much that nobody can take back.
+        Then urgent data does not wait behind much that cannot be withdrawn.
         """
 
     async def receive(self) -> list[bytes]:
         """Wait for plaintext and return it in pieces, none of them empty; ``[]`` means the peer's clean end.
 
-        Cancelling it loses nothing.
+        A cancelled call loses nothing.
 
         Raises:
           trio.BrokenResourceError: the path is gone, was cut without a clean end, or carried forged bytes.
@@ -77,15 +77,15 @@ class Carrier(Protocol):
         """
 
     def feed_end(self) -> None:
-        """Owe the clean end (close_notify); nothing may be fed after it."""
+        """Have `flush` send the clean end (TLS close_notify, QUIC FIN); nothing may be fed after it."""
 
     def close_nowait(self) -> None:
-        """Close the socket now, without a goodbye.  Idempotent; wakes whoever waits in `flush` or `receive`."""
+        """Close the socket now, without a clean end.  Idempotent; wakes tasks that wait in `flush` or `receive`."""
 
 
 @contextmanager
 def closing_on_error(carrier: Carrier) -> Iterator[None]:
-    """Close a carrier whose handshake fails or is cancelled: nobody has it yet."""
+    """Close a carrier whose handshake fails or is cancelled: no caller has it yet."""
     try:
         yield
     except BaseException:

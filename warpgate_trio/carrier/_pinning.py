@@ -1,4 +1,4 @@
-"""Whose key a certificate shows: what both carriers compare with the peer id."""
+"""The key in a certificate, which both carriers compare with the peer's."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["certificate_key"]
 
 
 def certificate_key(der: bytes | None) -> bytes | None:
-    """The Ed25519 key (32 bytes) in an X.509 certificate; None for anything else, which is nobody's.
+    """The Ed25519 key (32 bytes) in an X.509 certificate; None for anything else.
 
-    Whatever the parser raises counts as that: for a bad version it has a class that is no ValueError.
+    Any exception of the parser counts as None; the one for a bad version is not a ValueError.
     """
     if der is None:
         return None
     try:
-        # Its warnings are of no interest: a stranger's certificate is no news of ours.
+        # Warnings about a stranger's certificate are of no interest here.
         with panics_as_errors(), warnings.catch_warnings(action="ignore"):
             key = x509.load_der_x509_certificate(der).public_key()
-    except Exception:  # not ValueErrors alone: InvalidVersion, InternalError
+    except Exception:  # not only ValueError: also InvalidVersion, InternalError
         return None
     return key.public_bytes_raw() if isinstance(key, Ed25519PublicKey) else None

@@ -1,20 +1,21 @@
-"""QUIC over a path of datagrams: the carrier of every UDP path, and of relays.
+"""QUIC over a path of datagrams: the carrier of every UDP path, and of TURN relays.
 
-Who drives.  A QUIC connection wants to be fed and to be woken by its timers also while nobody reads or writes: to
-acknowledge, to retransmit, to give up.  There is no background task for that: *whoever waits drives*.  `receive` and
-`flush` wait for the connection to come on; the first of them that waits is the one that reads the path and keeps the
-timer, the other one parks, and takes over when the first has what it wants or is cancelled.  A driven Link always has
-its reader in `receive`, so its connection is always driven, by a task that has an owner already; and a handshake is
-driven by the task that wants it.  Between two steps of a handshake, while a proven Link waits for its turn to commit,
-nothing is driven: what arrives waits in the path, timers are late, and nothing is lost by it.
+Driving.  A QUIC connection needs its datagrams and timers handled even while nobody reads or writes: to acknowledge, to
+retransmit, to give up.  There is no background task for that; the task that waits *drives*.  Both `receive` and `flush`
+wait for the connection to advance.  The first that waits reads the path and keeps the timer.  The other one parks, and
+takes over when the first one is done or is cancelled.
 
-What is sent.  `feed` hands plaintext to the connection; `flush` sends what congestion control and pacing let go.  What
-they hold back it leaves to the task in `receive`, up to `UNSENT_MAX`, and waits for the rest; where nobody is in
-`receive`, it stays until all has left, or until there is something to be received first.  What is in flight, or cut off
-by a cancelled `flush`, is the connection's own affair.
+A driven Link always has its reader in `receive`, so its connection is always driven, by a task that exists anyway.  A
+handshake is driven by the task that wants it.  Between two steps of a handshake, while a proven Link waits for its turn
+to commit, nothing is driven: what arrives waits in the path and timers are late, but nothing is lost.
 
-The end.  `receive` reports the peer's clean end when it was acknowledged; if our own was asked for (`feed_end`), also
-not before the peer has acknowledged all of ours.  So a Link that was told goodbye to may close its path.
+Sending.  `feed` hands plaintext to the connection; `flush` sends what congestion control and pacing allow.  Of the rest
+it leaves up to `UNSENT_MAX` to the task in `receive`, and waits for what is beyond that.  Where no task is in
+`receive`, it waits until everything has left, or until there is something to receive.  The connection itself takes care
+of data in flight, and of what a cancelled `flush` did not send.
+
+The end.  `receive` reports the peer's clean end once it was acknowledged and, if `feed_end` was called, once the peer
+has acknowledged everything of ours.  So the Link may close the path after that.
 """
 
 from __future__ import annotations
@@ -37,20 +38,21 @@ if TYPE_CHECKING:
 __all__ = ["QuicCarrier"]
 
 UNSENT_MAX: Final = 256 * 1024
-"""Bytes that wait in the connection before a sender has to: enough that each acknowledgement finds something to send,
-and little enough that another channel's frame is not long behind them."""
+"""Bytes that may wait unsent in the connection before a sender has to wait: enough that each acknowledgement finds data
+to send, and few enough that another channel's frame does not wait for long."""
 HELD_MAX: Final = 1024 * 1024
-"""Bytes of plaintext that nobody reads, after which a `flush` does not read the path any more: the Link's reader never
-lets it come to that, and a carrier without a reader must not fill memory."""
+"""Bytes of unread plaintext from which on a `flush` reads the path no more.  The Link's reader never lets it come to
+that, but a carrier without a reader must not fill memory."""
 ACKNOWLEDGED_BY: Final = 0.03
-"""Seconds after the peer's end within which it has been acknowledged: max_ack_delay is 25 ms (RFC 9000 §18.2)."""
+"""Seconds within which the peer's end has been acknowledged: max_ack_delay is 25 ms (RFC 9000 §18.2)."""
 IDLE_INTERVAL: Final = 25.0
-"""Seconds of silence on UDP before a PING: RFC 4787 asks two minutes of mappings, real NATs give 30 s."""
+"""Seconds of silence on UDP before a PING: RFC 4787 requires mappings to last two minutes, but real NATs keep them for
+as little as 30 s."""
 
 
 @final
 class QuicCarrier:
-    """One QUIC connection over a path, which it owns; made by `dial` and `serve`."""
+    """One QUIC connection over a path, which the carrier owns; made by `dial` and `serve`."""
 
     name: Final = "quic"
     idle_interval: Final = IDLE_INTERVAL
@@ -79,15 +81,17 @@ class QuicCarrier:
         """Be the QUIC client on a path and pin the other side's key.
 
         The path belongs to the carrier from the call on: it is closed if the handshake fails or is cancelled.  The end
-        of the handshake goes out with the first `flush` or `receive`, so that it rides with the first plaintext.
+        of the handshake is sent by the first `flush` or `receive`, together with the first plaintext.
 
         Args:
-          initial_rtt: the path's round trip in seconds, if something is known about it: the first retransmissions go
-            by it.
+          path: the path to the other side.
+          peer_key: the Ed25519 key (32 bytes) that the other side has to prove.
+          initial_rtt: the path's round-trip time in seconds, if something is known about it; the first retransmissions
+            depend on it.
 
         Raises:
-          WrongPeer: the handshake went well, with somebody else's key.
-          CarrierError: there was no handshake to be had.
+          WrongPeer: the handshake succeeded, but the other side has another key.
+          CarrierError: the handshake failed.
         """
         try:
             protocol = QuicProtocol.dialing(now=trio.current_time(), initial_rtt=initial_rtt)
@@ -104,10 +108,10 @@ class QuicCarrier:
 
     @classmethod
     async def serve(cls, path: DatagramPath, identity: Identity, *, initial_rtt: float | None = None) -> QuicCarrier:
-        """Be the QUIC server on a path; who dialled is for the Link to find out.
+        """Be the QUIC server on a path; the Link finds out who dialled.
 
-        It waits as long as it takes: datagrams that begin no handshake, or one that fails, may be anybody's, so they
-        say nothing about the peer.  Ownership and `initial_rtt` as in `dial`.
+        It waits without a limit.  Datagrams that begin no handshake, or one that fails, may be anybody's, so they say
+        nothing about the peer.  Ownership and `initial_rtt` as in `dial`.
 
         Raises:
           CarrierError: the path broke.
@@ -131,7 +135,7 @@ class QuicCarrier:
     # -- driving -----------------------------------------------------------------------------------------------------
 
     async def _advance(self, *, reading: bool = True) -> None:
-        """Wait until something happened to the connection: by driving it, or beside the task that does."""
+        """Wait until something has happened to the connection: drive it, or park while another task does."""
         if self._driving or not (reading or self._protocol.held <= HELD_MAX):
             await self._changed.park()
             return
@@ -143,7 +147,7 @@ class QuicCarrier:
             self._changed.unpark_all()
 
     async def _drive(self) -> None:
-        """Wait for datagrams or for the timer, and let the connection see them."""
+        """Wait for datagrams or for the timer, and have the connection handle them."""
         protocol = self._protocol
         batch: list[bytes] = []
         with trio.CancelScope(
@@ -165,7 +169,7 @@ class QuicCarrier:
             protocol.handle_timer(now)
 
     async def _transmit(self) -> bool:
-        """Send what may go now; whether that was anything, which is also whether it was a checkpoint."""
+        """Send what may be sent now.  Returns whether anything was sent, which is also whether it was a checkpoint."""
         sent = False
         try:
             self._sending.acquire_nowait()
@@ -182,7 +186,7 @@ class QuicCarrier:
             self._protocol.failure = self._protocol.failure or "the path was closed"
         finally:
             self._sending.release()
-        # No checkpoint since the connection had nothing more to send.
+        # There was no checkpoint since the connection had nothing more to send.
         self._fed = False
         self._alarm.deadline = self._protocol.deadline
         return sent
@@ -227,7 +231,7 @@ class QuicCarrier:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     def limit_unsent(self, size: int, /) -> None:
-        # Twice as much as of a kernel, which is refilled when half of it has been sent.
+        # Twice as much as for a kernel's buffer, which is refilled when half of it has been sent.
         self._unsent_max = min(2 * size, UNSENT_MAX)
 
     async def receive(self) -> list[bytes]:
@@ -235,7 +239,7 @@ class QuicCarrier:
         self._reading = True
         try:
             while True:
-                await self._transmit()  # acknowledgements too: the peer's end may wait for one
+                await self._transmit()  # ACKs too: the peer may wait for one before it ends
                 if pieces := protocol.take():
                     return pieces
                 if protocol.ended and not self._closed and self._may_leave(trio.current_time()):
@@ -244,10 +248,10 @@ class QuicCarrier:
                 await self._advance()
         finally:
             self._reading = False
-            self._changed.unpark_all()  # a `flush` that left the rest to us, or waited for us to read
+            self._changed.unpark_all()  # a `flush` that left data to this task, or waited for it to read
 
     def _may_leave(self, now: float) -> bool:
-        """Whether the path may go, after the peer's end, without the peer missing anything of ours."""
+        """Whether the path may be closed, after the peer's end, without the peer missing anything of ours."""
         protocol = self._protocol
         if protocol.failure is not None:
             return True

@@ -1,16 +1,16 @@
-"""One connection of qh3 behind the one boundary that every call into the library passes.
+"""One qh3 connection, behind a single boundary that every call into the library passes.
 
-qh3 is written in Python and Rust.  What a stranger's bytes raise there is not always what it documents: besides its own
-errors there are those of its buffers, of Unicode, indices and types, and where the Rust part gives up there is a panic,
-which is no `Exception` at all.  So all calls go through `Connection._call`: nothing but `CarrierError` comes out of it,
-and a connection that raised anything that qh3 does not document is never called again.  Nothing else imports qh3.
+qh3 is written in Python and Rust.  A stranger's bytes can make it raise what it does not document: errors of its
+buffers, of Unicode, indices and types.  A failure in the Rust part is a panic, which is not even an `Exception`.  So
+all calls go through `Connection._call`, which raises nothing but `CarrierError`.  A connection that raised something
+undocumented is never called again.  No other module imports qh3.
 
-What is offered and accepted is X25519 alone.  qh3 would also take X25519MLKEM768, P-256 and P-384; its ML-KEM panics
-when a key share is short, and each further group is code that a stranger reaches with one datagram.  Who offers more
+Only X25519 is offered and accepted.  qh3 would also take X25519MLKEM768, P-256 and P-384.  But its ML-KEM panics when a
+key share is short, and each further group is code that a stranger reaches with one datagram.  A peer that offers more
 than X25519, as older releases do, is answered with X25519.
 
-A listener may ask a client to show that it hears the answers before a handshake is begun for it: Retry, RFC 9000
-§8.1.2.  `make_retry` and `read_token` need no memory of who was asked.
+A listener may ask a client to prove that it receives our datagrams before a handshake is begun for it: Retry, RFC 9000
+§8.1.2.  `make_retry` and `read_token` are stateless.
 """
 
 from __future__ import annotations
@@ -53,22 +53,22 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 CONNECTION_ID: Final = 8
-"""Bytes of our connection ids: qh3's own default, here because datagrams are sorted by them."""
+"""Bytes of our connection ids: qh3's default, repeated here because datagrams are assigned by them."""
 DATAGRAM: Final = 1200
 """Bytes of every full datagram: the least that a path must carry (RFC 9000 §14).  With the headers of UDP and IPv6, and
-those of a relay's channel or a tunnel's, it is still within the 1,280 bytes of IPv6's smallest MTU."""
-_KEY_SHARE: Final = 32  # bytes of X25519's (RFC 8446 §4.2.8.2)
+those of a TURN channel or a tunnel, it still fits into 1,280 bytes, the smallest MTU of IPv6."""
+_KEY_SHARE: Final = 32  # bytes of an X25519 key share (RFC 8446 §4.2.8.2)
 _ALPN: Final = "warpgate-trio"
 _ED25519: Final = 0x0807
 _PEER: Final = ("192.0.2.1", 443)
-# qh3 wants an address with each datagram; ours come by one path, whatever its name is.
-_TAG: Final = 16  # bytes of a token that nobody else can make
+# qh3 needs an address for each datagram; ours all come by one path, so any address will do.
+_TAG: Final = 16  # bytes of a token's MAC
 
 _calling: ContextVar[bool] = ContextVar("_calling", default=False)
 
 
 class _NotOurs(logging.Filter):
-    """qh3 warns of every connection that a peer closes; ours are reported by the Link."""
+    """Drops qh3's warnings about connections that the peer closes: the Link reports those."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not _calling.get()
@@ -80,7 +80,7 @@ logging.getLogger("quic").addFilter(_NotOurs())
 def make_configuration(
     *, dialler: bool, initial_rtt: float | None, window: int, idle_timeout: float, datagram: int
 ) -> QuicConfiguration:
-    """What both sides agree on; `QuicProtocol` has the reasons."""
+    """The configuration of either side; `warpgate_trio.carrier.quic_protocol` gives the reasons."""
     configuration = QuicConfiguration(
         alpn_protocols=[_ALPN],
         connection_id_length=CONNECTION_ID,
@@ -95,9 +95,9 @@ def make_configuration(
     if initial_rtt is not None:
         configuration.initial_rtt = initial_rtt
     if dialler:
-        configuration.verify_mode = ssl.CERT_NONE  # not "anyone": the protocol compares the key
+        configuration.verify_mode = ssl.CERT_NONE  # safe: `QuicCarrier.dial` compares the key
         configuration.verify_hostname = False
-        configuration.signature_algorithms = [_ED25519]  # which qh3 leaves out by itself
+        configuration.signature_algorithms = [_ED25519]  # not among qh3's defaults
     return configuration
 
 
@@ -105,7 +105,7 @@ def make_configuration(
 
 
 def _pull_client_hello(buffer: TlsBuffer) -> tls.ClientHello:
-    """qh3's reader; of the key shares only what we answer."""
+    """qh3's parser, but of the key shares only those that we answer."""
     hello = tls.pull_client_hello(buffer)
     shares = hello.key_share or []
     hello.key_share = [share for share in shares if share[0] == tls.Group.X25519 and len(share[1]) == _KEY_SHARE]
@@ -113,10 +113,10 @@ def _pull_client_hello(buffer: TlsBuffer) -> tls.ClientHello:
 
 
 class _Tls(tls.Context):
-    """qh3's TLS, which takes the first key share that it knows and has no setting for that.
+    """qh3's TLS, restricted to X25519: by itself it takes the first key share that it knows, without a setting for it.
 
-    The method is qh3's own, with the reader above in the place of its own: in this class only, since other users of qh3
-    in the process want theirs.
+    The method is qh3's own, with the parser above in place of qh3's.  Only this class is changed, not qh3's, which
+    others in the process may use.
     """
 
     _server_handle_hello = FunctionType(
@@ -132,7 +132,7 @@ class _Quic(QuicConnection):
         bridge = super()._create_tls(remote_source_cid)
         context = bridge.tls
         context.__class__ = _Tls
-        # The reserved value at the start (RFC 8701) stays: it is what keeps others able to cope with new groups.
+        # The reserved value at the start (GREASE, RFC 8701) stays: it keeps other implementations open to new groups.
         context._supported_groups = [context._supported_groups[0], tls.Group.X25519]
         return bridge
 
@@ -145,17 +145,17 @@ class _Broke(CarrierError):
 
 
 def _call(operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call into qh3: the only place that does."""
+    """Call into qh3, as nothing else does."""
     token = _calling.set(True)
     try:
         try:
             return operation(*args, **kwargs)
-        except BaseException:  # entering it before each call would cost as much as most of them
+        except BaseException:  # entering `panics_as_errors` before each call would cost as much as most calls
             with panics_as_errors():
                 raise
-    except QuicConnectionError as error:  # what qh3 says about a connection that stands, or is over
+    except QuicConnectionError as error:  # documented: about a connection that is open, or over
         raise CarrierError(f"QUIC: {error.reason_phrase}") from error
-    except MemoryError:  # that of the machine, and nothing that anybody sent
+    except MemoryError:  # the host's own, not caused by received bytes
         raise
     except Exception as error:
         logger.debug("qh3 broke", exc_info=True)
@@ -166,17 +166,23 @@ def _call(operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 @final
 class Connection:
-    """A connection; methods that act raise `CarrierError` and nothing else, whatever came from outside.
+    """A qh3 connection.  Whatever comes from outside, its methods raise nothing but `CarrierError`.
 
     Attributes:
-      broken: qh3 raised what it does not document, so that nobody knows what state it is in: it is not called any more.
-      validated: the client has shown that it hears what is sent to it, by a token of ours.
+      broken: qh3 raised something undocumented, so its state is unknown, and it is not called any more.
+      validated: the client has proven by a token of ours that it receives our datagrams.
     """
 
     def __init__(
         self, configuration: QuicConfiguration, *, destination: bytes | None = None, retry: bytes | None = None
     ) -> None:
-        """A client's, or a server's for the first datagram to `destination`, which was `retry` if we sent a Retry."""
+        """A client's connection, or with `destination` a server's.
+
+        Args:
+          configuration: from `make_configuration`.
+          destination: the connection id to which the client sent its first datagram.
+          retry: the connection id that our Retry gave to the client, if we sent one.
+        """
         self.broken: bool = False
         self.validated: Final = retry is not None
         self._quic: _Quic = self._call(
@@ -196,7 +202,7 @@ class Connection:
             raise
 
     def _ask(self, question: Callable[[], T], otherwise: T) -> T:
-        """What qh3 says about itself, or what holds for a broken connection; whoever acts on it hears of that."""
+        """Query qh3; returns `otherwise` for a broken connection, on which the next action raises."""
         try:
             return self._call(question)
         except CarrierError:
@@ -204,7 +210,7 @@ class Connection:
 
     @property
     def host_cid(self) -> bytes:
-        """The connection id that we gave us."""
+        """The connection id that we chose for ourselves."""
         return self._quic.host_cid
 
     def connect(self, now: float) -> None:
@@ -221,16 +227,16 @@ class Connection:
 
     @property
     def deadline(self) -> float:
-        """When `handle_timer` wants to be called; infinity while no timer runs."""
+        """When `handle_timer` is to be called; infinity while no timer runs."""
         timer = self._ask(self._quic.get_timer, None)
         return math.inf if timer is None else timer
 
     def handle_timer(self, now: float) -> None:
-        """Time has come."""
+        """Handle the timers that are due."""
         self._call(self._quic.handle_timer, now)
 
     def events(self) -> list[events.QuicEvent]:
-        """What happened since the last call; nothing once it is broken."""
+        """The events since the last call; none once the connection is broken."""
         if self.broken:
             return []
         found: list[events.QuicEvent] = []
@@ -243,19 +249,20 @@ class Connection:
         self._call(self._quic.send_stream_data, stream, data, end)
 
     def send_ping(self) -> None:
-        """Ask for a sign of life, which `PingAcknowledged` tells of."""
+        """Send a PING frame; its acknowledgement is the event `PingAcknowledged`."""
         self._call(self._quic.send_ping, 0)
 
     def stands(self, stream: int) -> bool:
-        """Whether the connection can still send: qh3 tells of the peer's close only after its draining period.
+        """Whether the connection can still send.
 
-        Asked by an empty write, which sends nothing.
+        qh3 reports the peer's close only after the draining period.  An empty write, which sends nothing, tells it
+        before.
         """
 
         def write_nothing() -> bool:
             try:
                 self._quic.send_stream_data(stream, b"")
-            except ValueError:  # we have said our end, and the connection stands
+            except ValueError:  # we have sent our end, and the connection is open
                 return True
             except QuicConnectionError:
                 return False
@@ -264,7 +271,7 @@ class Connection:
         return self._call(write_nothing)
 
     def close(self, error_code: int = 0, *, reason_phrase: str = "") -> None:
-        """End it; `transmit` has the words that tell the peer."""
+        """Close the connection; `transmit` returns the datagrams that tell the peer."""
         self._call(self._quic.close, error_code, reason_phrase=reason_phrase)
 
     def unsent(self, stream: int) -> int:
@@ -273,7 +280,7 @@ class Connection:
 
     @property
     def unacknowledged_streams(self) -> int:
-        """Streams of ours of which the peer has not acknowledged everything."""
+        """How many of our streams the peer has not acknowledged completely."""
         return self._ask(lambda: self._quic.open_outbound_streams, 1)
 
     def peer_certificate(self) -> bytes | None:
@@ -290,7 +297,7 @@ class Connection:
 
 
 def make_retry(first: bytes, *, secret: bytes) -> bytes | None:
-    """The answer to a client's first datagram that asks it to come again with a token; None if there is none."""
+    """A Retry in answer to a client's first datagram; None if the datagram cannot be parsed."""
 
     def make() -> bytes:
         header = pull_quic_header(TlsBuffer(data=first), host_cid_length=CONNECTION_ID)
@@ -311,7 +318,7 @@ def make_retry(first: bytes, *, secret: bytes) -> bytes | None:
 
 
 def read_token(first: bytes, *, secret: bytes) -> bytes | None:
-    """Where a client's first datagram went before our Retry, a connection id; None if it has no token of ours."""
+    """The connection id to which a client sent its first datagram before our Retry; None without a token of ours."""
     try:
         header = _call(lambda: pull_quic_header(TlsBuffer(data=first), host_cid_length=CONNECTION_ID))
     except CarrierError:
@@ -322,6 +329,6 @@ def read_token(first: bytes, *, secret: bytes) -> bytes | None:
 
 
 def _name_and_tag(secret: bytes, destination: bytes) -> tuple[bytes, bytes]:
-    """The connection id that our Retry gives, and a tag that proves it was we."""
+    """The connection id that our Retry gives, and the MAC by which we recognise our token."""
     digest = hmac.digest(secret, destination, "sha256")
     return digest[:CONNECTION_ID], digest[-_TAG:]

@@ -1,19 +1,21 @@
 """One QUIC connection without I/O: datagrams, ``now`` and plaintext in, datagrams and plaintext out.
 
-qh3 does the work, behind `warpgate_trio.carrier.quic_connection`, where whatever it raises becomes a `CarrierError`.
-Which one of a listener's first datagrams is the dialler's, `warpgate_trio.carrier.quic_starts` finds out.
+qh3 does the work, behind `warpgate_trio.carrier.quic_connection`, where each of its errors becomes a `CarrierError`.
+`warpgate_trio.carrier.quic_starts` finds the dialler among those that send first datagrams to a listener.
 
-The stream.  Each side opens one unidirectional stream and never another: together they are the carrier's one
-bidirectional byte stream.  Two, so that either side may speak first, and because qh3 says of a stream of one's own
-whether the other side has acknowledged all of it, its end included.  Both have to know that before they may stop: there
-is no kernel here that goes on retransmitting for a socket that was closed.
+The stream.  Each side opens one unidirectional stream and never another.  Together they are the carrier's one
+bidirectional byte stream.  There are two for these reasons:
 
-Trust is that of the TLS carrier: the dialled side proves with its self-signed certificate that it holds a key, the
-dialler compares the key; no certificate authority, no name, no ticket and so no resumption and no 0-RTT.
+* Either side may send first.
+* For a stream of its own, a side learns from qh3 whether the peer has acknowledged all of it, including the end.  Both
+  sides need that before they may stop, since no kernel goes on retransmitting after a close.
 
-What is fixed: QUIC version 1; datagrams of at most `DATAGRAM` bytes, never probed for more; the fixed bit always set,
-which tells QUIC from STUN on a shared socket (RFC 9443: greasing it, RFC 9287, has to be negotiated, and qh3 does not).
-With Ed25519 certificates all lengths are the same in each run.
+Trust is as in the TLS carrier.  The dialled side proves with its self-signed certificate that it holds a key, and the
+dialler compares the key.  There is no certificate authority, no name and no ticket, so no resumption and no 0-RTT.
+
+What is fixed: QUIC version 1; datagrams of at most `DATAGRAM` bytes, without probes for more (PLPMTUD); the fixed bit
+is always set, which tells QUIC from STUN on a shared socket (RFC 9443).  Greasing that bit (RFC 9287) has to be
+negotiated, which qh3 does not do.  With Ed25519 certificates all lengths are the same in each run.
 """
 
 from __future__ import annotations
@@ -42,29 +44,30 @@ if TYPE_CHECKING:
 __all__ = ["QuicProtocol"]
 
 WINDOW: Final = 8 * 1024 * 1024
-"""Bytes that the peer may send before we acknowledge: the Link's largest credit.  It also bounds what a hostile peer
-can make us hold out of order."""
+"""Bytes of the flow control window that we grant: the Link's largest credit.  It also bounds what a hostile peer can
+make us hold out of order."""
 IDLE_TIMEOUT: Final = 100.0
-"""Seconds of silence that end the connection (RFC 9000 §10.1).  The Link, which asks after 66 s at the latest, gives up
-before that; the rest of it is for a carrier that waits for its commit."""
+"""Seconds of the idle timeout, after which the connection ends (RFC 9000 §10.1).  The Link sends a PING after 66 s at
+the latest, and gives up before this; the rest is for a carrier that waits for its commit."""
 EARLY_MAX: Final = 8 * 1024
-"""Bytes that the dialler sends before it knows that the server has its end of the handshake.  qh3 2.1 does not send
-that again while the congestion window, 12 datagrams at first, is full of data; and without it the server cannot
+"""Bytes that the dialler sends before it knows that the server has received the end of its handshake.  qh3 2.1 does not
+retransmit that while the congestion window, 12 datagrams at first, is full of data; and without it the server cannot
 acknowledge the data."""
 PATIENCE: Final = 0.25
-"""Seconds without an answer after which the pauses between retransmissions are at least half of the silence.  qh3 2.1
-does not back off (RFC 9002 §6.2.1) while its handshake is done and not confirmed: 20,000 datagrams in 30 s to a peer on
-loopback that fell silent then."""
+"""Seconds of silence after which the pauses between retransmissions are at least half of that silence.  qh3 2.1 has no
+backoff (RFC 9002 §6.2.1) between the end and the confirmation of its handshake: it sent 20,000 datagrams in 30 s to a
+peer on loopback that fell silent then."""
 IDLE: Final = 1.0
-"""Seconds without a datagram before we spoke again that are no part of that silence: TCP's least retransmission timeout
-(RFC 6298 §2.4).  What is less may be a pause of full lines, where probes that come sooner only fill them."""
+"""Seconds of idle time, from the peer's last datagram until we send data again, from which on that time does not count
+as silence: TCP's least retransmission timeout (RFC 6298 §2.4).  A shorter time may be a pause on full lines, which
+earlier probes would only fill further."""
 MAX_REASON: Final = 100
 """Characters of the peer's reason for closing that are shown."""
 
 _END: Final = b"\0"
-# The last byte of a stream, which is no plaintext.  A STREAM frame that holds nothing but the FIN is not always sent
-# again by qh3 2.1 when it was lost (of 500 at 5 % loss 6 were not); with a byte beside it, always.
-_MISUSE: Final = 1  # the application error code for a peer that uses QUIC otherwise than we do
+# The last byte of a stream, which is not plaintext.  qh3 2.1 does not always retransmit a lost STREAM frame that holds
+# nothing but the FIN (6 of 500 at 5 % loss were not); with a byte beside the FIN it always does.
+_MISUSE: Final = 1  # application error code for a peer that uses QUIC in another way than a carrier does
 
 
 def _configuration(*, dialler: bool, initial_rtt: float | None) -> QuicConfiguration:
@@ -78,9 +81,9 @@ class QuicProtocol:
     """One side of a connection; made by `dialing` and `serving`.  Every ``now`` is a monotonic time in seconds.
 
     Attributes:
-      ready: the handshake is done on our side.
-      peer_certificate_key: the key that the dialled side has proven to hold, for the dialler.
-      ended: the peer's clean end was read, and everything before it.
+      ready: the handshake is done on this side.
+      peer_certificate_key: at the dialler, the key that the dialled side has proven to hold.
+      ended: the peer's clean end was received, and everything before it.
       ending: `send_end` was called.
       failure: why the connection is over, or None.
     """
@@ -90,16 +93,16 @@ class QuicProtocol:
         self._dialler = configuration.is_client
         self._connection: Connection | None = None
         self._flights = FirstFlights(configuration)
-        self._handshake_room = HANDSHAKE_MAX  # bytes, for the dialler's
+        self._handshake_room = HANDSHAKE_MAX  # bytes that a dialler still accepts
         self._received: list[bytes] = []
         self._stream, self._peer_stream = (2, 3) if self._dialler else (3, 2)  # RFC 9000 §2.1
         self._confirmed = False
-        self._early = 0  # bytes sent before that
-        self._held_back: deque[memoryview] = deque()  # the rest of them
-        self._heard_at = 0.0  # there is no timer before the first datagram, or before `dialing` has said when it began
+        self._early = 0  # bytes passed to `send` before that
+        self._held_back: deque[memoryview] = deque()  # those of them beyond `EARLY_MAX`
+        self._heard_at = 0.0  # set by `dialing` or by the first datagram; no timer runs before
         self._fired_at = 0.0
-        self._spoke_at = 0.0  # for the first time since then
-        self._speaks = False  # something was put on the stream that `transmit` has not seen
+        self._spoke_at = 0.0  # when data was first sent after `_heard_at`
+        self._speaks = False  # data was put on the stream since the last `transmit`
         self.held: int = 0
         """Bytes that wait for `take`."""
         self.ready: bool = False
@@ -109,11 +112,12 @@ class QuicProtocol:
 
     @classmethod
     def dialing(cls, *, now: float, initial_rtt: float | None = None) -> QuicProtocol:
-        """The client.
+        """A client.
 
         Args:
-          initial_rtt: a guess at the round trip, in seconds, from what was sent on this path before; it is what the
-            first retransmissions go by (RFC 9002 §6.2.2: 1/3 s when nothing is known).
+          now: when it begins.
+          initial_rtt: an estimate of the round-trip time, in seconds, from earlier packets on this path.  The first
+            retransmissions depend on it (RFC 9002 §6.2.2: 1/3 s when nothing is known).
         """
         protocol = cls(_configuration(dialler=True, initial_rtt=initial_rtt))
         protocol._heard_at = protocol._fired_at = now
@@ -123,7 +127,7 @@ class QuicProtocol:
 
     @classmethod
     def serving(cls, identity: Identity, *, initial_rtt: float | None = None) -> QuicProtocol:
-        """The server, which waits for a first flight."""
+        """A server, which waits for a first flight."""
         configuration = _configuration(dialler=False, initial_rtt=initial_rtt)
         configuration.load_cert_chain(identity.certificate_pem(), identity.private_key_pem())
         return cls(configuration)
@@ -131,7 +135,7 @@ class QuicProtocol:
     # -- datagrams and time ------------------------------------------------------------------------------------------
 
     def receive(self, datagrams: Sequence[bytes], now: float) -> None:
-        """Take datagrams as they came.  They may be anything: what is not the peer's is dropped."""
+        """Take datagrams as they came.  They may be anything: those that are not the peer's are dropped."""
         self._heard_at = now
         connection = self._connection
         if connection is None:
@@ -176,14 +180,14 @@ class QuicProtocol:
 
     @property
     def deadline(self) -> float:
-        """When `handle_timer` wants to be called, infinity while no timer runs; it moves with every call."""
+        """When `handle_timer` is to be called; infinity while no timer runs.  Every other call may change it."""
         deadline = (self._connection or self._flights).deadline
-        was_idle = self._spoke_at - self._heard_at >= IDLE  # then the peer owed us nothing before
+        was_idle = self._spoke_at - self._heard_at >= IDLE  # then no answer was due from the peer before
         silence = self._fired_at - (self._spoke_at if was_idle else self._heard_at)
         return deadline if silence < PATIENCE else max(deadline, self._fired_at + silence / 2)
 
     def handle_timer(self, now: float) -> None:
-        """Time has come: losses, acknowledgements, pacing, the idle timeout."""
+        """Handle the timers that are due: for losses, acknowledgements, pacing, the idle timeout."""
         self._fired_at = now
         connection = self._connection
         if connection is not None:
@@ -198,7 +202,7 @@ class QuicProtocol:
         self._take_completed()
 
     def _take_completed(self) -> bool:
-        """Whether a listener has found its dialler."""
+        """Take the connection of the dialler from a listener's first flights.  Returns whether there is one."""
         completed = self._flights.take_completed()
         if completed is None:
             return False
@@ -229,7 +233,7 @@ class QuicProtocol:
                 self.ready = True
                 if not self._dialler:
                     self._confirm(connection)
-            case events.PingAcknowledged():  # a server acknowledges nothing of this before it has our Finished
+            case events.PingAcknowledged():  # a server cannot acknowledge it before it has our Finished
                 self._confirm(connection)
             case events.ConnectionTerminated():
                 reason = "".join(filter(str.isprintable, event.reason_phrase))[:MAX_REASON]  # it is shown to people
@@ -246,8 +250,8 @@ class QuicProtocol:
     def _notice_close(self, connection: Connection) -> None:
         """Learn at once why the peer closed the connection.
 
-        qh3 reports it only after the draining period (RFC 9000 §10.2.2), for which we have no use: the path is not used
-        again.
+        qh3 reports it only after the draining period (RFC 9000 §10.2.2).  There is no need to wait for that, as the
+        path is not used again.
         """
         if (drained := connection.deadline) < math.inf:
             connection.handle_timer(drained)
@@ -265,18 +269,18 @@ class QuicProtocol:
 
     @property
     def backlog(self) -> int:
-        """Bytes of plaintext that were never sent; what is in flight is not among them."""
+        """Bytes of plaintext that were never sent, without those in flight."""
         held_back = sum(map(len, self._held_back))
         return held_back + (0 if self._connection is None else self._connection.unsent(self._stream))
 
     @property
     def delivered(self) -> bool:
-        """Whether the peer has acknowledged everything, our end included."""
+        """Whether the peer has acknowledged everything, including our end."""
         connection = self._connection
         return self.ending and not self.backlog and connection is not None and not connection.unacknowledged_streams
 
     def send(self, part: Buffer) -> None:
-        """Put plaintext on the stream; the handshake is done.  Nothing is sent before `transmit`."""
+        """Put plaintext on the stream, once `ready`.  Nothing is sent before `transmit`."""
         assert self._connection is not None
         if self._confirmed:
             self._put(self._connection, part)
@@ -298,7 +302,10 @@ class QuicProtocol:
                 self._put(self._connection, _END, end=True)
 
     def _ask_for_confirmation(self, connection: Connection) -> None:
-        """Again with each datagram and timer: qh3 does not repeat a PING that was lost, and shows no HANDSHAKE_DONE."""
+        """Send a PING until one is acknowledged: qh3 retransmits no lost PING, and reports no HANDSHAKE_DONE.
+
+        Called with each datagram and timer.
+        """
         if self.ready and not self._confirmed and self.failure is None:
             connection.send_ping()
 
@@ -320,12 +327,12 @@ class QuicProtocol:
             self._fail(str(error))
 
     def take(self) -> list[bytes]:
-        """The plaintext that was received since the last call, none of the pieces empty."""
+        """The plaintext that was received since the last call; no piece is empty."""
         received, self._received, self.held = self._received, [], 0
         return received
 
     def close(self, now: float) -> list[bytes]:
-        """End the connection now; the datagrams that tell the peer."""
+        """Close the connection now.  Returns the datagrams that tell the peer."""
         with suppress(CarrierError):
             (self._connection or self._flights).close()
         return self.transmit(now)

@@ -1,11 +1,13 @@
-"""What a QUIC listener makes of first datagrams, without I/O: which one is the dialler's.
+"""Finds the dialler's first flight among those that reach a QUIC listener, without I/O.
 
-Whoever can send with the peer's source address can forge a first flight (Initial keys come from what is in the packet),
-so a few starts may stand side by side; the first handshake to be completed, which takes hearing our answers, is the
-one.  A start that raises, or says more than a handshake takes, is dropped with all that was kept for it.  The first
-`MAX_STARTS` are looked at as they come; who comes later is asked by a Retry to show that it hears us, which a forger
-does not, and then takes the place of the oldest that has not shown it.  So forged flights cost four handshakes and then
-an answer of 63 bytes each, and the dialler one round trip.
+Anyone who can send with the peer's source address can forge a first flight, since Initial keys are derived from the
+packet itself.  So a few *starts* may exist side by side.  The first handshake to be completed wins: to complete one, a
+client has to receive our answers.  A start that raises, or receives more than a handshake takes, is dropped with
+everything that was kept for it.
+
+The first `MAX_STARTS` flights each begin a start at once.  A later client is first sent a Retry, to prove that it
+receives our datagrams, which a forger does not.  Then it replaces the oldest start without that proof.  So forged
+flights cost us four handshakes, and then an answer of 63 bytes each; they cost the dialler one round trip.
 """
 
 from __future__ import annotations
@@ -29,16 +31,16 @@ from .quic_connection import (
 __all__ = ["HANDSHAKE_MAX", "FirstFlights", "destination_id", "is_first"]
 
 MAX_STARTS: Final = 4
-"""First flights that a listener looks at side by side, and those that it looks at unasked; see the module's page."""
+"""First flights that a listener handles side by side, and that it handles without a Retry."""
 MAX_ALL_STARTS: Final = 16
-"""First flights that a listener looks at in all: a peer that hears our answers dials a path once."""
+"""First flights that a listener handles in all: a peer that receives our answers dials a path once."""
 HANDSHAKE_MAX: Final = 128 * 1024
-"""Bytes that the other side may send us before the handshake is done: a hundred times what it takes, since all of it
-may be sent again.  Without a bound a message of 16 MiB would be collected, at quadratic cost."""
+"""Bytes that the other side may send us before the handshake is done: a hundred times what it needs, as all of it may
+be retransmitted.  Without a bound a message of 16 MiB would be collected, at quadratic cost."""
 
 
 class _Start:
-    """A client's first flight, and how much more it may say before its handshake is done."""
+    """The connection of a client's first flight, and the bytes that may still come before its handshake is done."""
 
     __slots__ = ("connection", "room")
 
@@ -54,13 +56,13 @@ class FirstFlights:
     def __init__(self, configuration: QuicConfiguration) -> None:
         self._configuration = configuration
         self._starts: dict[bytes, _Start] = {}
-        self._begun = 0  # starts, and those that are gone
-        self._secret: bytes | None = None  # what tokens of Retry are made with
-        self._last_words: list[bytes] = []  # of starts that failed, and to those that are to come again
+        self._begun = 0  # starts in all, including those that are gone
+        self._secret: bytes | None = None  # the key of Retry tokens
+        self._last_words: list[bytes] = []  # the last datagrams of starts that failed, and Retries
         self._completed: tuple[Connection, list[events.QuicEvent]] | None = None
 
     def receive(self, datagram: bytes, now: float) -> None:
-        """Take a datagram as it came; `take_completed` tells whether it was the one."""
+        """Take a datagram as it came; it may complete a handshake (`take_completed`)."""
         destination = destination_id(datagram)
         if destination is None:
             return
@@ -88,7 +90,7 @@ class FirstFlights:
             self._starts.pop(key, None)
 
     def take_completed(self) -> tuple[Connection, list[events.QuicEvent]] | None:
-        """The connection whose handshake is done, and what happened on it until then; once."""
+        """The connection whose handshake is done, and its events so far; None before that, and on later calls."""
         completed, self._completed = self._completed, None
         return completed
 
@@ -104,11 +106,11 @@ class FirstFlights:
 
     @property
     def deadline(self) -> float:
-        """When `handle_timer` wants to be called; infinity while no timer runs."""
+        """When `handle_timer` is to be called; infinity while no timer runs."""
         return min((start.connection.deadline for start in self._starts.values()), default=math.inf)
 
     def handle_timer(self, now: float) -> None:
-        """Time has come, for one of them at least."""
+        """Handle the timers that are due."""
         for key, start in list(self._starts.items()):
             try:
                 start.connection.handle_timer(now)
@@ -117,13 +119,13 @@ class FirstFlights:
                 self._starts.pop(key, None)
 
     def close(self) -> None:
-        """End them; `transmit` has the words that tell the clients."""
+        """Close all starts; `transmit` returns the datagrams that tell the clients."""
         for start in self._starts.values():
             with suppress(CarrierError):
                 start.connection.close()
 
     def _begin(self, datagram: bytes, destination: bytes) -> _Start | None:
-        """A start for a first datagram, if there is to be one; see the module's page."""
+        """A start for a first datagram, if it gets one; see the module's docstring."""
         if self._begun >= MAX_ALL_STARTS:
             return None
         original = None
@@ -151,7 +153,7 @@ class FirstFlights:
             self._starts.clear()
         elif any(isinstance(event, events.ConnectionTerminated) for event in seen):
             self._starts.pop(key, None)
-            self._last_words += connection.transmit(now)  # tells it why
+            self._last_words += connection.transmit(now)  # tells the client why
 
 
 def destination_id(datagram: bytes) -> bytes | None:

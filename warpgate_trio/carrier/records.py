@@ -1,9 +1,10 @@
-"""How large TLS records are: the first ones small, while TCP does not send a whole one at once.
+"""How large TLS records are: the first ones are small, while TCP does not send a large one at once.
 
-Nothing of a record can be read before its last byte is there.  A new connection, or one that was silent, may have ten
-segments on the way (RFC 6928, RFC 5681 §4.1), and a full record is longer: its end leaves a round trip later.  So the
-first bytes go in records of a segment each.  In bulk, full records cost less: one is sealed and opened in one go.  What
-fits into one is joined for it, with its header: a record costs each side 5 µs, and a copy of so little less.
+A record cannot be decrypted before its last byte has arrived.  A new connection, or one that was silent, may have ten
+segments in flight (RFC 6928, RFC 5681 §4.1).  A full record is longer, so its end would leave a round trip later.  So
+the first bytes go in records of one segment each.  In bulk, full records cost less, as each is encrypted and decrypted
+in one go.  Parts that fit into one record are joined, a frame's header with its payload: a record costs each side 5 µs,
+and copying so little costs less.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ __all__ = ["FIRST_FLIGHT", "FIRST_RECORD", "IDLE", "RECORD", "RecordSizes"]
 RECORD: Final = 16 * 1024
 """Bytes of plaintext in one TLS record at most (RFC 8446 §5.1)."""
 FIRST_RECORD: Final = MAX_PACKET - 60 - 12 - 22
-"""Bytes in a small record: a segment's without the headers of IPv6 and TCP, TCP's timestamps, and the record's own."""
+"""Bytes in a small record: a packet less the headers of IPv6 and TCP, TCP's timestamps, and the record's own bytes."""
 FIRST_FLIGHT: Final = 12 * FIRST_RECORD
-"""Bytes that go in small records: with what those have of their own, RFC 6928's largest initial window, 14,600."""
+"""Bytes that go in small records: with the overhead of those, RFC 6928's largest initial window, 14,600."""
 IDLE: Final = 1.0
-"""Seconds without a write after which the window counts as initial again.  TCP says: after a retransmission timeout
-(RFC 5681 §4.1), which RFC 6298 §2.4 does not want below a second."""
+"""Seconds without a write after which the congestion window counts as initial again.  For TCP that is a retransmission
+timeout (RFC 5681 §4.1), which should not be below a second (RFC 6298 §2.4)."""
 
 
 @final
 class RecordSizes:
-    """One connection's outgoing plaintext, cut into what is to be a record or several full ones."""
+    """Cuts the outgoing plaintext of one connection for TLS writes."""
 
     def __init__(self) -> None:
         self._left = 0
         self._written_at = -math.inf
 
     def cut(self, parts: Iterable[Buffer], now: float) -> Iterable[Buffer]:
-        """What is to be written at `now`, in order; none of it is empty."""
+        """The pieces to write at `now`, in order, none of them empty: each makes one record, or several full ones."""
         if now - self._written_at >= IDLE:
             self._left = FIRST_FLIGHT
         self._written_at = now

@@ -1,15 +1,21 @@
 """TLS 1.3 from the standard library over memory BIOs: the carrier of every TCP path.
 
-Why memory BIOs and not `trio.SSLStream` or an `ssl.SSLSocket`: one code path serves real and virtual sockets; a
-half-close loses nothing (``unwrap`` on a socket does, with peer data in the kernel); a cancelled write keeps its
-ciphertext instead of tearing a record; and it has 1.3 times the throughput of `trio.SSLStream`.
+Why memory BIOs and not `trio.SSLStream` or an `ssl.SSLSocket`:
 
-What is switched off, and why: session tickets (`num_tickets = 0`) and with them resumption and 0-RTT, because a
-resumed session proves no key and early data can be replayed; everything below TLS 1.3; SNI, which would tell a watcher
-who is being called.
+* One code path serves real and virtual sockets.
+* A half-close loses nothing; ``unwrap`` on a socket loses peer data that is in the kernel.
+* A cancelled write keeps its ciphertext instead of tearing a record.
+* The throughput is 1.3 times that of `trio.SSLStream`.
 
-Trust has nothing to do with certificate authorities.  The dialled side shows a self-signed certificate over its Ed25519
-node key; TLS makes it prove that it holds the key; the dialler compares *the key* with the one in the peer's signed
+What is switched off, and why:
+
+* Session tickets (`num_tickets = 0`), and with them resumption and 0-RTT: a resumed session proves no key, and early
+  data can be replayed.
+* Everything below TLS 1.3.
+* SNI, which would tell an observer who is being called.
+
+Trust does not depend on certificate authorities.  The dialled side shows a self-signed certificate for its Ed25519 node
+key.  TLS makes it prove that it holds the key, and the dialler compares *the key* with the one in the peer's signed
 address.  The dialler itself is proven one layer up, by the Link's PROOF.
 """
 
@@ -39,22 +45,22 @@ if TYPE_CHECKING:
 __all__ = ["ByteSocket", "TlsCarrier", "TlsContexts"]
 
 RECEIVE_MIN: Final = 16 * 1024
-"""Bytes of the first ``recv``: a TLS record.  It doubles while the kernel fills it, and an idle Link stays small."""
+"""Bytes of the first ``recv``: a TLS record.  The size doubles while the kernel fills it; for an idle Link it stays
+small."""
 RECEIVE_MAX: Final = 256 * 1024
-"""Bytes of the largest ``recv``: 1.3 x the throughput of `trio.SSLStream`, which reads 32 KiB at a time."""
+"""Bytes of the largest ``recv``: 1.3 times the throughput of `trio.SSLStream`, which reads 32 KiB at a time."""
 UNSENT_MAX: Final = 128 * 1024
-"""Bytes that the kernel takes before it has sent what it took, unless it is to take less (`TlsCarrier.limit_unsent`):
-what a channel waits for behind another one's bulk, and what is still to go out when a Pipe is closed.  Linux alone
-would take megabytes."""
+"""Bytes that the kernel may hold unsent, unless `TlsCarrier.limit_unsent` allows less: a channel waits for them behind
+another channel's bulk, and they are still to be sent when a Pipe is closed.  By default Linux would hold megabytes."""
 TURN_RECORDS: Final = 64
-"""Records that are decrypted in one go, then other tasks have their turn: four reads of whole ones.  One of a single
-byte costs its sender 23 bytes and us a microsecond."""
+"""Records that are decrypted in one go before other tasks have their turn: four reads of full records.  A record of a
+single byte costs its sender 23 bytes and us a microsecond."""
 HANDSHAKE_MAX: Final = 64 * 1024
-"""Bytes that the other side may send us before the handshake is done.  OpenSSL takes more of records that say nothing;
-a ClientHello has 0.3 to 2 KiB, a server's flight less than 2."""
+"""Bytes that the other side may send us before the handshake is done.  OpenSSL would accept more in records without
+content.  A ClientHello has 0.3 to 2 KiB, a server's flight less than 2."""
 IDLE_INTERVAL: Final = 60.0
-"""Seconds of silence on TCP before a PING: well under the 2 h 4 min that RFC 5382 asks of TCP mappings, and under the
-few minutes that real NATs give them."""
+"""Seconds of silence on TCP before a PING: well under the 2 h 4 min that RFC 5382 requires of TCP mappings, and under
+the few minutes for which real NATs keep them."""
 
 
 class ByteSocket(Protocol):
@@ -67,7 +73,7 @@ class ByteSocket(Protocol):
 
 @final
 class TlsContexts:
-    """The two `ssl.SSLContext` of a node, built once: the dialled side's, with our certificate, and the dialler's."""
+    """The two `ssl.SSLContext` of a node, built once: `server`, with our certificate, and `client`."""
 
     def __init__(self, identity: Identity) -> None:
         self.public_key: Final = identity.public_key
@@ -81,15 +87,15 @@ def _context(protocol: int) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # not "anyone": the key is compared after the handshake, see the module's page
+    context.verify_mode = ssl.CERT_NONE  # safe: the key is compared after the handshake
     context.options |= ssl.OP_NO_TICKET
     return context
 
 
 def _load_certificate(context: ssl.SSLContext, pem: bytes) -> None:
-    """``load_cert_chain`` takes file names only: give it an anonymous file, or a private one that is removed."""
+    """Load a key and certificate by an anonymous or temporary file: ``load_cert_chain`` takes file names only."""
     if hasattr(os, "memfd_create"):
-        with contextlib.suppress(OSError):  # a sandbox denies it, or no /proc: fall through to the private file
+        with contextlib.suppress(OSError):  # a sandbox denies it, or there is no /proc: use the temporary file
             with open(os.memfd_create("warpgate-trio", os.MFD_CLOEXEC), "wb") as memory:
                 memory.write(pem)
                 memory.flush()
@@ -103,9 +109,9 @@ def _load_certificate(context: ssl.SSLContext, pem: bytes) -> None:
 
 @final
 class TlsCarrier:
-    """One TLS 1.3 connection over a byte stream, which it owns; made by `dial` and `serve` over a TCP socket.
+    """One TLS 1.3 connection over a byte stream, which the carrier owns.
 
-    `begin` makes one over anything else, such as a relay's circuit.
+    `dial` and `serve` make one over a TCP socket, `begin` over anything else, such as a relay's circuit.
     """
 
     name: Final = "tls"
@@ -131,7 +137,7 @@ class TlsCarrier:
         self._fault: ssl.SSLError | None = None
         self._receive_size = RECEIVE_MIN
         self._left = False  # records that were not decrypted in the last turn
-        self._dry = False  # the BIO was found to hold no whole record
+        self._dry = False  # the BIO holds no complete record
         self.began: Final = trio.current_time()
         self.dialler: Final = dialler
         self.server_key: Final = server_key
@@ -145,8 +151,8 @@ class TlsCarrier:
         The socket belongs to the carrier from the call on: it is closed if the handshake fails or is cancelled.
 
         Raises:
-          WrongPeer: the handshake went well, with somebody else's key.
-          CarrierError: there was no TLS 1.3 handshake to be had.
+          WrongPeer: the handshake succeeded, but the other side has another key.
+          CarrierError: the TLS 1.3 handshake failed.
         """
         carrier = cls(sock, contexts.client, dialler=True, server_key=peer_key, **_ends(sock))
         with closing_on_error(carrier):
@@ -156,12 +162,12 @@ class TlsCarrier:
 
     @classmethod
     async def serve(cls, sock: trio.socket.SocketType, contexts: TlsContexts) -> TlsCarrier:
-        """Be the TLS server on an accepted socket; who dialled is for the Link to find out.
+        """Be the TLS server on an accepted socket; the Link finds out who dialled.
 
         Ownership as in `dial`.
 
         Raises:
-          CarrierError: there was no TLS 1.3 handshake to be had.
+          CarrierError: the TLS 1.3 handshake failed.
         """
         carrier = cls(sock, contexts.server, dialler=False, server_key=contexts.public_key, **_ends(sock))
         with closing_on_error(carrier):
@@ -178,16 +184,18 @@ class TlsCarrier:
         local: TransportAddress,
         remote: TransportAddress,
     ) -> tuple[TlsCarrier, bytes]:
-        """Begin on a byte stream that is not there yet, with a handshake whose first two flights travel otherwise.
+        """Begin on a byte stream that does not exist yet: the first two flights of the handshake travel in other ways.
 
         The stream belongs to the carrier from the call on.
 
         Args:
+          sock: the stream to be.
+          contexts: the node's TLS contexts.
           peer_key: the key of the other side, which makes us the TLS client; None: we are the server.
-          local, remote: between which addresses it will run.  Who does not know yet sets them before the other side's
-            flight is taken.
+          local, remote: the addresses of the stream's ends.  A caller that does not know them yet sets the attributes
+            before it calls `take_flight`.
 
-        Returns the carrier and our first flight: the ClientHello; of a server none, as its own is the answer to that.
+        Returns the carrier and our first flight: a client's ClientHello; empty for a server, which answers that.
         """
         dialler = peer_key is not None
         context = contexts.client if dialler else contexts.server
@@ -198,12 +206,12 @@ class TlsCarrier:
     def take_flight(self, flight: bytes) -> bytes:
         """Take the other side's first flight.
 
-        Returns what answers it: a server's flight.  A client has pinned the server's key then, and owes its Finished,
-        which goes out with whatever is flushed next; a server has `finish` before it.
+        Returns a server's answer, its first flight; empty for a client.  A client has pinned the server's key then, and
+        its Finished is sent with the next `flush`.  A server has to call `finish` next.
 
         Raises:
-          WrongPeer: the handshake went well, with somebody else's key.
-          CarrierError: that is no flight of a TLS 1.3 handshake.
+          WrongPeer: the handshake succeeded, but the other side has another key.
+          CarrierError: `flight` is no flight of a TLS 1.3 handshake.
         """
         self._incoming.write(flight)
         try:
@@ -223,7 +231,7 @@ class TlsCarrier:
         """Wait for the client's Finished, after `take_flight`.
 
         Raises:
-          CarrierError: it does not come.
+          CarrierError: the connection ended before it came, or the handshake failed.
         """
         with closing_on_error(self):
             await self._handshake()
@@ -276,7 +284,7 @@ class TlsCarrier:
         try:
             while True:
                 while self._unsent:
-                    # Not `SocketStream.send_all`: that one cannot tell, when cancelled, how much it sent.
+                    # Not `SocketStream.send_all`, which cannot tell how much it sent when it is cancelled.
                     self._unsent = self._unsent[await self._sock.send(self._unsent) :]
                 if not self._outgoing.pending:
                     return
@@ -285,7 +293,7 @@ class TlsCarrier:
             raise self._socket_error(error) from error
 
     def limit_unsent(self, size: int, /) -> None:
-        if isinstance(self._sock, trio.socket.SocketType):  # a circuit holds what its credit lets it
+        if isinstance(self._sock, trio.socket.SocketType):  # a circuit is bounded by its credit
             limit_unsent(self._sock, min(size, UNSENT_MAX))
 
     async def receive(self) -> list[bytes]:
@@ -309,12 +317,12 @@ class TlsCarrier:
             self._dry = False
 
     def _decrypt_into(self, pieces: list[bytes]) -> bool:
-        """Take whole records out of the BIO, as many as a turn has; True at the peer's close_notify."""
+        """Decrypt up to `TURN_RECORDS` records.  Returns True at the peer's close_notify, or where a fault follows."""
         read = self._tls.read
         self._left = False
         try:
             for _ in range(TURN_RECORDS):
-                if not (piece := read(RECORD)):  # one record at most
+                if not (piece := read(RECORD)):  # returns one record at most
                     return True
                 pieces.append(piece)
             self._left = True
@@ -322,17 +330,17 @@ class TlsCarrier:
         except ssl.SSLWantReadError:
             self._dry = True
             return False
-        except ssl.SSLZeroReturnError:  # how the peer's close_notify reads once we have sent ours
+        except ssl.SSLZeroReturnError:  # the peer's close_notify, once we have sent ours
             return True
         except ssl.SSLError as error:
-            self._fault = fault = self._fault or error  # OpenSSL names the reason once; later errors say nothing
-            if pieces:  # what came before the fault is good; the fault comes again on the next call
+            self._fault = fault = self._fault or error  # OpenSSL gives the reason only once
+            if pieces:  # what came before the fault is good; the next call raises again
                 return True
             raise trio.BrokenResourceError(f"TLS: {fault.reason or fault}") from fault
         return True
 
     def feed_end(self) -> None:
-        # `unwrap` writes close_notify, then asks for the peer's; we go on reading ourselves.
+        # `unwrap` writes close_notify and then wants the peer's, which `receive` reads instead.
         with contextlib.suppress(ssl.SSLError):
             self._tls.unwrap()
 
@@ -349,7 +357,7 @@ class TlsCarrier:
 def _ends(sock: trio.socket.SocketType) -> dict[str, TransportAddress]:
     try:
         local, remote = sock.getsockname(), sock.getpeername()
-        sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, True)  # a frame is never worth waiting for
+        sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, True)  # do not delay small frames
         limit_unsent(sock, UNSENT_MAX)
     except OSError as error:  # the other side is gone already
         sock.close()

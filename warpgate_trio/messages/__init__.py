@@ -1,7 +1,7 @@
-"""Messages over a byte stream: what `Pipe.messages` is made of, for streams of all kinds.
+"""Messages over a byte stream: the implementation of `Pipe.messages`, for any stream.
 
-`framing` is the format without I/O, `channel` the `trio.abc.Channel` over a `trio.abc.Stream`.  See
-docs/applications.md for how it is used, docs/wire_formats.md for the bytes.
+`framing` is the format without I/O, `channel` the `trio.abc.Channel` over a `trio.abc.Stream`.  docs/applications.md
+describes the use, docs/wire_formats.md the bytes.
 """
 
 from __future__ import annotations

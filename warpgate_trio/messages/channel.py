@@ -1,12 +1,12 @@
 """Messages over a Trio stream, as a `trio.abc.Channel`.
 
-Sending.  A message goes out in one call of the stream where it is small, so that it is one frame of a Pipe and one
-record of TLS.  A stream cannot take back what it has sent: who is cancelled when a part of a message is out leaves the
-peer in the middle of it, and nothing that is sent then would be understood.  So that breaks the sending half, and a
-stream that cannot tell how much of it is out is taken to be in the middle.
+Sending.  A small message is sent in one call of the stream, so that it is one frame of a Pipe and one TLS record.  A
+stream cannot withdraw what it has sent.  So a send that is cancelled within a message breaks the sending half: the peer
+would take whatever follows for the rest of that message.  If the stream cannot tell how much was sent, a cancelled send
+counts as cut off within a message.
 
-Receiving.  What the stream gives is cut by a `MessageReader`, and there is no checkpoint between the two; so a receive
-that is cancelled has taken nothing.
+Receiving.  A `MessageReader` cuts the data of the stream into messages.  There is no checkpoint between reading and
+cutting, so a cancelled receive has taken nothing.
 """
 
 from __future__ import annotations
@@ -26,32 +26,34 @@ if TYPE_CHECKING:
 __all__ = ["MessageChannel"]
 
 JOINED: Final = 64 * 1024
-"""Bytes of a message up to which it is copied behind its length: a call of the stream costs more than that copy."""
+"""Bytes of a message that are copied behind its length, to be sent in one call: a further call of the stream costs more
+than that copy."""
 
 READ: Final = 256 * 1024
-"""Bytes that are taken from the stream at once: a Pipe gives its peer credit for them, so what waits here to be cut is
-held beside what the Pipe holds."""
+"""Bytes that are taken from the stream at once.  A Pipe gives its peer credit for them, so what waits here to be cut is
+held in addition to what the Pipe holds."""
 
 
 @final
 class MessageChannel(trio.abc.Channel[bytes]):
-    """Messages over a byte stream: what one side sends is what the other one receives, each as a whole and in order.
+    """Messages over a byte stream: the peer receives each message as a whole, in the order in which they were sent.
 
-    `Pipe.messages` makes one; over other streams it is made by its constructor, on both sides.  One task may send while
-    another one receives.  ``async for message in channel:`` ends where the peer has closed its end, or said
+    `Pipe.messages` makes one; over other streams the constructor makes it, on both sides.  One task may send while
+    another one receives.  ``async for message in channel:`` ends when the peer has closed its end, or called
     `send_eof`, between two messages.
 
-    ``async with channel:`` closes the stream as ``async with stream:`` would: a Pipe is aborted where an exception
-    leaves the body.
+    ``async with channel:`` closes the stream as ``async with stream:`` would: a Pipe is aborted if an exception leaves
+    the body.
 
     Args:
-      stream: carries nothing else from here on, and is closed with the channel.
-      max_size: bytes of a message at most, in either direction; the peer's has to be no less than what is sent.
-      count_sent: how many bytes the stream has taken in all, for streams that know; asked around each send.
+      stream: carries nothing else from now on, and is closed with the channel.
+      max_size: bytes of the largest message in either direction.  The peer's `max_size` has to allow what is sent.
+      count_sent: returns how many bytes the stream has accepted in all, if it can tell; called before and after each
+        send.
 
     Attributes:
-      stream: the same.
-      max_size: the same.
+      stream: the stream.
+      max_size: bytes of the largest message.
 
     Raises:
       ValueError: `max_size` is not from 1 to 4,294,967,295.
@@ -79,12 +81,12 @@ class MessageChannel(trio.abc.Channel[bytes]):
 
     @trio.lowlevel.enable_ki_protection
     async def send(self, value: bytes | bytearray | memoryview) -> None:
-        """Send a message; blocks while the peer's application does not read.
+        """Send a message.  Blocks while the peer's application does not read.
 
-        A cancelled call has sent all of it, nothing of it, or a part; the last breaks the channel's sending half.
+        A cancelled call has sent all of the message, nothing, or a part; a part breaks the channel's sending half.
 
         Raises:
-          ValueError: it has more than `max_size` bytes; nothing was sent.
+          ValueError: the message has more than `max_size` bytes; nothing was sent.
           trio.BusyResourceError: another task is sending.
           trio.BrokenResourceError: a send was cut off before, the peer has closed its end, or the stream is broken.
           trio.ClosedResourceError: you closed the channel, or called `send_eof`.
@@ -95,7 +97,7 @@ class MessageChannel(trio.abc.Channel[bytes]):
             raise ValueError(f"a message of {size} bytes; max_size is {self.max_size}")
         with self._sending:
             self._check_send()
-            await trio.lowlevel.checkpoint_if_cancelled()  # then nothing of it was sent
+            await trio.lowlevel.checkpoint_if_cancelled()  # here nothing was sent yet
             before = self._sent()
             try:
                 await self.stream.send_all(encode_header(size) + view[:JOINED])
@@ -125,7 +127,7 @@ class MessageChannel(trio.abc.Channel[bytes]):
 
     @trio.lowlevel.enable_ki_protection
     async def send_eof(self) -> None:
-        """Say that no more messages come from here; receiving goes on.  Errors as in `send`.
+        """Half-close: this side sends no more messages, but still receives.  Errors as in `send`.
 
         Raises:
           NotImplementedError: the stream has no half-close.
@@ -144,7 +146,7 @@ class MessageChannel(trio.abc.Channel[bytes]):
           trio.EndOfChannel: the peer has sent all that it will.
           trio.BusyResourceError: another task is receiving.
           trio.BrokenResourceError: the stream broke, or ended within a message; or the peer's next message has more
-            than `max_size` bytes, which ends the channel.
+            than `max_size` bytes, which breaks the channel.
           trio.ClosedResourceError: you closed the channel.
         """
         with self._receiving:
@@ -166,10 +168,10 @@ class MessageChannel(trio.abc.Channel[bytes]):
             return message
 
     async def aclose(self) -> None:
-        """Close the stream: what was sent still arrives, and then the peer's `receive` raises `trio.EndOfChannel`.
+        """Close the stream.  What was sent still arrives; then the peer's `receive` raises `trio.EndOfChannel`.
 
-        Where it is cancelled already, as in `trio.aclose_forcefully`, it is as abrupt as the stream's own: a Pipe is
-        aborted, so that the peer does not take it for the end.
+        In a scope that is cancelled already, as in `trio.aclose_forcefully`, it is as abrupt as the stream's own
+        `aclose`: a Pipe is aborted, so that the peer does not take that for the end.
         """
         self._closed = True
         await self.stream.aclose()

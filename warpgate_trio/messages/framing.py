@@ -1,10 +1,10 @@
-"""The format of messages in a byte stream, without I/O: four bytes with a length, big-endian, and so many bytes.
+"""The format of messages in a byte stream, without I/O: a length in four bytes, big-endian, and as many bytes.
 
-A fixed length is read in one go, and is what `LengthDelimitedCodec` of Tokio and ``{packet, 4}`` of Erlang speak.  A
-message may be empty.  There is nothing between two messages, and that is the only place where a stream may end.
+A length field of fixed size is read in one go, and is also what Tokio's `LengthDelimitedCodec` and Erlang's
+``{packet, 4}`` use.  A message may be empty.  There is nothing between two messages; only there may a stream end.
 
-What is read is cut only as messages are asked for: a stream can hold very many tiny ones, each of which costs more as
-an object than it does as bytes.
+Data is cut only as messages are requested: a stream may contain very many tiny ones, each of which costs more as an
+object than as bytes.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ HEADER: Final = struct.Struct("!I")
 HEADER_SIZE: Final = HEADER.size
 LARGEST_LENGTH: Final = 2**32 - 1
 DEFAULT_MAX_SIZE: Final = 1024 * 1024
-"""Bytes of a message at most, where nobody says otherwise: as much as a Pipe holds for its reader to begin with."""
+"""Bytes of the largest message by default: a Pipe's first window."""
 LOOSE_PIECES: Final = 64
-"""Pieces of a message that may wait for the rest as they came, however small they are."""
+"""Pieces of a message that may wait for the rest unjoined, however small they are."""
 PIECE_MEAN: Final = 4096
-"""Bytes that more pieces than that have to hold on average, or they are joined: single bytes cost 40 each."""
+"""Bytes that more than `LOOSE_PIECES` pieces must hold on average, or they are joined: single bytes cost 40 each."""
 
 
 def check_max_size(max_size: int) -> int:
-    """The same number; ValueError where no message could have so many bytes, or every one."""
+    """Returns `max_size`; raises `ValueError` unless it is from 1 to `LARGEST_LENGTH`."""
     if not 1 <= max_size <= LARGEST_LENGTH:
         raise ValueError(f"max_size is {max_size}; it can be from 1 to {LARGEST_LENGTH}")
     return max_size
 
 
 def encode_header(size: int) -> bytes:
-    """What stands in front of a message of so many bytes, `LARGEST_LENGTH` of them at most."""
+    """The header of a message of `size` bytes, `LARGEST_LENGTH` at most."""
     return HEADER.pack(size)
 
 
@@ -43,33 +43,36 @@ def encode_header(size: int) -> bytes:
 class MessageReader:
     """Cuts a byte stream into messages.
 
-    What comes goes into `feed`, then `next_message` gives one after the other until there is none that is whole.  At
-    the end of the stream `check_end` says whether it may end there.
+    Pass received data to `feed`, then call `next_message` until it returns None.  At the end of the stream, `check_end`
+    raises if the stream may not end there.
 
     Args:
-      max_size: bytes of a message at most.
+      max_size: bytes of the largest message.
+
+    Raises:
+      ValueError: `max_size` is not from 1 to `LARGEST_LENGTH`.
     """
 
     __slots__ = ("_at", "_data", "_max_size", "_missing", "_pieces", "_size")
 
     def __init__(self, max_size: int) -> None:
         self._max_size: Final = check_max_size(max_size)
-        self._data = b""  # what was fed last, of which all before `_at` has been cut
+        self._data = b""  # the data that was fed last; everything before `_at` has been cut
         self._at = 0
-        self._size = 0  # of a message that has begun, and goes on in what is fed next
-        self._missing = 0  # bytes of it that are still to come
-        self._pieces: list[bytes] = []  # of it
+        self._size = 0  # of a message that has begun, and continues in the next data
+        self._missing = 0  # bytes of that message that are still to come
+        self._pieces: list[bytes] = []  # of that message
 
     def feed(self, data: bytes) -> None:
-        """Take what comes next in the stream."""
-        # What is left is a part of a header, where all whole messages were asked for; nothing and `data` is no copy.
+        """Take the next data of the stream."""
+        # The rest is at most a part of a header, once all complete messages were taken.  An empty rest costs no copy.
         self._data, self._at = self._data[self._at :] + data, 0
 
     def next_message(self) -> bytes | None:
-        """The next message, None where it is not whole.
+        """The next message; None if it is not complete yet.
 
         Raises:
-          RemoteProtocolError: it has more than `max_size` bytes; nothing behind its length was taken in.
+          RemoteProtocolError: it has more than `max_size` bytes; nothing behind its length was taken.
         """
         data = self._data
         if not self._missing:
@@ -87,7 +90,7 @@ class MessageReader:
                 return data[begin:end]
             self._size = self._missing = size
             self._at = begin
-        piece = data[self._at : self._at + self._missing]  # all of it is no copy
+        piece = data[self._at : self._at + self._missing]  # no copy if it is all of `data`
         self._missing -= len(piece)
         self._at += len(piece)
         pieces = self._pieces
@@ -100,10 +103,10 @@ class MessageReader:
         return None
 
     def check_end(self) -> None:
-        """The stream has ended.
+        """Check that the stream may end here.
 
         Raises:
-          RemoteProtocolError: within a message.
+          RemoteProtocolError: it has ended within a message.
         """
         if self._missing:
             got = self._size - self._missing

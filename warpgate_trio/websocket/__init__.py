@@ -1,4 +1,4 @@
-"""WebSocket connections, as signals use them, and the proxies in front of a server."""
+"""WebSocket connections, which carry signals, and reverse proxies in front of a server."""
 
 from __future__ import annotations
 

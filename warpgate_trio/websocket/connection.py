@@ -1,26 +1,25 @@
 """WebSockets that carry binary messages: the only module that imports trio-websocket.
 
-Theory of operation.  trio-websocket speaks the protocol; what it leaves to its caller, and what this module therefore
-owns, is
+Theory of operation.  trio-websocket speaks the protocol.  It leaves to its caller what this module therefore owns:
 
-* **The TCP stream.**  We open it, wrap it in TLS, and close it on every way out.  trio-websocket never closes the
-  client's socket after a close with code 1009, nor when it is cancelled in the middle of the handshake.
-* **The reader's end.**  trio-websocket starts one reader task per connection.  When that task ends during the handshake
-  (the server hung up, or sent garbage), the waiting opener is not told; when a pong can no longer come, `ping` is not
-  told either. `Reader` watches the task, keeps its exception from cancelling the user's code, and wakes whoever waits
-  for what it can no longer bring.
-* **Framing under cancellation.**  A frame that was cut off halfway makes everything behind it nonsense, so a cancelled
-  write breaks the connection instead of corrupting it (`Wire.send_all`).
-* **A memory bound.**  ``max_message`` bounds what a message may hold, not how many empty fragments may announce it.
-  `Wire` therefore counts the bytes that came in since the last whole message, and `Parts` the frames.
-* **Who comes in.**  A server counts connections by subscriber (`limits.Gate`), behind a reverse proxy by whom the
-  proxy names (`proxies`): in front of TLS, or in the request, so that such a connection has a name only then.
-* **What goes ahead.**  A client may send some bytes with its request, in a header, a round trip before its first
-  message.  The server says in its answer whether it reads them.
+* **The TCP stream.**  This module opens it, wraps it in TLS, and closes it in every case.  trio-websocket does not
+  close the client's socket after a close with code 1009, nor when it is cancelled during the handshake.
+* **The reader's end.**  trio-websocket starts one reader task for each connection.  If that task ends during the
+  handshake (the server closed the connection, or sent garbage), it does not wake the waiting opener; nor does it wake
+  `ping` when a pong can no longer come.  `Reader` watches the task, keeps its exception from cancelling the user's
+  code, and wakes tasks that wait for data that can no longer come.
+* **Framing under cancellation.**  After half a frame nothing can be parsed, so a cancelled write breaks the connection
+  instead of corrupting it (`Wire.send_all`).
+* **A memory bound.**  ``max_message`` bounds the size of a message, but not the number of its empty fragments.  So
+  `Wire` counts the bytes since the last complete message, and `Parts` counts the frames.
+* **Admission.**  A server counts connections by subscriber (`limits.Gate`).  Behind a reverse proxy the subscriber is
+  the client that the proxy names (`proxies`), in front of TLS or in the request; it is unknown before.
+* **Data ahead.**  A client may send some bytes with its request, in a header, a round trip before its first message.
+  The server's answer says whether it reads them.
 
-No timeout hides in here.  The caller bounds `open_websocket`, `WebSocket.send`, `WebSocket.receive` and
-`WebSocket.ping` with its own scope; the two timeouts that a server and an exit cannot do without, ``handshake_timeout``
-and ``close_timeout``, are arguments.
+There are no hidden timeouts.  The caller bounds `open_websocket`, `WebSocket.send`, `WebSocket.receive` and
+`WebSocket.ping` with its own scope.  A server and an exit need one each, so ``handshake_timeout`` and ``close_timeout``
+are arguments.
 """
 
 from __future__ import annotations
@@ -63,23 +62,23 @@ __all__ = [
 logger: logging.Logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 0.2
-"""Seconds that a polite close may take: enough for a peer on the same continent, and nobody waits for more on the way
-out.
+"""Seconds that a clean close may take: enough for a peer on the same continent.
 """
 
 
 UNSENT_MAX: Final = 64 * 1024
-"""Bytes that the kernel takes before it has sent what it took: what a short message waits for behind long ones.  Linux
-alone would take megabytes."""
+"""Bytes that the kernel may hold unsent, for which a short message waits behind long ones.  By default Linux would hold
+megabytes."""
 MAX_AHEAD: Final = 4096
-"""Bytes that may go with a request: 5.4 KiB in base64, as reverse proxies take 8 KiB in a header (nginx, Apache)."""
+"""Bytes that may go with a request: 5.4 KiB in base64, since reverse proxies accept 8 KiB in a header (nginx,
+Apache)."""
 _AHEAD: Final = b"warpgate-ahead"
 _READ: Final = b"read"
-"""What a server answers that hands them on."""
+"""The header value of a server that reads the bytes ahead."""
 
 
 class WebSocketError(WarpgateError):
-    """The WebSocket handshake failed (TLS and its certificate included), or the peer broke the protocol."""
+    """The handshake failed (WebSocket, or TLS including the certificate), or the peer broke the protocol."""
 
 
 class WebSocketClosed(WebSocketError):
@@ -87,7 +86,7 @@ class WebSocketClosed(WebSocketError):
 
     Attributes:
       code: the close code of RFC 6455 section 7.4; 1006 when the connection was lost without one.
-      reason: what the peer said about it; may be empty.
+      reason: the peer's reason, or an error; may be empty.
     """
 
     def __init__(self, code: int, reason: str) -> None:
@@ -98,10 +97,10 @@ class WebSocketClosed(WebSocketError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLimits:
-    """How many connections a server holds at once; what is over the limit is closed before TLS costs anything.
+    """How many connections a server holds at once; further ones are closed before TLS costs anything.
 
     Attributes:
-      total: connections in all; beyond, the youngest of the heaviest subscriber gives way (`limits.Gate`).
+      total: connections in all; one more closes the newest of the subscriber that has most (`limits.Gate`).
       per_address: connections from one IPv4 address or one IPv6 /64 (what one subscriber usually has).
     """
 
@@ -114,11 +113,11 @@ _DEFAULT_LIMITS = ConnectionLimits()
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Between which addresses a server's connection runs.
+    """The addresses of a connection at a server.
 
     Attributes:
-      host, port: the client's; behind a trusted proxy those that it names (port 0 where it names none).
-      local: the address and port that the connection came in at.
+      host, port: the client's; behind a trusted proxy those that the proxy names (port 0 if it names none).
+      local: the address and port at which the connection was accepted.
     """
 
     host: str
@@ -133,8 +132,8 @@ class Accepted:
 class WebSocket(trio.abc.AsyncResource):
     """One open WebSocket connection, made by `open_websocket` and `serve_websocket`.
 
-    Any number of tasks may `send` and `ping`; one task receives.  At most one whole message waits inside; then the peer
-    feels TCP's back-pressure.
+    Any number of tasks may `send` and `ping`; one task receives.  At most one complete message waits inside; then TCP's
+    flow control stops the peer.
     """
 
     def __init__(
@@ -159,43 +158,44 @@ class WebSocket(trio.abc.AsyncResource):
         self._ping_number = 0
         self._remote = remote
         self.accepted = accepted
-        """On a server: who came, and where.  None on a client."""
+        """On a server: the addresses of the connection.  None on a client."""
         self.ahead: Final = ahead
-        """What went with the request: of a server what came so, of a client what the server has read."""
+        """The bytes that went with the request: on a server those that came, on a client those that the server has
+        read."""
         self.upgrade: Final = upgrade
         """On a client: seconds from its request to the answer, about a round trip.  None on a server."""
         self.ends: Final = ends
-        """On a client: the addresses of the TCP connection, ours and the other one; None where it is none."""
+        """On a client: the local and the remote address of the TCP connection; None if the stream is not one."""
 
     def __repr__(self) -> str:
         return f"<WebSocket with {self._remote}>"
 
     @property
     def path(self) -> str:
-        """The requested path with its query, as it stands in the URL: chosen by the client, so hostile on a server."""
+        """The requested path with its query, as in the URL.  On a server the client has chosen it: do not trust it."""
         return self._connection.path or "/"
 
     @property
     def subprotocol(self) -> str | None:
-        """What both sides have agreed on (RFC 6455 section 1.9); None: nothing."""
+        """The subprotocol that both sides have agreed on (RFC 6455 section 1.9), or None."""
         return self._connection.subprotocol
 
     @property
     def remote(self) -> str:
-        """Who is at the other end: the URL that was opened, or the client's ``ip:port``.  For logs."""
+        """The other end, for logs: the URL that was opened, or the client's ``ip:port``."""
         return self._remote
 
     @property
     def last_heard(self) -> float:
-        """When the last byte of any kind, pongs included, came in (`trio.current_time`)."""
+        """When the last byte of any kind came in, including pongs (`trio.current_time`)."""
         return self._wire.last_heard
 
     async def send(self, data: bytes) -> None:
         """Send one binary message.
 
-        Cancelled before the first byte is out: nothing happened.  Cancelled while the peer does not read: the
-        connection is broken, as half a frame cannot be taken back.  Who may be cancelled at any time should hand its
-        messages to a task that is not.
+        A call that is cancelled before its first byte is sent has no effect.  If it is cancelled later, while the peer
+        does not read, the connection is broken, as half a frame cannot be withdrawn.  Code that may be cancelled at any
+        time should hand its messages to a task that is not.
 
         Raises:
           ValueError: `data` is longer than ``max_message``.
@@ -212,10 +212,10 @@ class WebSocket(trio.abc.AsyncResource):
             raise self._closed() from exc
 
     async def receive(self) -> bytes:
-        """Return the next binary message.  Cancelled: nothing is lost.
+        """Return the next binary message.  A cancelled call loses nothing.
 
         Raises:
-          WebSocketClosed: there is no further message, whoever ended the connection.
+          WebSocketClosed: there is no further message; either side may have ended the connection.
           WebSocketError: the peer sent text.
         """
         try:
@@ -228,7 +228,7 @@ class WebSocket(trio.abc.AsyncResource):
         return message
 
     async def ping(self) -> None:
-        """Send a ping and return when its pong is in, or that of a later ping.
+        """Send a ping and return when its pong has come, or that of a later ping.
 
         Raises:
           WebSocketClosed: the connection ended before the pong came.
@@ -246,15 +246,17 @@ class WebSocket(trio.abc.AsyncResource):
             raise self._closed() from self._reader.error
 
     def abandon(self) -> None:
-        """Nothing gets out any more: `aclose` is to wait for nothing."""
+        """Have `aclose` wait for nothing, because nothing can be sent any more."""
         self._close_timeout = 0.0
 
     async def aclose(self, *, code: int = 1000, reason: str | None = None) -> None:
-        """Close: a close frame, at most ``close_timeout`` seconds for its answer, then TCP.  Cancelled: TCP at once.
+        """Send a close frame, wait at most ``close_timeout`` seconds for its answer, then close TCP.
+
+        A cancelled call closes TCP at once.
 
         Args:
           code: the close code (RFC 6455 section 7.4).
-          reason: what the peer is told beside it, at most 123 bytes.
+          reason: a text for the peer, at most 123 bytes.
         """
         try:
             with trio.move_on_after(self._close_timeout):
@@ -262,7 +264,7 @@ class WebSocket(trio.abc.AsyncResource):
         except trio.Cancelled:
             raise
         except Exception as exc:
-            # A silent, dead or confused peer: the polite part failed, the connection is closed below all the same.
+            # A silent, dead or faulty peer: the clean close failed, but the connection is closed below.
             logger.debug("%r: no clean close: %r", self, exc)
         finally:
             await trio.aclose_forcefully(self._wire)
@@ -287,21 +289,23 @@ async def open_websocket(
 ) -> AsyncGenerator[WebSocket]:
     """Open a WebSocket to `url` (``ws://`` or ``wss://``) for the time of the body.
 
-    No timeout is built in: bound the opening with a scope of your own, whose deadline you move once you are in.
+    No timeout is built in: bound the opening with a scope of your own, and move its deadline once the body runs.
 
     Args:
-      ssl_context: for ``wss``; the platform's trust by default.  The host name (or IP literal) is verified.
-      subprotocols: what we can speak, the dearest first; a server that knows none of them is none the worse for us.
-      max_message: bytes in one message, sent or received; a peer that sends more is closed with code 1009.
-      close_timeout: seconds that an exit which is not a cancellation may wait for the peer's close frame.
+      url: the URL, parsed or not.
+      ssl_context: for ``wss``; the platform's trust store by default.  The host name (or IP literal) is verified.
+      subprotocols: those that we can speak, in order of preference; a server that knows none of them is accepted, too.
+      max_message: bytes of the largest message, sent or received; a connection with a larger one is closed with code
+        1009.
+      close_timeout: seconds that an exit without cancellation may wait for the peer's close frame.
       dial: opens the TCP connection; `trio.open_tcp_stream` by default.
-      ahead: asked, when the request goes out, for at most `MAX_AHEAD` bytes to go with it; `WebSocket.ahead` says
-        whether the server has read them.
+      ahead: called when the request is sent; returns at most `MAX_AHEAD` bytes to go with it.  `WebSocket.ahead` has
+        them if the server has read them.
 
     Raises:
-      OSError: no TCP connection (name resolution included).
-      WebSocketError: TLS or WebSocket handshake refused, broken or answered with nonsense.
-      ConfigError: `url` is no URL of a WebSocket.
+      OSError: no TCP connection (including name resolution).
+      WebSocketError: the TLS or WebSocket handshake was refused, broken, or answered with garbage.
+      ConfigError: `url` is not the URL of a WebSocket.
       Whatever the body raises, bare.
     """
     target = ServerUrl.parse(url) if isinstance(url, str) else url
@@ -311,7 +315,7 @@ async def open_websocket(
     ends = None
     if isinstance(stream, trio.SocketStream):
         limit_unsent(stream.socket, UNSENT_MAX)
-        with suppress(OSError):  # it broke already, which is noticed below
+        with suppress(OSError):  # it is broken already, which is noticed below
             ends = stream.socket.getsockname()[:2], stream.socket.getpeername()[:2]
     if target.scheme == "wss":
         context = ssl_context if ssl_context is not None else ssl.create_default_context()
@@ -344,7 +348,7 @@ async def open_websocket(
 
 
 async def _finish_tls(stream: trio.abc.Stream, name: str) -> None:
-    # Done apart from the first write, since trio-websocket would swallow the reason why a certificate was refused.
+    # Done before the first write, since trio-websocket would hide why a certificate was refused.
     if isinstance(stream, trio.SSLStream):
         try:
             await stream.do_handshake()
@@ -364,7 +368,7 @@ async def _open_client(
             reader.as_nursery(),
             cast(
                 trio.SocketStream, cast(object, wire)
-            ),  # annotated more narrowly than what WebSocketConnection takes: any Stream
+            ),  # annotated too narrowly: WebSocketConnection accepts any Stream
             target.authority,
             target.target,
             subprotocols=list(subprotocols),
@@ -393,20 +397,24 @@ async def serve_websocket(
     reads_ahead: bool = False,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
-    """Serve WebSockets on `listeners` until cancelled, and close them; each connection gets a task that runs `handler`.
+    """Serve WebSockets on `listeners` until cancelled, then close the listeners.
 
-    A connection ends when its handler returns.  What a handler raises ends its connection and is logged; it never ends
-    the server.  Being cancelled closes every connection at once, without close frames.
+    Each connection has a task that runs `handler`, and ends when the handler returns.  An exception of a handler ends
+    its connection and is logged; it never ends the server.  Cancellation closes every connection at once, without close
+    frames.
 
     Args:
-      ssl_context: for ``wss``; a function is asked for each connection, so that certificates can be renewed.
-      subprotocols: what `handler` can speak; the first one that a client proposes and that is among these is agreed on.
-      max_message: bytes in one message; a client that sends more is closed with code 1009.
-      handshake_timeout: seconds from the TCP connection to the end of the WebSocket handshake, TLS included.
-      limits: connections held at once; further ones are closed unanswered, or take the place of who has too many.
-      trusted_proxies: reverse proxies that say whose connection it is; connections from elsewhere are taken as ever.
-      close_timeout: seconds that a client gets to answer our close frame.
-      reads_ahead: `handler` reads what came with a request (`WebSocket.ahead`).
+      handler: serves one connection.
+      listeners: the listening sockets.
+      ssl_context: for ``wss``; a function is called for each connection, so that certificates can be renewed.
+      subprotocols: those that `handler` can speak; the first of a client's proposals that is among them is chosen.
+      max_message: bytes of the largest message; the connection of a client that sends more is closed with code 1009.
+      handshake_timeout: seconds from the TCP connection to the end of the WebSocket handshake, including TLS.
+      limits: connections held at once; further ones are closed unanswered, or replace one of a subscriber that has too
+        many.
+      trusted_proxies: reverse proxies that name their clients; other connections count as their own.
+      close_timeout: seconds that a client has to answer our close frame.
+      reads_ahead: `handler` reads the bytes that came with a request (`WebSocket.ahead`).
     """
     server = _Server(
         handler=handler,
@@ -439,7 +447,7 @@ async def serve_websocket(
 @final
 @dataclass(frozen=True, kw_only=True)
 class _Server:
-    """What all connections of `serve_websocket` have in common; its arguments."""
+    """What all connections of `serve_websocket` share: its arguments."""
 
     handler: Callable[[WebSocket], Awaitable[None]]
     gate: Gate
@@ -471,7 +479,7 @@ class _Server:
                 await trio.aclose_forcefully(stream)
 
     async def _serve(self, front: Front, accepted: Accepted, unnamed: Place | None) -> None:
-        """`unnamed`: the place of a proxy's connection, while nobody has said whose it is."""
+        """Serve one connection; `unnamed`: its place, if it comes from a proxy that has not named the client yet."""
         stream: trio.abc.Stream = front
         if self.ssl_context is not None:
             stream = trio.SSLStream(front, self.ssl_context(), server_side=True, https_compatible=True)
@@ -522,7 +530,7 @@ class _Server:
 
 
 def _read_ahead(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """What came with a request; nothing where that is too long, or no base64."""
+    """The bytes ahead in a request; empty if the header is missing, too long, or not base64."""
     value = next((value for name, value in headers if name.lower() == _AHEAD), b"")
     if len(value) > 4 * (MAX_AHEAD // 3 + 1):
         return b""

@@ -1,14 +1,15 @@
-"""Reverse proxies in front of a server of ours: whose connection it is that they pass on.
+"""Reverse proxies in front of a server of ours: which client a forwarded connection belongs to.
 
-Behind a proxy every connection comes from the proxy, so whoever limits subscribers has to be told who is meant.  Two
-ways are common, and the operator says which one it is, since what a proxy does not write itself its clients do:
+Behind a proxy every connection comes from the proxy, so limits for each subscriber need the client's address.  There
+are two common ways to pass it on.  The operator configures which one is used, since a client could forge the header
+that its proxy does not write.
 
-* The *PROXY protocol* (haproxy's specification, versions 1 and 2): some bytes in front of all others, TLS included.
-* *Forwarded* (RFC 7239) or *X-Forwarded-For* in the request.  A client may have sent either, and proxies pass on what
-  they do not know; each proxy adds to the right.  So the rightmost address that is no trusted proxy's is the client's,
-  and where both headers are there they have to agree: the one that the proxy does not write cannot help a liar then.
+* The *PROXY protocol* (haproxy's specification, versions 1 and 2): a header in front of all other bytes, including TLS.
+* *Forwarded* (RFC 7239) or *X-Forwarded-For* in the request.  A client may have sent either, and proxies pass on
+  headers that they do not know.  Each proxy appends an address on the right, so the rightmost address that is not a
+  trusted proxy's is the client's.  If both headers are present they have to agree, so a forged one does not help.
 
-Only what comes from a trusted proxy is read at all; whoever else sends these bytes talks nonsense.
+Such headers are read only on connections from a trusted proxy.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from ..sockaddr import TransportAddress, parse_ip, unmapped
 __all__ = ["MAX_PROXY_HEADER", "ProxyHeader", "ProxyReader", "TrustedProxies"]
 
 MAX_PROXY_HEADER: Final = 1024
-"""Bytes in a header of the PROXY protocol: its addresses, and what extensions real proxies send (up to some 500)."""
+"""Bytes of the largest header of the PROXY protocol: addresses, and the extensions that real proxies send (up to some
+500)."""
 MAX_FORWARDED: Final = 2048
-"""Characters of Forwarded or X-Forwarded-For that are read: thirty hops."""
+"""Characters of Forwarded or X-Forwarded-For that are accepted: thirty hops."""
 
 _V1_LONGEST: Final = 107  # the specification, section 2.1, with CR LF
 _V2_SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
@@ -38,7 +40,7 @@ _PAIR = re.compile(r'\s*([A-Za-z0-9!#$%&\'*+.^_`|~-]+)=("(?:[^"\\]|\\.)*"|[^",;\
 
 
 class ProxyHeader(enum.Enum):
-    """How a proxy says whose connection it passes on."""
+    """How a proxy passes on the client's address."""
 
     PROXY = "proxy"
     FORWARDED = "forwarded"
@@ -46,14 +48,14 @@ class ProxyHeader(enum.Enum):
 
 @final
 class TrustedProxies:
-    """The proxies whose word is taken, and how they give it.
+    """The proxies that are trusted to name the client, and how they do it.
 
     Args:
-      networks: their addresses, as ``10.0.0.0/8`` or a single one.
-      header: how they say whose connection it is.
+      networks: their addresses, such as ``10.0.0.0/8``, or a single address.
+      header: how they pass on the client's address.
 
     Raises:
-      ValueError: something in `networks` is no network.
+      ValueError: an entry of `networks` is neither a network nor an address.
     """
 
     def __init__(self, networks: Iterable[str], header: ProxyHeader) -> None:
@@ -68,10 +70,10 @@ class TrustedProxies:
         return any(ip in network for network in self._networks)
 
     def client(self, proxy: str, headers: Sequence[tuple[bytes, bytes]]) -> str:
-        """Whose request it is that came from `proxy`; the proxy's own where it names nobody.
+        """The address of the client whose request came from `proxy`; the proxy's own if the headers name none.
 
         Raises:
-          RemoteProtocolError: the headers are malformed, too long, or name two.
+          RemoteProtocolError: the headers are malformed or too long, or name two clients.
         """
         found = {
             self._rightmost(proxy, hops)
@@ -85,7 +87,7 @@ class TrustedProxies:
         return found.pop() if found else proxy
 
     def _rightmost(self, proxy: str, hops: Sequence[str | None]) -> str:
-        """The nearest that is not trusted.  None in `hops`, a hop without an address, ends the chain."""
+        """The nearest hop that is not trusted.  None in `hops`, a hop without an address, ends the chain."""
         last = proxy
         for hop in reversed(hops):
             if hop is None or not self.covers(last):
@@ -108,7 +110,7 @@ def _x_forwarded_for(text: str | None) -> list[str | None] | None:
 
 
 def _forwarded(text: str | None) -> list[str | None] | None:
-    """The ``for`` of each element."""
+    """The ``for`` address of each element."""
     if text is None:
         return None
     hops: list[str | None] = []
@@ -132,7 +134,7 @@ def _forwarded(text: str | None) -> list[str | None] | None:
 
 
 def _address(text: str) -> str | None:
-    """The address of a node (RFC 7239 section 6), with or without a port; None: it has none, or hides it."""
+    """The address in a node identifier (RFC 7239 section 6), with or without a port; None: it has none, or hides it."""
     match = re.fullmatch(
         r"\[([0-9A-Fa-f:.]+)\](?::[0-9A-Za-z._-]+)?|([0-9.]+)(?::[0-9A-Za-z._-]+)?|([0-9A-Fa-f:.]+)", text
     )
@@ -147,11 +149,11 @@ def _address(text: str) -> str | None:
 
 @final
 class ProxyReader:
-    """Reads the header in front of a connection, without I/O.
+    """Reads the header of the PROXY protocol in front of a connection, without I/O.
 
     Attributes:
-      rest: once `feed` has said True, what has come behind the header.
-      source: then, who the client is; None: the proxy itself (a health check, or a client without an IP address).
+      rest: once `feed` has returned True, the bytes that came behind the header.
+      source: then, the client's address; None: the proxy itself (a health check, or a client without an IP address).
     """
 
     def __init__(self) -> None:
@@ -159,10 +161,10 @@ class ProxyReader:
         self.source: TransportAddress | None = None
 
     def feed(self, data: bytes) -> bool:
-        """Take what has come; whether the header is complete.
+        """Take received bytes.  Returns whether the header is complete.
 
         Raises:
-          RemoteProtocolError: it is no header of the PROXY protocol.
+          RemoteProtocolError: they are no header of the PROXY protocol.
         """
         self.rest += data
         if self.rest[: len(_V2_SIGNATURE)] == _V2_SIGNATURE[: len(self.rest)]:

@@ -1,9 +1,9 @@
 """The byte stream under a WebSocket, and the task that reads it: what trio-websocket leaves to its caller.
 
 * `Wire` bounds what comes in, and breaks when a write was cut off.
-* `Parts` bounds in how many pieces a message comes.
-* `Reader` tells how the reader task ended, and wakes whoever waits for what it can no longer bring.
-* `Front` lets a server look at what stands in front of TLS: the header of a reverse proxy.
+* `Parts` bounds the number of pieces of a message.
+* `Reader` records how the reader task ended, and wakes tasks that wait for data that can no longer come.
+* `Front` lets a server read what comes in front of TLS: the header of a reverse proxy.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ from .proxies import MAX_PROXY_HEADER, ProxyReader
 __all__ = ["Front", "Reader", "Wire", "read_proxy_header"]
 
 RECEIVE_SIZE: Final = 65536
-"""Bytes of the largest read.  trio-websocket's own default, 4 KiB, costs a relay three quarters of its speed."""
+"""Bytes of the largest read.  trio-websocket's own default, 4 KiB, costs a relay three quarters of its throughput."""
 BUDGET_EXTRA: Final = 65536
 """Bytes that a peer may send beyond its messages: headers of the handshake, frame headers, pings."""
 BUDGET_RATE: Final = 64.0
-"""Bytes per second that it may send so: a ping every second (10 bytes, as sent here) stays well inside."""
+"""Bytes per second by which the budget for bytes beyond messages recovers: a ping every second (10 bytes, as sent here)
+stays well below that."""
 SMALL_PART: Final = 4096
-"""Bytes that come of an unfinished message before they are handed on: each piece costs some 60 bytes beside its own."""
+"""Bytes of an unfinished message that are collected before they are handed on: each piece costs some 60 bytes of
+overhead."""
 MAX_FRAMES: Final = 1024
-"""Frames that one message may be split into, ours being one each, and pings and pongs of one read among them: 12 ms of
-parsing, at most, before another connection has its turn."""
+"""Frames of one message, together with the pings and pongs of one read: at most 12 ms of parsing before another
+connection has its turn.  Each message of ours is one frame."""
 
 
 @final
@@ -44,8 +46,8 @@ class Wire(trio.abc.Stream):
     def __init__(self, stream: trio.abc.Stream, *, max_message: int) -> None:
         self._stream = stream
         self._cut_off = False
-        # Behind the last message that the application took there can be one in trio-websocket's queue, one that its
-        # reader is trying to queue, and one that is arriving.
+        # After the last message that the application took, one can be in trio-websocket's queue, one can wait for its
+        # reader to queue it, and one can be arriving.
         self._budget_full = 3 * max_message + BUDGET_EXTRA + RECEIVE_SIZE
         self._budget = float(self._budget_full)
         self.last_heard: float = trio.current_time()
@@ -57,7 +59,7 @@ class Wire(trio.abc.Stream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         if self._cut_off:
             raise trio.BrokenResourceError("an earlier write was cancelled halfway")
-        await trio.lowlevel.checkpoint_if_cancelled()  # a send that was cancelled before it began does no harm
+        await trio.lowlevel.checkpoint_if_cancelled()  # a send that is cancelled before it begins does no harm
         self._cut_off = True
         await self._stream.send_all(data)
         self._cut_off = False
@@ -81,13 +83,13 @@ class Wire(trio.abc.Stream):
 
 @final
 class Parts:
-    """What wsproto tells of what came in, with small pieces of a message put together, and too many of them refused.
+    """Filters wsproto's events: joins small pieces of a message, and refuses too many frames.
 
-    trio-websocket keeps every piece of an unfinished message, and parses all of a read before anybody else has a turn.
-    So `Wire`'s bytes, sent one at a time or in frames of nothing, would be many times as many here.
+    trio-websocket keeps every piece of an unfinished message, and parses all of a read before other tasks have their
+    turn.  So the bytes that `Wire` allows, sent one at a time or as empty frames, would cost many times as much here.
 
     Args:
-      events: wsproto's own, which has of each read what it makes.
+      events: wsproto's own `events` method, which returns the events of the last read.
     """
 
     def __init__(self, events: Callable[[], Iterable[Event]]) -> None:
@@ -96,10 +98,10 @@ class Parts:
         self._frames = 0
 
     def events(self) -> Generator[Event]:
-        """What came with the last read.
+        """The events of the last read.
 
         Raises:
-          RemoteProtocolError: a message in more than `MAX_FRAMES`, or as many frames that are for nobody.
+          RemoteProtocolError: there are more than `MAX_FRAMES` frames of one message, or pings and pongs in one read.
         """
         controls = 0
         for event in self._events():
@@ -110,7 +112,7 @@ class Parts:
                     continue
                 yield from self._add(event)
             elif isinstance(event, TextMessage):
-                yield replace(event, message_finished=True)  # its first piece is enough for being refused
+                yield replace(event, message_finished=True)  # text is refused, so its first piece is enough
             else:
                 controls += isinstance(event, Ping | Pong)
                 yield event
@@ -133,10 +135,14 @@ class _Connected(Protocol):
 
 @final
 class Reader:
-    """What trio-websocket gets for a nursery, so that we learn when and how the reader task ended that it spawns.
+    """Stands in for the nursery of trio-websocket, so that we learn when and how its reader task ends.
 
-    trio-websocket calls `start_soon` once and nothing else of a nursery: with a method of its connection, which has the
-    events that are to go through `Parts`.
+    trio-websocket only calls `start_soon`, once, with a method of its connection.  The events of that connection are
+    passed through `Parts`.
+
+    Attributes:
+      ended: the reader task has ended.
+      error: the exception that ended it; None if there was none.
     """
 
     def __init__(self, nursery: trio.Nursery) -> None:
@@ -153,17 +159,17 @@ class Reader:
         protocol.events = Parts(protocol.events).events  # type: ignore[method-assign]
         try:
             await reader()
-        except Exception as exc:  # wsproto and h11 errors included: they end this connection and nothing else
+        except Exception as exc:  # including those of wsproto and h11: they end only this connection
             self.error = exc
         finally:
-            del protocol.events  # which would hold itself
+            del protocol.events  # breaks a reference cycle
             self.ended = True
             for scope in self._scopes:
                 scope.cancel()
 
     @contextmanager
     def needed(self) -> Generator[None]:
-        """Cancel the body when the reader ends: what the body waits for will not come."""
+        """Cancel the body when the reader ends, since what the body waits for cannot come then."""
         with trio.CancelScope() as scope:
             if self.ended:
                 scope.cancel()
@@ -179,7 +185,7 @@ class Reader:
 
 @final
 class Front(trio.abc.Stream):
-    """A connection whose first bytes may be read before all else, and partly put back."""
+    """A connection whose first bytes may be read in advance, and partly put back."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
@@ -206,10 +212,10 @@ class Front(trio.abc.Stream):
 
 
 async def read_proxy_header(front: Front) -> TransportAddress | None:
-    """Read the header of the PROXY protocol: who the client is; None: the proxy itself.
+    """Read the header of the PROXY protocol.  Returns the client's address; None: the proxy itself.
 
     Raises:
-      RemoteProtocolError: it is none, or the proxy hangs up.
+      RemoteProtocolError: there is no valid header, or the proxy closes the connection.
     """
     header = ProxyReader()
     try:
