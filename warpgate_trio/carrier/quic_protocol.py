@@ -58,9 +58,9 @@ PATIENCE: Final = 0.25
 backoff (RFC 9002 §6.2.1) between the end and the confirmation of its handshake: it sent 20,000 datagrams in 30 s to a
 peer on loopback that fell silent then."""
 IDLE: Final = 1.0
-"""Seconds of idle time, from the peer's last datagram until we send data again, from which on that time does not count
-as silence: TCP's least retransmission timeout (RFC 6298 §2.4).  A shorter time may be a pause on full lines, which
-earlier probes would only fill further."""
+"""Seconds from the peer's last datagram to our next data from which on they do not count as silence: TCP's least
+retransmission timeout (RFC 6298 §2.4).  A shorter time may be a pause on full lines, which earlier probes would only
+fill further."""
 MAX_REASON: Final = 100
 """Characters of the peer's reason for closing that are shown."""
 

@@ -208,10 +208,14 @@ class Reset(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ping(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks for a `Pong` with the same token."""
+
     token: int
 
 
 class Pong(msgspec.Struct, frozen=True, kw_only=True):
+    """Answers the `Ping` with this token, and all before it."""
+
     token: int
 
 

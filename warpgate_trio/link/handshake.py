@@ -179,7 +179,7 @@ class Handshake(ABC):
           early_data: at most 64 KiB that the peer's application gets with the Pipe.
           patience: seconds without any sign of life after which the peer counts as gone.  PINGs ask it for one
             meanwhile, so a peer that takes its time to authorize is not given up.
-          terms: our terms for a Link whose ends acknowledge what they receive; None: it does without.
+          terms: our terms for a Link whose ends acknowledge what they receive; None: they do not acknowledge.
           promised: the peer has promised to accept.  Then the Pipe is returned at once, without a checkpoint, and
             carries `EARLY_DATA_LIMIT` bytes until the peer has accepted.  `drive` takes the answer; the Pipe breaks if
             that is a refusal, or if none has come after `patience`.

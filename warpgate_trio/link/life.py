@@ -7,11 +7,11 @@ SUSPECT.  Suspicion costs no more than a PING and, where there is another path, 
 makes progress is WELL again; the alarm was false, so the slack grows.  Only a path that has shown no sign of life for
 another `DEATH` seconds is DEAD.
 
-Late paths.  A sign of life is plaintext that arrives.  It is no progress, but it soon ends if our direction is dead:
-without our acknowledgements TCP and QUIC let the peer send no more than a window.  So a suspected path that is still
-heard is not left for another one for `LINGER` seconds.  On a bad link the peer's answer is only late, and the data
-queued before it would have to be sent again.  The time is bounded because a path that carries small packets but no
-large ones stays audible for longer.
+Late paths.  A sign of life is plaintext that arrives; while it does, the path is *heard*.  It is no progress, but it
+soon ends if our direction is dead: without our acknowledgements TCP and QUIC let the peer send no more than a window.
+So a suspected path that is still heard is not left for another one for `LINGER` seconds.  On a bad link the peer's
+answer is only late, and the data queued before it would have to be sent again.  The time is bounded because a path that
+carries small packets but no large ones is heard for longer.
 
 Pauses.  A path that has recovered from pauses may be in another one.  TCP retransmits after one retransmission timeout,
 two, four and so on, so where several packets in a row are lost it stalls for many seconds, and so does any other path
@@ -73,8 +73,8 @@ PAUSES: Final = 6
 that is six round trips: no more than `SUSPICION_TRIPS` and `SLACK`, as long as a round trip takes half a second or
 less."""
 HEARD_PAUSES: Final = 3
-"""How many times the `PAUSES` bound a suspected path is kept while it is heard: our acknowledgements arrive, at
-least."""
+"""Factor by which the `PAUSES` bound is longer for a suspected path that is heard: at least our acknowledgements
+arrive."""
 HEARD_MAX: Final = 60.0
 """Seconds to which pauses may raise `LINGER`: TCP may cap its retransmission timeout at a minute (RFC 6298 §2.5)."""
 PAUSE_LASTS: Final = 300.0
@@ -127,7 +127,7 @@ class LifeJudge:
     Attributes:
       notice_within: seconds within which the path's death is to be noticed.  Where the interval would take longer, the
         path is asked more often, once a second at most.
-      acknowledging: the peer acknowledges what it takes in.
+      acknowledging: the peer acknowledges what it receives.
       uplink: what is known of the NATs on the path, by which its interval may grow; None where that stays as it is.
       rests: the path stands by for another one, and is asked less often (`REST`).
       said_unasked: something that needs no answer was sent since the peer was last heard, perhaps a signal of a search.
@@ -195,7 +195,7 @@ class LifeJudge:
         self.pause, self._paused_at = other.pause, other._paused_at
 
     def begin_acknowledged(self, now: float, *, responder: bool) -> None:
-        """The peer acknowledges from now on what it takes in.  The time that it took to accept does not count."""
+        """The peer acknowledges from now on what it receives.  The time that it took to accept does not count."""
         self.acknowledging = True
         if self._waits_from is not None:
             self._waits_from = now
@@ -343,7 +343,7 @@ class LifeJudge:
             self._slack = SLACK
 
     def note_pause(self, seconds: float, now: float) -> None:
-        """The link has taken so many seconds for something that it carried in the end."""
+        """The link has needed `seconds` for something that it carried in the end."""
         if seconds >= self.pause or now - self._paused_at >= PAUSE_LASTS:
             self.pause = max(seconds, self.pause / 2)
             self._paused_at = now

@@ -2,7 +2,8 @@
 
 Joining.  ATTACH offers a proven carrier to the peer's side of the Link; ATTACHED takes it.  Either side may offer.
 
-Changing over.  There are two cases, and the AT says which one it is:
+Changing over.  A side *speaks on* the lane on which it sends its stream.  To change it, there are two cases, and the AT
+says which one it is:
 
 * The lane that we speak on is gone, or does not carry.  Another lane that is well is taken at once, and what the peer
   has not acknowledged is sent again there, so nothing is lost.

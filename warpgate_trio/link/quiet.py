@@ -10,10 +10,10 @@ The NATs of both ends have to bear the silence.  Each end sends a PING after the
 its own NATs bear the longer one, or is trying that.  So a path is silent for longer only where both ends agree, and
 neither end's NAT is tried by the other end alone.
 
-An end that sends a PING renews the mapping of its own NAT.  So the PONG may arrive although nothing that the peer sends
-of its own accord would have.  What proves a NAT is therefore a message that comes through it unasked.  For that reason
-an end that tries waits for longer than one that knows.  Where both try, the first PING proves the NAT of the other end,
-which knows from then on, and so sends the next PING first.
+An end that sends a PING renews the mapping of its own NAT.  So the PONG may arrive where a message that the peer sends
+unasked would not have.  Only an unasked message proves the NAT that it comes through.  For that reason an end that
+tries waits for longer than one that knows.  Where both try, the first PING proves the NAT of the other end, which knows
+from then on, and so sends the next PING first.
 
 An uplink is identified by the local address, and by whether the peer's address is a global one: paths to other
 addresses go through other NATs, or through none.  What is known of an uplink is forgotten when the host has moved, or

@@ -40,7 +40,7 @@ class ReplayMemory:
         self.held: int = 0
 
     def allows(self, held: int) -> bool:
-        """Whether a Link that keeps so many bytes may keep more."""
+        """Whether a Link that keeps `held` bytes may keep more."""
         return held < self._floor or held < self._total - self.held
 
     def has_room(self, size: int) -> bool:

@@ -39,13 +39,13 @@ def _ignore(_payload: bytes) -> None:
 
 
 LEFT_FOR: Final = 0.5
-"""Seconds for which a carrier by a relay that will shut down is kept after both sides have left it and all data on it
-has come: the peer receives our ACK meanwhile, without which it would send that data again."""
+"""Seconds for which a carrier by a relay that will shut down is kept once both sides have left it and all its data has
+come.  The peer receives our ACK meanwhile, without which it would send that data again."""
 LEFT_TRIPS: Final = 3
-"""Round trips of silence, and `LEFT_FOR` at least, after which such a carrier is closed although the peer still speaks
-on it: two of them are for the peer to change over, which may have sent nothing meanwhile."""
+"""Round trips of silence, and `LEFT_FOR` at least, after which a carrier by such a relay is closed although the peer
+still speaks on it.  Two of them are for the peer to change over, which may have sent nothing meanwhile."""
 LOOK: Final = 0.1
-"""Seconds between two checks of such a carrier: a fifth of the time that its server waits."""
+"""Seconds between two checks of a carrier by such a relay: a fifth of the time that its server waits."""
 MAX_DROPPED: Final = 16
 """Dropped paths that are remembered for the search for better ones, if there is any."""
 

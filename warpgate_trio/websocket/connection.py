@@ -18,8 +18,8 @@ Theory of operation.  trio-websocket speaks the protocol.  It leaves to its call
   The server's answer says whether it reads them.
 
 There are no hidden timeouts.  The caller bounds `open_websocket`, `WebSocket.send`, `WebSocket.receive` and
-`WebSocket.ping` with its own scope.  A server and an exit need one each, so ``handshake_timeout`` and ``close_timeout``
-are arguments.
+`WebSocket.ping` with its own scope.  A server cannot do without a limit for handshakes, nor an exit without one for its
+close frame: ``handshake_timeout`` and ``close_timeout`` are arguments.
 """
 
 from __future__ import annotations
