@@ -1,6 +1,7 @@
 """warpgate_trio: a Trio stream between any two programs on the internet, whatever NATs lie between them.
 
-The public names and nothing else; they are imported when first used, so that ``import warpgate_trio.sim`` costs no TLS.
+This module has the public names and nothing else.  They are imported when first used, so that
+``import warpgate_trio.sim`` does not load TLS.
 """
 
 from __future__ import annotations

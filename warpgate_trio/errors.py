@@ -1,8 +1,8 @@
 """Every exception that the package raises on purpose.
 
-Trio's three resource errors (`trio.BusyResourceError`, `trio.ClosedResourceError`, `trio.BrokenResourceError`) are used
-unchanged on streams, with the real reason in ``__cause__``.  What stands here is what Trio has no word for.  The rule
-of the tree: a name says *what was wrong with what*, so that nobody has to read the message to decide what to do next.
+Streams raise Trio's three resource errors unchanged (`trio.BusyResourceError`, `trio.ClosedResourceError`,
+`trio.BrokenResourceError`), with the reason in ``__cause__``.  This module has the errors that Trio has no name for.
+The name of an exception says *what was wrong with what*: a program can decide what to do next without the message.
 """
 
 from __future__ import annotations
@@ -76,12 +76,14 @@ __all__ = [
 ]
 
 MAX_MESSAGE: Final = 2000
-"""Characters of an exception's message: eight servers with a reason each; what one says has bounds of its own."""
+"""Characters of an exception's message: room for eight servers, each with its reason, which is bounded separately."""
 
 
 def printable(text: str, limit: int = MAX_MESSAGE) -> str:
-    """A text that a server or a peer may have had a hand in, fit for a log or a terminal: it moves no cursor, begins no
-    line, turns no writing direction, and is no longer than `limit` characters.
+    """Make a text that may come from a server or a peer safe for a log or a terminal.
+
+    The result has no control characters: nothing that moves the cursor, begins a line or changes the writing direction.
+    It has at most `limit` characters.
     """
     plain = text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text[: limit + 1])
     return plain if len(plain) <= limit else plain[: limit - 1] + "…"
@@ -90,7 +92,7 @@ def printable(text: str, limit: int = MAX_MESSAGE) -> str:
 class WarpgateError(Exception):
     """The base of every exception that this package defines.
 
-    Much of what others say comes to people in one of these: the text of each is `printable`, whatever was put into it.
+    Messages may quote servers and peers, so ``str(error)`` is always `printable`.
     """
 
     def __str__(self) -> str:
@@ -98,7 +100,7 @@ class WarpgateError(Exception):
 
 
 class ConfigError(WarpgateError, ValueError):
-    """The configuration cannot be used; the message names the key, its value and where it came from."""
+    """The configuration cannot be used; the message names the key, its value and the source of the value."""
 
 
 class IdentityError(ConfigError):
@@ -106,15 +108,15 @@ class IdentityError(ConfigError):
 
 
 class ContactsFileError(ConfigError):
-    """The contacts file cannot be read, is not what it should be, or cannot be written; the message has the line."""
+    """The contacts file cannot be read, is malformed, or cannot be written; the message has the line."""
 
 
 class ContactError(WarpgateError, ValueError):
-    """A contact is not there, or cannot be made; the subclasses say why."""
+    """A contact does not exist, or cannot be created; the subclasses say why."""
 
 
 class ContactNameError(ContactError):
-    """A text is no name for a contact."""
+    """A text is not a valid name for a contact."""
 
 
 class ContactUnknown(ContactError):
@@ -122,16 +124,16 @@ class ContactUnknown(ContactError):
 
 
 class ContactExists(ContactError):
-    """There is one of that name, or for that peer; or there are too many."""
+    """There is already a contact of that name or for that peer, or there are too many contacts."""
 
 
 class ContactKeyChanged(ContactError):
-    """Who is to have a name has another key than who has it: a new key of the same peer, or somebody else.
+    """A contact has this name, with another key: either the peer has a new key, or this is somebody else.
 
     Attributes:
       name: of the contact.
-      known: the peer id that it has, and keeps.
-      offered: the other one.
+      known: the contact's peer id, which it keeps.
+      offered: the peer id that was to be stored in its place.
     """
 
     def __init__(self, name: str, *, known: str, offered: str) -> None:
@@ -149,10 +151,10 @@ class PeerIdError(WarpgateError, ValueError):
 
 
 class KeyRecordError(WarpgateError, ValueError):
-    """What a server shows as the record of a key cannot be used.
+    """The key record that a server returned cannot be used.
 
     Attributes:
-      flaw: what is wrong with it, a `warpgate_trio.report.LookupOutcome`.
+      flaw: what is wrong with the record, a `warpgate_trio.report.LookupOutcome`.
     """
 
     def __init__(self, flaw: LookupOutcome, message: str) -> None:
@@ -161,12 +163,12 @@ class KeyRecordError(WarpgateError, ValueError):
 
 
 class PeerNotFound(WarpgateError):
-    """Where a peer is cannot be found out: no server of ours knows it, or it does not answer by what one knows.
+    """A peer cannot be located: none of this node's servers has a usable record of it, or the peer does not answer.
 
     Attributes:
       peer_id: of the peer.
-      why: what is known of that; the message has it.
-      lookups: what each server of ours has said, a `warpgate_trio.report.Lookup` each.
+      why: the reason, as in the message.
+      lookups: the result of each of this node's servers, a `warpgate_trio.report.Lookup` each.
     """
 
     def __init__(self, peer_id: str, why: str, lookups: Sequence[Lookup] = ()) -> None:
@@ -197,17 +199,17 @@ class AddressForged(AddressError):
 
 
 class AddressExpired(AddressError):
-    """The record was good once; ask the peer for a fresh one."""
+    """The record has expired; ask the peer for a fresh one."""
 
 
 class AddressNotYetValid(AddressError):
-    """The record was issued in our future: one of the two clocks is wrong."""
+    """The record's time of issue is in the future: the clock of this host or of the peer is wrong."""
 
 
 class ProtocolError(WarpgateError):
-    """Bytes or calls that a protocol's state table does not allow.  Abstract: one side is always to blame.
+    """Bytes or calls that a protocol's state table does not allow.  Abstract: a subclass says which side is to blame.
 
-    See `LocalProtocolError` (you did it) and `RemoteProtocolError` (they did it); the split is h11's.
+    See `LocalProtocolError` (this side) and `RemoteProtocolError` (the other side), which are divided as in h11.
     """
 
     def __init__(self, message: str) -> None:
@@ -229,11 +231,11 @@ class SignalError(WarpgateError):
 
 
 class SignalMalformed(SignalError):
-    """Over the size limit, truncated, not openable with our key, or not of the message's format."""
+    """The message is over the size limit, truncated, malformed, or cannot be opened with this node's key."""
 
 
 class SignalUnsupported(SignalError):
-    """A version of the envelope that this release does not know."""
+    """The envelope is of a version that this release does not know."""
 
 
 class SignalForged(SignalError):
@@ -241,7 +243,7 @@ class SignalForged(SignalError):
 
 
 class SignalMisdirected(SignalError):
-    """Signed for another receiver: somebody re-sealed or re-addressed it."""
+    """The message was signed for another receiver: somebody sealed it again, or changed its receiver."""
 
 
 class SignalUnavailable(SignalError):
@@ -249,25 +251,25 @@ class SignalUnavailable(SignalError):
 
 
 class ProxyError(WarpgateError):
-    """A proxy opened no way to a server: it could not be reached, refused, or is no proxy.
+    """A proxy did not connect this node to a server: it cannot be reached, it refused, or it is not a proxy.
 
-    The message names the proxy, what it said, and what to do; the server itself has said nothing.
+    The message names the proxy, its answer, and what to do.  The server itself was not reached.
     """
 
 
 class StunError(WarpgateError):
-    """A STUN server told nothing that can be used; the subclasses say why.  Raised as itself: it cannot be reached."""
+    """A STUN server gave no usable answer; the subclasses say why.  This class itself: it cannot be reached."""
 
 
 class StunMalformed(StunError, ValueError):
-    """Bytes that are no STUN message, a value that is not of its format, or an answer that cannot be true."""
+    """The bytes are not a STUN message, a value is malformed, or the answer cannot be true."""
 
 
 class StunRefused(StunError):
     """The server answered with an error.
 
     Attributes:
-      code: of RFC 8489 section 14.8, 300 to 699.
+      code: the error code of RFC 8489 section 14.8, 300 to 699.
     """
 
     def __init__(self, code: int, message: str) -> None:
@@ -280,18 +282,21 @@ class StunTimeout(StunError):
 
 
 class PortMapError(WarpgateError):
-    """A gateway opened no port; the subclasses say why.  Raised as itself: nobody can be asked, or nothing is true."""
+    """A gateway opened no port; the subclasses say why.
+
+    This class itself: the gateway says that it has mapped a port, but refuses to show the mapping.
+    """
 
 
 class PortMapMalformed(PortMapError, ValueError):
-    """Bytes that are no answer of a gateway, or an answer that points where it must not."""
+    """The bytes are not a gateway's answer, or the answer points to a place that it must not name."""
 
 
 class PortMapRefused(PortMapError):
     """The gateway answered with an error.
 
     Attributes:
-      code: its number, in the protocol that it was asked by.
+      code: the error code, in the port-mapping protocol of the request.
     """
 
     def __init__(self, code: int, message: str) -> None:
@@ -304,33 +309,36 @@ class PortMapTimeout(PortMapError):
 
 
 class ClockUnavailable(WarpgateError):
-    """No time server answered, or those that did contradict each other; the message names each with its reason."""
+    """No NTP server answered, or the answers contradict each other; the message names each server with its reason."""
 
 
 class CarrierError(WarpgateError):
-    """The encrypted carrier could not be set up on a path that did connect."""
+    """The path connected, but no encrypted carrier could be set up on it."""
 
 
 class WrongPeer(CarrierError):
-    """Something answered on the path, but not the peer that the address names."""
+    """The other end of the path is not the peer that the address names."""
 
 
 class LibraryPanicked(WarpgateError):
-    """A library in Rust gave up on what it was given; see `panics_as_errors`."""
+    """A library written in Rust panicked on its input; see `panics_as_errors`."""
 
 
 class AttemptFailed(WarpgateError):
-    """A plugin's attempt ended without a path for a reason that it expected; one sentence, no traceback needed."""
+    """A plugin's attempt found no path, for a reason that the plugin expects.  The message is one sentence."""
 
 
 class RelayForbidden(AttemptFailed):
-    """A TURN server forbids its relays to send to where the peer is, at another relay for the most part."""
+    """A TURN server forbids its allocations to send to the peer's address, which mostly is another relay's."""
 
 
 class PeerRefused(WarpgateError):
-    """The peer answered, and said no.  `reason` is a `warpgate_trio.link.RefuseReason`.
+    """The peer answered with a refusal.
 
-    Raised inside attempts; at the end of a walk it shows as a `ConnectError` whose verdict says which no it was.
+    Attempts raise it.  At the end of a walk it becomes a `ConnectError` whose verdict tells the kind of refusal.
+
+    Attributes:
+      reason: a `warpgate_trio.link.RefuseReason`.
     """
 
     def __init__(self, reason: int, message: str) -> None:
@@ -339,7 +347,7 @@ class PeerRefused(WarpgateError):
 
 
 class TargetRefused(WarpgateError):
-    """The peer does not lead a forwarded connection where it was asked to; the text says why (docs/forwarding.md).
+    """The peer does not forward a connection to the requested target; the message says why (docs/forwarding.md).
 
     Attributes:
       answer: the peer's answer, a `warpgate_trio.forwarding.Answer`.
@@ -351,12 +359,11 @@ class TargetRefused(WarpgateError):
 
 
 class TransferError(WarpgateError):
-    """Files did not come over, for a reason that one of the two sides has said (docs/files.md); the subclasses say
-    when.
+    """One of the two sides ended a transfer of files and gave a reason (docs/files.md); the subclasses say when.
 
     Attributes:
       reason: a `warpgate_trio.files.Reason`.
-      by_peer: the peer has said it, and not this side.
+      by_peer: True where the reason is the peer's, False where it is this side's.
     """
 
     def __init__(self, reason: int, message: str, *, by_peer: bool) -> None:
@@ -366,11 +373,11 @@ class TransferError(WarpgateError):
 
 
 class TransferRefused(TransferError):
-    """The receiver takes nothing of the offer."""
+    """The receiver accepts none of the offered files."""
 
 
 class TransferFailed(TransferError):
-    """A transfer ended in the middle; what has come is kept, and is not sent again."""
+    """A transfer ended before it was complete.  What was received is kept, and is not sent again."""
 
 
 class PairingError(WarpgateError):
@@ -382,11 +389,11 @@ class CodeMalformed(PairingError, ValueError):
 
 
 class CodeRefused(PairingError):
-    """The code was wrong, used, void or unknown, or may not be tried now.
+    """The code is wrong, used, void or unknown, or may not be tried now.
 
     Attributes:
       outcome: a `warpgate_trio.servers.mailbox_frames.Outcome`.
-      retry_after: seconds after which it may be tried; 0.0 where it does not help to wait.
+      retry_after: seconds after which it may be tried again; 0.0 where waiting does not help.
     """
 
     def __init__(self, outcome: int, message: str, *, retry_after: float = 0.0) -> None:
@@ -396,24 +403,27 @@ class CodeRefused(PairingError):
 
 
 class PairingUnavailable(PairingError):
-    """There is no server to pair by: none is configured, none can be reached, or none can pair."""
+    """No server is available for pairing: none is configured, none can be reached, or none supports it."""
 
 
 class PeerAborted(WarpgateError):
-    """The peer gave a Pipe up: it was interrupted, or failed.  The cause of `trio.BrokenResourceError` on the Pipe."""
+    """The peer aborted a Pipe, because it was interrupted or failed.
+
+    It is the cause of the `trio.BrokenResourceError` that the Pipe raises.
+    """
 
 
 class PluginError(WarpgateError):
-    """A plugin breaks the plugin contract; with ``strict_plugins=True`` it reaches the caller."""
+    """A plugin broke the plugin contract.  It reaches the caller where ``strict_plugins=True``."""
 
 
 class ConnectError(WarpgateError):
-    """No Pipe: raised by `Node.auto_connect` and `Node.connect` after every combo has been given up.
+    """`Node.auto_connect` and `Node.connect` raise this when no combo led to a Pipe, or none did in time.
 
     Attributes:
-      verdict: the one reason that explains most, a `Verdict`.
+      verdict: the reason that explains most, a `Verdict`.
       advice: one sentence on what would help.
-      report: the whole `ConnectReport`, every combo with its outcome and its times.
+      report: the `ConnectReport`, with the outcome and the times of every combo.
     """
 
     def __init__(self, report: ConnectReport) -> None:
@@ -430,22 +440,24 @@ class ConnectError(WarpgateError):
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether this is what pyo3 makes of a panic.  Each library has a class of its own, and none can be imported."""
+    """Whether this is pyo3's exception for a panic.  Each library has its own class, which cannot be imported."""
     kind = type(error)
     return kind.__name__ == "PanicException" and kind.__module__ == "pyo3_runtime"
 
 
 @contextmanager
 def panics_as_errors() -> Iterator[None]:
-    """Raise `LibraryPanicked` in place of a panic, also of one that a task inside has raised.
+    """Raise `LibraryPanicked` in place of a panic of Rust code, also where a task in an inner nursery raised it.
 
-    Where Rust code panics, pyo3 raises ``PanicException``, a `BaseException`: it passes every ``except Exception``,
-    cancels each nursery on its way and ends the program, though all that happened is that somebody's bytes met a bug.
-    Whoever handles what comes from outside works inside of this, beside an ``except Exception`` that keeps the rest
-    with the connection, the attempt or the message that it belongs to.  KeyboardInterrupt, SystemExit and a
-    cancellation pass; a cancellation that is in one group with a panic goes on alone.
+    Where Rust code panics, pyo3 raises ``PanicException``, which is a `BaseException`.  It passes every
+    ``except Exception``, cancels each nursery on its way and ends the program, though all that happened is that
+    received bytes met a bug.  So code that handles received data runs inside this context manager.  An
+    ``except Exception`` around it confines all failures to the connection, the attempt or the message concerned.
 
-    The line that Rust itself writes to stderr with each panic cannot be silenced from Python: no library offers a hook.
+    KeyboardInterrupt, SystemExit and cancellations pass.  Of a group with a cancellation and a panic, only the
+    cancellation is raised.
+
+    Rust also writes a line to stderr for each panic.  No library offers a hook to silence it from Python.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""A running node: what it is made of, and whom it lets in."""
+"""A running node: its parts, and the admission of peers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Who is let in: what the application's `authorize` says of a peer, and whether there is room for its Pipe.
+"""Admission of peers: the answer of the application's `authorize`, and whether there is room for another Pipe.
 
-`authorize` is asked once for a session, whatever the number of its carriers and signals.  Questions are of strangers'
-making, so their number is bounded, and what any of them makes us remember can be forgotten.
+`authorize` is asked once per session, however many carriers and signals the session has.  Strangers cause these calls,
+so their number and the memory that each of them takes are bounded; answers may be forgotten.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ __all__ = ["Admission", "Authorize", "SessionKey", "anyone", "check_authorize"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 SessionKey = tuple[bytes, bytes]
-"""Peer's key, session id."""
+"""The peer's key and the session id."""
 Authorize = Callable[[str], Awaitable[bool]]
-"""``await authorize(peer_id)``: whether that peer may have Pipes.
+"""``await authorize(peer_id)``: whether this peer may open Pipes.
 
-The id is proven; the call is bounded by ``budgets.authorize``; what it raises counts as no."""
+The peer id is proven.  The call may last ``budgets.authorize`` seconds.  A timeout or an exception counts as no."""
 
 
 async def anyone(peer_id: str) -> bool:
-    """The `Authorize` rule that lets everybody in, in words: ``open_node(authorize=anyone)``."""
+    """The `Authorize` rule that admits every peer: ``open_node(authorize=anyone)``."""
     await trio.lowlevel.checkpoint()
     return True
 
 
 def check_authorize(authorize: Authorize | None) -> None:
-    """Raise `TypeError` for a rule that is no async function: each peer would be refused for it, one by one.
+    """Raise `TypeError` for a rule that is not an async function, by which every call would be refused.
 
-    A partial, a method, and an object whose ``__call__`` is async are as good; a sync function that returns a coroutine
-    cannot be told from one that returns a bool.
+    A partial or a method of an async function is accepted, and so is an object whose ``__call__`` is async.  A sync
+    function that returns a coroutine is not, since it cannot be told from one that returns a bool.
     """
     rule: object = authorize
     while isinstance(rule, partial):
@@ -58,7 +58,7 @@ def check_authorize(authorize: Authorize | None) -> None:
 
 
 MAX_REMEMBERED_SESSIONS: Final = 4096
-"""Sessions whose answer is remembered; one costs about 300 bytes."""
+"""Sessions whose answer is remembered; each takes about 300 bytes."""
 SESSION_MEMORY: Final = 120.0
 """Seconds for which a session is remembered: several times ``budgets.total``."""
 REFUSED: Final = "refused_"
@@ -67,7 +67,7 @@ REFUSED: Final = "refused_"
 
 @final
 class _Question:
-    """What `authorize` said about a session's peer, or is being asked."""
+    """The answer of `authorize` about a session's peer, or the call that is under way."""
 
     __slots__ = ("asking", "authorized", "since")
 
@@ -79,11 +79,11 @@ class _Question:
 
 @final
 class Admission:
-    """What decides about peers.
+    """Decides which peers are admitted.
 
     Args:
       authorize: None for a node that does not listen.
-      listener: where their Pipes go.
+      listener: the queue for their Pipes.
 
     Attributes:
       listening: whether the node can be called at all.
@@ -110,7 +110,7 @@ class Admission:
             self._questions.put(key, question)
             self._questions.forget_while(lambda each: now - each.since >= SESSION_MEMORY)
         while question.authorized is None:
-            if question.asking is not None:  # on another carrier of the session, or for a request by signal
+            if question.asking is not None:  # for another carrier of the session, or for a request by signal
                 await question.asking.wait()
                 continue
             question.asking = trio.Event()
@@ -122,17 +122,17 @@ class Admission:
         return question.authorized
 
     def has_let_in(self, peer_key: bytes, session_id: bytes) -> bool:
-        """Whether the answer was yes, and still stands."""
+        """Whether the answer was yes and was not forgotten since."""
         question = self._questions.get((peer_key, session_id))
         return question is not None and question.authorized is True
 
     def forget(self, peer_key: bytes) -> None:
-        """No answer about a peer stands any more, nor does one that is being given."""
+        """Forget all answers about a peer, and ignore the one that is being waited for."""
         for key in [key for key in self._questions if key[0] == peer_key]:
             self._questions.pop(key)
 
     async def readmit(self, link: Link) -> bool:
-        """Whether a peer that was away for long may go on with its Link: the question is asked anew."""
+        """Ask again whether a peer that was away for long may go on with its Link."""
         self._questions.pop((link.peer_key, link.session_id))
         return await self.admit(link)
 
@@ -151,14 +151,14 @@ class Admission:
     async def admit(self, link: Link) -> bool:
         """Whether a peer that *we* called may open Pipes to this node (`Link.drive`)."""
         if self._authorize is None:
-            return True  # to hear that this node does not listen
+            return True  # so that the peer learns that this node does not listen
         admitted = await self.authorize(link.peer_key, link.session_id)
         if not admitted:
             self.count_refusal(RefuseReason.UNAUTHORIZED.name)
         return admitted
 
     def take_opened(self, pipe: Pipe) -> RefuseReason | None:
-        """The peer opened a further Pipe on a Link of ours (`Link.drive`)."""
+        """Take a further Pipe that the peer opened on one of our Links (`Link.drive`), or return why it is refused."""
         reason = self.room()
         if reason is None:
             self.hand_over(pipe)
@@ -167,18 +167,18 @@ class Admission:
         return reason
 
     def count_refusal(self, reason: str) -> None:
-        """Somebody was told no."""
+        """Count a refusal."""
         self.counters[f"{REFUSED}{reason.lower()}"] += 1
 
     def room(self, ended: Collection[Link] = ()) -> RefuseReason | None:
-        """None when there is room for another Pipe, else what to tell the peer, whose call has `ended` these Links."""
+        """See `PipeListener.room`."""
         return self._listener.room(ended)
 
     def would_accept(self, peer_key: bytes, session_id: bytes) -> bool:
-        """Whether a commit of a peer's session would be accepted now."""
+        """Whether a COMMIT of this session would be accepted now."""
         return self.listening and self.has_let_in(peer_key, session_id) and self.room() is None
 
     def hand_over(self, pipe: Pipe) -> None:
-        """A Pipe of a peer's goes to the application; `room` was asked in the same step."""
+        """Hand a peer's Pipe to the application.  The caller has checked `room` without a checkpoint in between."""
         self._listener.put(pipe)
         self.counters["accepted"] += 1

@@ -1,7 +1,7 @@
-"""Contacts whose addresses are kept fresh: what a peer that has a name said itself of where it is.
+"""Keeps the addresses of contacts up to date: stores first-hand records of peers that have a name.
 
-It is written a little later, so that several words of a peer's in a row cost one change of the file, and when the node
-is left.  What cannot be written is logged, and is told again by the peer.
+They are written after a delay, so that several records of a peer in a row cost one change of the file, and when the
+node is closed.  A failure to write is logged; the peer's next record makes up for it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ __all__ = ["ContactKeeper"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 WRITE_DELAY: Final = 5.0
-"""Seconds from what a contact says of where it is to the contacts file: for as long a node that starts says it anew
-with each thing that it learns of its NATs."""
+"""Seconds from the receipt of a contact's address until it is written: for about as long a node that has just started
+issues a new address with every property of its NATs that it learns."""
 STALE_AFTER: Final = 86_400
-"""Seconds after which an address is written that says the same as the one before: a seventh of an address's life."""
+"""Seconds after which an address is written though it differs only in its age: a seventh of an address's lifetime."""
 
 
 @final
 class ContactKeeper:
-    """See the module's page."""
+    """See the module's docstring."""
 
     def __init__(self, contacts: Contacts) -> None:
         self._contacts = contacts
@@ -37,7 +37,7 @@ class ContactKeeper:
         self._woken = trio.Event()
 
     def hear(self, address: PeerAddress) -> None:
-        """A peer said where it is, or was reached there."""
+        """Take a peer's first-hand address, or one at which it was reached."""
         contact = self._contacts.of(address.peer_id)
         if contact is None or not address.listens or not _is_news(address, contact.address):
             return
@@ -45,13 +45,13 @@ class ContactKeeper:
         self._woken.set()
 
     def note_seen(self, peer_id: str, issued_ms: int) -> None:
-        """A key record of a peer was seen that is newer than all before."""
+        """Take the time of issue of a peer's key record that is newer than all before."""
         if self._contacts.of(peer_id) is not None:
             self._seen[peer_id] = issued_ms
             self._woken.set()
 
     async def run(self) -> None:
-        """Write what was heard, until cancelled; then what is left."""
+        """Write what was received, until cancelled; then write the rest."""
         try:
             while True:
                 await self._woken.wait()

@@ -1,8 +1,8 @@
-"""Where to call a peer that the application names: by an address, a peer id, or the name of a contact.
+"""Finds the address to call a peer by, which the application names by an address, a peer id or a contact's name.
 
-An address that the peer has told, and that is good at this time, is taken at once.  One that has expired, or is from
-the future, is good for asking the peer where it is now, at its servers and at ours.  Where there is none, the peer is
-looked up by its key (`key_finder`), which says as much as an old address does.
+A known address that is valid now is used at once.  An address that has expired, or is from the future, serves to ask
+the peer for its present address, at the peer's servers and at ours.  Where no address is known, the peer's key is
+looked up (`key_finder`), which tells as much as an old address does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .planning import Planning
 __all__ = ["NTP_TIMEOUT", "Finder"]
 
 NTP_TIMEOUT: Final = 5.0
-"""Seconds for asking the time servers once: four samples of a server at the other end of a bad satellite link."""
+"""Seconds for asking the NTP servers once: four samples of a server at the other end of a bad satellite link."""
 
 
 _Ask = Callable[[PeerAddress], Awaitable[PeerAddress]]
@@ -41,12 +41,12 @@ _Ask = Callable[[PeerAddress], Awaitable[PeerAddress]]
 
 @final
 class Finder:
-    """See the module's page.
+    """See the module's docstring.
 
     Args:
-      by_key: finds who is known by key alone.
-      ask: asks a peer by an address of it.
-      contacts: whose names are known; None: nobody's.
+      by_key: finds peers of which only the key is known.
+      ask: asks a peer for its present address, by a known address of it.
+      contacts: the known names; None where there are none.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class Finder:
         self._contacts = contacts
 
     def read(self, peer: PeerAddress | str) -> Callee:
-        """Who is meant.
+        """The peer that the application means.
 
         Raises:
           AddressError, PeerIdError, ContactError, ContactsFileError: see `find_callee`.
-          ValueError: this node.
+          ValueError: it is this node.
         """
         if isinstance(peer, PeerAddress):
             callee = Callee(peer_id=peer.peer_id, address=peer)
@@ -86,20 +86,20 @@ class Finder:
         return callee
 
     async def find(self, callee: Callee, deadline: float) -> PeerAddress:
-        """The address to walk to: checked, what the peer said last, refreshed if none is good at this time.
+        """The address to call: the best known one that is valid now, else the one that the peer answers with.
 
-        The walk takes what else is known of the peer along (`Planning.plan`).
+        The walk also tries the other known addresses of the peer (`Planning.plan`).
 
         Raises:
-          AddressExpired, AddressNotYetValid: it is not good at this time, and the peer does not tell another one.
-          PeerNotFound: there is none, and nobody knows one.
+          AddressExpired, AddressNotYetValid: the address is not valid now, and the peer gives no other one.
+          PeerNotFound: no address is known, and none was found.
+          PeerRefused: only the key is known, and the peer refuses to tell its address.
         """
         if callee.address is not None:
             self._book.note_passed(callee.address)
         usable = self._planning.usable_addresses(callee.public_key)
         if not usable and callee.address is not None and self._config.servers.ntp:
-            # Our own clock may be what is wrong, and a moment ago nobody knew: a machine without a battery has just
-            # started.
+            # Our own clock may be the one that is wrong, as on a host without a clock battery that has just started.
             with trio.move_on_at(min(deadline, trio.current_time() + NTP_TIMEOUT)):
                 await self._clock.wait_asked()
             usable = self._planning.usable_addresses(callee.public_key)
@@ -116,7 +116,7 @@ class Finder:
             callee.address.check_fresh(self._clock.now())
         except (AddressExpired, AddressNotYetValid) as wrong:
             try:
-                # The peer tells where it is, and what time it is there.
+                # The peer answers with its address and its time.
                 with trio.fail_after(patience):
                     return await self._ask(callee.address)
             except (PeerRefused, SignalError, AttemptFailed, ConfigError, trio.TooSlowError):

@@ -1,4 +1,4 @@
-"""What walks and attempts need of their node, in one place: the `WalkHome` of `warpgate_trio.walk`."""
+"""What walks and attempts need of their node: the `WalkHome` of `warpgate_trio.walk`."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ __all__ = ["Home"]
 
 @final
 class Home:
-    """See the module's page.
+    """See the module's docstring.
 
     Attributes:
       view: what plugins see.
-      signals: what attempts send by.
+      signals: sends the signals of attempts.
       strict: whether a plugin's unexpected exception reaches the caller.
-      closing: whether the node was left.
-      walks: how calls ended, by verdict.
+      closing: whether the node is being closed, or was.
+      walks: ended calls, by verdict.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Home:
 
     @property
     def attempts(self) -> int:
-        """How many are under way, on either side."""
+        """The number of attempts under way, inbound and outbound."""
         return len(self._attempts)
 
     def factory(self, plugin: str) -> Factory:
@@ -85,17 +85,17 @@ class Home:
         return self._factories[plugin][1]
 
     def register_attempt(self, key: AttemptKey, attempt: Attempt) -> None:
-        """Links and messages for `key` go to this attempt from now on."""
+        """Deliver Links and messages for `key` to this attempt from now on."""
         self._attempts[key] = attempt
         self.signals.attach(key, attempt)
 
     def forget_attempt(self, key: AttemptKey) -> None:
-        """The attempt is over."""
+        """Deliver nothing more to the attempt: it is over."""
         self._attempts.pop(key, None)
         self.signals.detach(key)
 
     def take_link(self, link: Link) -> bool:
-        """Give a Link on which a peer has proven itself to the attempt that it names; False: there is none."""
+        """Give a Link whose peer is proven to the attempt that it names; False where there is no such attempt."""
         attempt = self._attempts.get((link.peer_key, link.session_id, link.attempt_id))
         if attempt is None:
             return False
@@ -104,7 +104,7 @@ class Home:
         return True
 
     def terms(self) -> Terms | None:
-        """What we offer for one more Link; None: nothing."""
+        """See `Links.terms`."""
         return self._links.terms()
 
     def adopt_link(self, link: Link, tasks: Adopted, *, dead_after: float | None, reach: Reach | None) -> None:
@@ -118,7 +118,7 @@ class Home:
     # -- peers ---------------------------------------------------------------------------------------------------------
 
     def learn_address(self, address: PeerAddress) -> None:
-        """A peer that is authorized told us where it is."""
+        """Store the address that an authorized peer sent."""
         self._book.hear(address)
 
     def plan(
@@ -128,11 +128,11 @@ class Home:
         afs: Collection[int] | None = None,
         route_types: Collection[RouteType] | None = None,
     ) -> Sequence[Combo]:
-        """The valid combos of these plugins with a peer."""
+        """See `Planning.plan`."""
         return self._planning.plan(peer, plugins, afs, route_types)
 
     async def circuit(self, server: str) -> Circuit:
-        """A new circuit by one of our servers, once it is connected; `CircuitRefused` where it does not relay."""
+        """Open a circuit by one of our servers, once it is connected; `CircuitRefused` where it does not relay."""
         return await self._hub.circuit(server)
 
     # -- this side -----------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class Home:
         return any(server.state is ServerState.CONNECTED for server in self._hub.status())
 
     def this_side(self) -> ThisSide:
-        """What this side has of what a walk may need."""
+        """What this side has for walks: signal servers, STUN servers, and why no signal server is connected."""
         own = [server for server in self._hub.status() if not server.visiting]
         connected = any(server.state is ServerState.CONNECTED for server in own)
         return ThisSide(
@@ -156,7 +156,7 @@ class Home:
         )
 
     def unresolved(self) -> Unresolved:
-        """The names of servers that DNS does not resolve now."""
+        """The host names of servers that DNS does not resolve now."""
         signal, stun = self._hub.unresolved, self._nat.unresolved
         gone = {name for name, failure in stun.items() if not failure.remembered}
         return Unresolved(
@@ -166,17 +166,17 @@ class Home:
         )
 
     def count_walk(self, verdict: Verdict) -> None:
-        """A walk has ended so."""
+        """Count a walk that ended with this verdict."""
         self.walks[verdict.value] += 1
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """The time of one call of the application, which need not be made in the body: it ends with the node.
+        """Scope of one call of the application.  Closing the node cancels it, whichever task makes the call.
 
         Raises:
-          trio.ClosedResourceError: the node was left, before or meanwhile.
+          trio.ClosedResourceError: the node was closed, before or meanwhile.
         """
         if self.closing:
             raise trio.ClosedResourceError("this node was closed")
@@ -192,13 +192,15 @@ class Home:
             raise trio.ClosedResourceError("this node was closed")
 
     def end_calls(self) -> None:
-        """The node is left: calls end."""
+        """Cancel all calls: the node is being closed."""
         self.closing = True
         for scope in list(self._calls):
             scope.cancel(reason="the node was left")
 
     async def wait_calls(self) -> None:
-        """Calls that were ended by that still use their plugins, and may have goodbyes to say."""
+        """Wait for the cancelled calls, ``budgets.goodbye`` at most: they still use plugins, and may have to send
+        their last messages.
+        """
         if self._calls:
             with trio.move_on_after(self.view.budgets.goodbye, shield=True):
                 await self._calls_over.wait()

@@ -1,11 +1,11 @@
-"""The called side: connections to the listening port, and which of a session's Links becomes its Pipe.
+"""The responder's side: connections to the listening port, and which of a session's Links becomes its Pipe.
 
-Three ways lead to a Pipe of a peer's: a TCP connection to the node's listening port, a Link that a plugin made for a
-peer's request, and an OPEN on a Link that stands.  All end in one bounded queue (`node.listener`).
+A peer opens a Pipe in one of three ways: a TCP connection to the node's listening port, a Link that a plugin made for
+the peer's request, and an OPEN on an existing Link.  All Pipes go into one bounded queue (`node.listener`).
 
-The initiator commits one carrier of a session at a time, so all that is to be seen to here is that a session gives
-*one* Pipe.  `_Accepted` remembers that for longer than a walk can last; it is kept apart from what is undecided
-(`node.admission`), which any stranger can make us remember, and forget.
+The initiator commits one carrier of a session at a time, so this module only ensures that a session gives *one* Pipe.
+`_Accepted` remembers that for longer than a walk can last.  It is kept apart from the undecided sessions
+(`node.admission`), which strangers can make the node remember and so forget others.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ __all__ = ["Inbound"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_HANDSHAKES: Final = 256
-"""Inbound connections before their COMMIT, in all: what strangers can make this node hold."""
+"""Inbound connections before their COMMIT, in all: this bounds what strangers can make the node hold."""
 MAX_HANDSHAKES_PER_ADDRESS: Final = 64
-"""Of those, from one IPv4 address or IPv6 /64: many nodes may share a NAT.  When all are taken, the oldest one of who
-holds most gives way (`limits.Gate`): four /64s of one home do not keep everybody else out."""
+"""Of those, from one IPv4 address or IPv6 /64; many nodes may share a NAT.  When all places are taken, the holder of
+most places loses its oldest one (`limits.Gate`): four /64s of one home do not keep everybody else out."""
 
 
 @final
 class _Accepted:
-    """A session that has had its Pipe.  Its Link, once over, is not kept for that: it holds 30 KiB of TLS."""
+    """A session that has had its Pipe.  The reference to its Link is weak: a Link holds 30 KiB of TLS state."""
 
     __slots__ = ("epoch", "link", "since")
 
@@ -56,16 +56,16 @@ class _Accepted:
 
 @final
 class Inbound:
-    """Serves connections and decides about commits.  Owns no nursery: its `serve_*` run in the node's.
+    """Serves connections and decides about commits.  It owns no nursery: its `serve_*` run in the node's.
 
     Args:
-      admission: who is let in.
-      links: drives what was accepted.
-      take_link: offers a proven Link to the attempt of ours that it answers; False when there is none.
-      on_accepted: told the peer's key and the session that has its Pipe.
+      admission: decides which peers are admitted.
+      links: drives accepted Links.
+      take_link: offers a proven Link to the attempt of ours that it belongs to; False where there is none.
+      on_accepted: called with the peer's key and the id of a session that has its Pipe.
 
     Attributes:
-      failed: connections that ended before there was a Pipe.
+      failed: connections that ended without a Pipe.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Inbound:
     # -- connections -------------------------------------------------------------------------------------------------
 
     async def serve_socket(self, sock: trio.socket.SocketType) -> None:
-        """Accept connections until the socket is closed; what goes wrong with one of them stays with it."""
+        """Accept connections until the socket is closed.  A failure of one connection affects no other."""
         async with open_background_nursery() as nursery:
             await accept_connections(
                 sock, lambda connection, source: nursery.start_soon(self._admit, connection, source[0])
@@ -118,7 +118,7 @@ class Inbound:
                     link.set_role(initiator=False)
                     link.path = _direct_path(carrier)
                     await link.receive_choice()
-                if link is not None and not handshake.cancelled_caught:  # what is left has bounds of its own
+                if link is not None and not handshake.cancelled_caught:  # the steps that follow have their own bounds
                     kept = await self.decide(link, [])
         except (CarrierError, WrongPeer, ProtocolError, OSError, trio.BrokenResourceError) as error:
             logger.debug("an inbound connection ended: %s", error)
@@ -134,9 +134,10 @@ class Inbound:
     # -- decisions ---------------------------------------------------------------------------------------------------
 
     async def decide(self, link: Link, tasks: Adopted) -> bool:
-        """Hear the COMMIT on a proven Link, and accept or refuse it.
+        """Receive the COMMIT or ATTACH on a proven Link, and accept or refuse it.
 
-        True: the Pipe is in the listener's queue and the node drives the Link.
+        Returns:
+          True where it was accepted: the Pipe of a COMMIT is in the listener's queue, and the node drives the Link.
 
         Raises:
           trio.BrokenResourceError, ProtocolError: the initiator chose another carrier, or went away.
@@ -151,7 +152,7 @@ class Inbound:
         if self._had_its_pipe(link, commit.epoch):
             return await self._refuse(link, RefuseReason.SESSION_SPENT)
         who = link.peer_key, link.session_id
-        while True:  # again, where `Node.revoke` has overtaken the answer
+        while True:  # ask again where `Node.revoke` was called before the answer came
             if not await link.while_waiting(lambda: self._admission.authorize(*who)):
                 return await self._refuse(link, RefuseReason.UNAUTHORIZED)
             if self._admission.has_let_in(*who):
@@ -173,7 +174,7 @@ class Inbound:
         return True
 
     async def _attach(self, link: Link, attach: Attach, tasks: Adopted) -> bool:
-        """A further carrier for a Link that there is."""
+        """Attach a further carrier to an existing Link, or refuse it."""
         standing = self._links.find(link.peer_key, attach.link_id)
         reason = RefuseReason.UNKNOWN_LINK if standing is None else link.accept_attach(standing, tasks)
         if reason is not None:
@@ -182,7 +183,9 @@ class Inbound:
         return True
 
     def _had_its_pipe(self, link: Link, epoch: int) -> bool:
-        """Whether the session has; a newer commit means that the initiator never saw that one."""
+        """Whether the session has had its Pipe.  A COMMIT with a higher epoch means that the initiator never received
+        the ACCEPT: the accepted Link is ended.
+        """
         accepted = self._accepted.get((link.peer_key, link.session_id))
         if accepted is None:
             return False
@@ -200,7 +203,7 @@ class Inbound:
 
     @property
     def handshakes(self) -> int:
-        """Connections before their commit."""
+        """The number of inbound connections before their COMMIT."""
         return self._gate.held
 
     def is_spent(self, peer_key: bytes, session_id: bytes) -> bool:
@@ -209,7 +212,7 @@ class Inbound:
 
 
 def _direct_path(carrier: TlsCarrier) -> PathInfo:
-    """A connection to our port is a `direct_connect` of the peer's; its own record says by which route."""
+    """The path of a connection to our port: a `direct_connect` of the peer, with the route type by its address."""
     remote = parse_ip(carrier.remote[0])
     route = "LOOPBACK_BIND" if remote.is_loopback else "NIC_BIND" if remote.is_private else "EXT_BIND"
     return PathInfo(

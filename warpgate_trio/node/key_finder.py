@@ -1,12 +1,12 @@
-"""Where a peer is of which nothing is known but its key.
+"""Finds the address of a peer of which only the key is known.
 
-Theory of operation.  Each of our signal servers is asked for the record of the key (`address.key_record`).  What
-they say is judged here: it has to be a record of that key, signed by it, good at this time, and not older than one that
-was seen before.  The newest one is taken.  It says at which servers the peer hears signals, and there the peer itself
-is asked where it is, by `get_addr`, which it tells whom it lets in; what it answers is an address like any other.
+Theory of operation.  Each of our signal servers is asked for the record of the key (`address.key_record`).  A record is
+accepted if it is of that key, signed by it, valid now, and not older than one that was seen before.  The newest one is
+used.  It names the servers at which the peer receives signals.  By these the peer itself is asked for its address
+(`get_addr`), which it tells the peers that it admits.  The answer is an address like any other.
 
-So a server that lies can keep a peer from being found, and have a question sent to where the peer was once.  It cannot
-lead to anybody else: the question can be read, and answered, by the owner of the key alone.
+So a server that lies can keep a peer from being found, and can cause a question to a place where the peer was once.  It
+cannot lead to another peer: only the owner of the key can read and answer the question.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .planning import Factories
 __all__ = ["KeyFinder"]
 
 LOOKUP_PATIENCE: Final = 3.0
-"""Seconds for the servers to be connected to, and as many again for them to answer: several slow round trips each."""
+"""Seconds to connect to the servers, and as many again for their answers: several slow round trips each."""
 MAX_SEEN: Final = 1024
 """Keys whose newest record is remembered, as many as peers whose addresses are."""
 GET_ADDR: Final = "get_addr"
@@ -60,12 +60,12 @@ _WORDS: Final = {
 
 @final
 class KeyFinder:
-    """See the module's page.
+    """See the module's docstring.
 
     Args:
-      factories: the plugins that there are, of which it needs `get_addr`.
-      contacts: where it is remembered which records were seen, longer than the node lives.
-      note_seen: told of a record of a peer (its id), and when that was issued.
+      factories: the plugins, of which `get_addr` is needed.
+      contacts: remember the newest record seen of each contact, beyond the node's lifetime.
+      note_seen: called with a peer's id and the time of issue of a record of it that is newer than all before.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class KeyFinder:
 
         Raises:
           PeerNotFound: no server has a record that can be used, or the peer does not answer.
-          PeerRefused: the peer said no.
+          PeerRefused: the peer refused to tell.
         """
         peer_id = peer_id_from_key(peer_key)
         if GET_ADDR not in self._factories:
@@ -119,7 +119,7 @@ class KeyFinder:
             raise PeerNotFound(peer_id, why, lookups) from error
 
     def judge(self, peer_key: bytes, answers: Sequence[Answer]) -> tuple[KeyRecord | None, list[Lookup]]:
-        """The newest record that can be used, which is remembered, and what came of each server's answer."""
+        """The newest usable record, which is remembered, and the result of each server's answer."""
         now = self._clock.now()
         contact = self._contacts.of(peer_id_from_key(peer_key)) if self._contacts is not None else None
         seen = max(self._seen.get(peer_key) or 0, 0 if contact is None else contact.seen)
@@ -137,7 +137,7 @@ class KeyFinder:
                     best = record if best is None or record.issued_ms > best.issued_ms else best
             lookups.append(Lookup(answer.server, outcome))
         if best is not None:
-            # One from the future is not remembered as that: it would make the next ones look old.
+            # A time of issue in the future is not remembered: the following records would look old beside it.
             issued = min(best.issued_ms, int(now * 1000))
             self._seen.put(peer_key, max(seen, issued))
             if issued > seen:
@@ -155,7 +155,7 @@ class KeyFinder:
 
 @final
 class _Question:
-    """`get_addr`'s question to a peer of which no address is known, by its key record: a `Mailbox`."""
+    """The question of `get_addr` to a peer of which only the key record is known; a `Mailbox`."""
 
     def __init__(self, sender: SignalSender, host: Host, record: KeyRecord, factories: Factories) -> None:
         self._sender = sender
@@ -165,18 +165,18 @@ class _Question:
         self._arrivals, self._inbox = trio.open_memory_channel[Message](4)
 
     def deliver(self, message: Message) -> None:
-        """See `Mailbox`; what finds no room is dropped."""
+        """See `Mailbox`; a message is dropped where the queue is full."""
         try:
             self._arrivals.send_nowait(message)
         except trio.WouldBlock:
             return
 
     async def ask(self) -> None:
-        """Ask, and return once the peer has answered: its address came with that, and was noted.
+        """Ask, and return once the peer has answered.  Its address came with the answer and was stored.
 
         Raises:
-          PeerRefused, AttemptFailed: it said no.
-          SignalUnavailable, AttemptFailed: it cannot be asked.
+          PeerRefused, AttemptFailed: the peer refused, or failed to answer.
+          SignalUnavailable, AttemptFailed: the peer cannot be asked.
         """
         key = (self._record.public_key, self._session, self._attempt)
         self._sender.attach(key, self)
@@ -184,7 +184,7 @@ class _Question:
             await self._send()
             again = True
             async for message in self._inbox:
-                if isinstance(message, ClockReply):  # it has told its time, and what was refused is said again, once
+                if isinstance(message, ClockReply):  # the peer's time is known now: repeat the question, once
                     if again:
                         again = False
                         await self._send()

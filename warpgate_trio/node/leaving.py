@@ -1,10 +1,12 @@
-"""Gets a Link off relays that will be gone before long: another path takes over while they still carry.
+"""Moves a Link off relays that are about to shut down, while they still forward.
 
-A relay's server that is about to be shut down says so (`warpgate_trio.servers.relay_frames`,
-`warpgate_trio.turn.client_core`), and `Link.leave` notes which carriers go by it.  Where the Link speaks on one of
-these, it changes over to another carrier that it has, else to one that a search finds, by other relays too.  Where one
-of these stands by for a path that goes by no relay, the side that called has another relay stand by.  What was left is
-closed as soon as nothing comes there any more, so that the server has not to wait.
+A relay server that is about to shut down announces it (`warpgate_trio.servers.relay_frames`,
+`warpgate_trio.turn.client_core`), and `Link.leave` marks the carriers that go through it.
+
+* Where the Link sends on such a carrier, it switches to another carrier that it has, else to one that a search finds,
+  which may be another relay.
+* Where such a carrier is the standby of a path without a relay, the initiator finds another relay as the standby.
+* A carrier that was left is closed as soon as nothing arrives on it any more, so that the server need not wait.
 """
 
 from __future__ import annotations
@@ -23,20 +25,20 @@ __all__ = ["keep_off"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-"""Seconds after a search that has found nothing; the last ones are for all further ones."""
+"""Seconds before each search, after one that found nothing; the last number holds for all further ones."""
 RESPONDER_WAITS: Final = 1.0
-"""Seconds by which the side that was called searches later where the other one has been told, too."""
+"""Seconds that the responder waits before its search where the initiator knows of the shutdown, too."""
 
 
 Search = Callable[[], Awaitable[object]]
 
 
 async def keep_off(link: Link, search: Search, replace_standby: Search) -> None:
-    """Leave what is to be left, until the Link is over.
+    """Leave relays that are about to shut down, until the Link ends.
 
     Args:
-      search: has the Link change over to another path.
-      replace_standby: has another relay stand by.  Both raise `ConnectError` or `AttemptFailed` where there is none.
+      search: finds another path and switches the Link to it.
+      replace_standby: finds another relay as the standby.  Both raise `ConnectError` or `AttemptFailed` on failure.
     """
     try:
         await _keep_off(link, search, replace_standby)

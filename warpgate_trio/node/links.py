@@ -1,7 +1,7 @@
-"""Links that stand, driven until they end, and what attempts still have to say over the network.
+"""Drives accepted Links until they end, and the last messages (goodbyes) of attempts.
 
-Both outlast whoever began them: a Link its walk, a goodbye its attempt.  They run in one nursery of the node, each in a
-shield with a deadline that starts when the node closes.
+Both outlast what began them: a Link its walk, a goodbye its attempt.  They run in one nursery of the node.  Each is
+shielded, with a deadline that starts when the node closes.
 """
 
 from __future__ import annotations
@@ -38,51 +38,52 @@ __all__ = ["Links"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 TRUST: Final = 60.0
-"""Seconds for which a Link may be without a path before `authorize` is asked again: its answer is as old as the Link,
-and what has changed it may have been what took the path."""
+"""Seconds for which a Link may be without a path before `authorize` is asked again.  The answer is as old as the Link,
+and the cause of the outage may also have changed the answer."""
 MAX_TOLD: Final = 3
-"""Links with a peer on which a signal to it is said, at most: hundreds of them would say each hundreds of times."""
+"""Links with a peer on which one signal is sent, at most: with hundreds of Links it would arrive hundreds of times."""
 MAX_LAPSED: Final = 1024
-"""Peers that are remembered because a Link with them was given up."""
+"""Peers that are remembered after a Link with them was given up."""
 LAPSE_MEMORY: Final = 24 * 3600.0
-"""Seconds for which they are: a machine that has slept over night is told by then."""
+"""Seconds for which they are remembered: a host that slept overnight learns within that time that its Link is gone."""
 MAX_LEAVING: Final = 64
-"""Addresses of ours that are remembered, at which paths begin whose relay will be gone before long."""
+"""Local addresses that are remembered because the relay of the paths from there is about to shut down."""
 LEAVING_MEMORY: Final = 60.0
-"""Seconds for which they are: what an attempt that was under way then may take to make a Link."""
+"""Seconds for which they are remembered: an attempt that was under way may take that long to make a Link."""
 MAX_WAITING: Final = 256
-"""Links of a node that wait for a path, or for the acknowledgement of what was said before their last Pipe was closed:
-what a node keeps for peers that may never come back.  One more, and the oldest breaks."""
+"""Links of a node that wait for a path, or for the acknowledgement of what was sent before their last Pipe was closed:
+what a node keeps for peers that may never return.  With one more, the oldest breaks."""
 MAX_WAITING_PER_PEER: Final = 16
-"""Of those, with one peer: it has more Pipes by opening them on one Link."""
+"""Of those, with one peer.  A peer that needs more Pipes opens them on one Link."""
 
 Task = Callable[[], Awaitable[object]]
 Keep = Callable[[Link, Reach | None], Awaitable[None]]
 
 
 async def _keep_nothing(_link: Link, _reach: Reach | None) -> None:
-    """A node without anybody who finds further carriers."""
+    """The default of `Links.keep`: no further carriers are searched for."""
 
 
 def _hear_nothing(_payload: bytes) -> None:
-    """A node without anybody who opens signals."""
+    """The default of `Links.on_news`: signals on Links are ignored."""
 
 
 @final
 class Links:
-    """See the module's page.
+    """See the module's docstring.
 
     Args:
       admission: asked when a peer opens further Pipes.
-      paths: how they watch theirs.
-      goodbye: seconds for what is left to say when the node closes.
-      host, instance: the machine, and what names our process on it.
+      paths: how Links watch their paths.
+      goodbye: seconds that a Link has for its last messages when the node closes.
+      host: this host.
+      instance: names this process among those with the same key.
 
     Attributes:
-      keep: finds further carriers for a Link, until it ends.
-      on_news: takes the signals that come on Links.
-      switches: times that one has gone on by another path.
-      false_alarms: times that a path was suspected and carried again.
+      keep: finds further carriers for a Link, until the Link ends.
+      on_news: receives the signals that arrive on Links.
+      switches: how often a Link changed to another path.
+      false_alarms: how often a suspect path turned out to be live.
     """
 
     def __init__(
@@ -93,13 +94,13 @@ class Links:
         self._host: Final = host
         self._instance: Final = instance
         self._goodbye_time: Final = goodbye
-        self._links: dict[Link, float] = {}  # and since when
+        self._links: dict[Link, float] = {}  # Link -> when it was adopted
         self._replay: Final = ReplayMemory()
         self._uplinks: Final = Uplinks()
         self._standbys: Final = Standbys()
         self._lapsed: BoundedMap[bytes, float] = BoundedMap(MAX_LAPSED)
         self._leaving: BoundedMap[TransportAddress, float] = BoundedMap(MAX_LEAVING)
-        self._waiting: dict[Link, float] = {}  # without a path or a Pipe, and since when; the oldest first
+        self._waiting: dict[Link, float] = {}  # Link without a path or a Pipe -> since when; the oldest first
         self.keep: Keep = _keep_nothing
         self.on_news: Callable[[bytes], object] = _hear_nothing
         self.switches: int = 0
@@ -112,7 +113,7 @@ class Links:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        """The time in which Links are driven; at its end all are cancelled, but for what each has shielded."""
+        """The scope in which Links are driven.  At its end all are cancelled, except for what each has shielded."""
         async with open_background_nursery() as self._nursery:
             yield
 
@@ -122,33 +123,34 @@ class Links:
         return tuple(each for each in found if each is not None)
 
     def terms(self) -> Terms | None:
-        """What we offer for one more Link; None where it is to end with its path."""
+        """The terms that we offer for a new Link; None where Links are to end with their path."""
         timeout = math.ceil(self._paths.resume_timeout)
         if not timeout:
             return None
         return Terms(resume_timeout=timeout, secret=self._host.entropy(16), instance=self._instance)
 
     def find(self, peer_key: bytes, link_id: bytes) -> Link | None:
-        """The Link with a peer that its side calls so, where it may have further carriers."""
+        """The peer's Link with this id, if it may have further carriers."""
         return next((link for link in self._of(peer_key) if link.link_id == link_id), None)
 
     def has_movable(self, peer_key: bytes) -> bool:
-        """Whether there is a Link with a peer that may have further carriers, as far as the peer knows.
+        """Whether a peer has a Link with us that may have further carriers, as far as the peer knows.
 
-        It looks for one that we have given up until it hears so.
+        A Link that we have given up counts for `LAPSE_MEMORY`: the peer searches for it until it learns of its end.
         """
         lapsed = self._lapsed.get(peer_key)
         return any(self._of(peer_key)) or (lapsed is not None and trio.current_time() - lapsed < LAPSE_MEMORY)
 
     def replace(self, peer_key: bytes, terms: Terms | None) -> list[Link]:
-        """A peer calls: Links without a path that another process of it made are over; which these are."""
+        """End the Links without a path that an earlier process of a calling peer made, and return them."""
         if terms is None:
             return []
         return [link for link in list(self._of(peer_key)) if link.replace_nowait(terms.instance)]
 
     def say_news(self, peer_key: bytes, payload: bytes) -> bool:
-        """Say a sealed signal to a peer on the first Link that has a path which is well, whether there is one; on a few
-        others until then.
+        """Send a sealed signal on Links with a peer, up to the first one whose path is live, `MAX_TOLD` at most.
+
+        Returns whether there was one with a live path.
         """
         return any(link.say_news(payload) for link in islice(self._of(peer_key), MAX_TOLD))
 
@@ -158,14 +160,14 @@ class Links:
     def adopt(
         self, link: Link, tasks: Sequence[Task], *, dead_after: float | None = None, reach: Reach | None = None
     ) -> None:
-        """Drive an accepted Link, and what belongs to it.  Synchronous.
+        """Drive an accepted Link and its tasks.  Synchronous.
 
         Args:
-          dead_after: within how many seconds its path's death is to be noticed; None: the configuration's.
-          reach: where further carriers may be sought for it; None: where the peer's call did not say.
+          dead_after: seconds within which a dead path is to be detected; None takes the configuration's.
+          reach: what searches for further carriers may use; None for a Link by a peer's call, which does not tell.
         """
         assert self._nursery is not None
-        if self._closing:  # a call that this end has overtaken: there is nobody any more to have the Pipe
+        if self._closing:  # the node was closed meanwhile: nobody is left to take the Pipe
             link.close_nowait()
             return
         link.on_news = self.on_news
@@ -183,7 +185,7 @@ class Links:
         self._nursery.start_soon(self._drive, link, tasks, reach)
 
     def revoke(self, peer_key: bytes) -> int:
-        """End every Link with a peer; how many there were."""
+        """End every Link with a peer; returns how many there were."""
         links = [link for link in self._links if link.peer_key == peer_key]
         for link in links:
             link.revoke_nowait()
@@ -201,14 +203,14 @@ class Links:
             self._nursery.start_soon(self._ask_again, link)
 
     async def _ask_again(self, link: Link) -> None:
-        """Whether the peer is still let in, which goes on meanwhile."""
+        """Ask `authorize` again while the Link goes on, and revoke the Link if the peer is not admitted any more."""
         if not await self._admission.readmit(link):
             logger.info("%r: the peer is not let in any more", link)
             link.revoke_nowait()
 
     def _bound_waiting(self, link: Link) -> None:
-        """One more waits: the oldest give way, of its peer's and of all."""
-        if self._closing:  # they have their goodbye time, and no more
+        """Note whether a Link waits, and evict the oldest waiting ones above the bound of its peer, else of all."""
+        if self._closing:  # all have only their goodbye time anyway
             return
         if self._waiting.get(link) != link.waits_since:
             self._waiting.pop(link, None)
@@ -225,31 +227,31 @@ class Links:
             each.evict_nowait()
 
     def _says_goodbye(self, link: Link) -> bool:
-        """Whether a Link without Pipes is in the time that any has for that."""
+        """Whether a Link still has a carrier and is within the goodbye time, which does not count as waiting."""
         return link.has_lanes and trio.current_time() - link.waits_since < self._goodbye_time
 
     def hint(self, local: TransportAddress) -> None:
-        """Something may have killed the paths from an address of ours: they are asked, see `Link.hint`."""
+        """Probe the paths from a local address, which something may have killed; see `Link.hint`."""
         for link in list(self._links):
             if local == link.carrier.local:
                 link.hint()
 
     def leave(self, local: TransportAddress) -> None:
-        """A relay will be gone before long, paths by which begin at an address of ours; see `Link.leave`."""
+        """Leave the paths from a local address, whose relay is about to shut down; see `Link.leave`."""
         self._leaving.put(local, trio.current_time())
         for link in list(self._links):
             link.leave(local)
 
     def _leave_what_goes(self, link: Link) -> None:
-        """What it speaks on may be a path that was found before its relay's end was said."""
+        """Leave the Link's path if its relay announced its shutdown while the path was being made."""
         local = link.carrier.local
         since = self._leaving.get(local)
         if since is not None and trio.current_time() - since < LEAVING_MEMORY:
             link.leave(local)
 
     def check(self) -> None:
-        """The machine may have moved, or slept: the paths are asked, and those from addresses that it has no more are
-        closed where the Link outlives them.
+        """Probe all paths, since the host may have moved or slept.  Carriers from addresses that the host no longer has
+        are closed where the Link outlives them.
         """
         self._uplinks.forget()
         ours = OwnAddresses(self._host)
@@ -261,17 +263,17 @@ class Links:
         assert self._nursery is not None
         try:
             self._nursery.start_soon(self._goodbye, task)
-        except RuntimeError:  # Trio's word for a nursery that has ended; the node has waited for as long as it may
+        except RuntimeError:  # Trio's error for a nursery that has ended; the node has waited for as long as it may
             logger.debug("a goodbye came after the end of its node")
 
     def close_nowait(self, *, abort: bool) -> None:
-        """No more Links from here on; those that stand are ended, well or aborted, and have their goodbye time."""
+        """Adopt no more Links, and end the present ones, orderly or by an abort; they have their goodbye time."""
         self._closing = True
         for link in list(self._links):
             link.end_nowait(abort=abort)
 
     async def _drive(self, link: Link, tasks: Sequence[Task], reach: Reach | None) -> None:
-        """The Link, and who finds further carriers for it."""
+        """Run the Link and its path keeper."""
         try:
             async with open_background_nursery() as nursery:
                 nursery.cancel_scope.shield = True  # `drive` bounds itself, and cancels the other when it ends

@@ -1,4 +1,4 @@
-"""The queue of Pipes that peers have opened, as a `trio.abc.Listener`."""
+"""The queue of the Pipes that peers have opened, as a `trio.abc.Listener`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..link import Link, Pipe, RefuseReason
 __all__ = ["PipeListener"]
 
 MAX_WAITING_PIPES: Final = 64
-"""Pipes that wait for ``listener.accept()``; the next peer hears BUSY, as a full backlog does it to TCP."""
+"""Pipes that wait for ``listener.accept()``; further peers are refused with BUSY, as with TCP's full backlog."""
 
 
 @final
 class PipeListener(trio.abc.Listener[Pipe]):
-    """The Pipes that peers open to this node; for `trio.serve_listeners` or a loop over `accept`."""
+    """The Pipes that peers open to this node, for `trio.serve_listeners` or a loop over `accept`."""
 
     def __init__(self) -> None:
         self._arrivals, self._waiting = trio.open_memory_channel[Pipe](MAX_WAITING_PIPES)
@@ -25,10 +25,10 @@ class PipeListener(trio.abc.Listener[Pipe]):
         self._kept_for: Pipe | None = None
 
     async def accept(self) -> Pipe:
-        """The next Pipe.  Cancelling loses none.
+        """Wait for the next Pipe.  Cancelling loses none.
 
         Raises:
-          trio.ClosedResourceError: the listener or its node was closed.  Nothing else, whatever peers do.
+          trio.ClosedResourceError: the listener or its node was closed.  Nothing that peers do raises here.
         """
         while True:
             try:
@@ -38,7 +38,11 @@ class PipeListener(trio.abc.Listener[Pipe]):
             return pipe
 
     def room(self, ended: Collection[Link] = ()) -> RefuseReason | None:
-        """None when a Pipe can be put in, else what to tell the peer, whose call has `ended` these Links."""
+        """None when there is room for another Pipe, else the reason to refuse the peer with.
+
+        Args:
+          ended: the Links that this call of the peer has ended.
+        """
         if self._closed is not None:
             return self._closed
         if self._kept_for is not None and not self._kept_for.is_on(ended):
@@ -49,24 +53,25 @@ class PipeListener(trio.abc.Listener[Pipe]):
 
     @property
     def waiting(self) -> int:
-        """Pipes that nobody has taken yet."""
+        """The number of Pipes that were not accepted yet."""
         return self._arrivals.statistics().current_buffer_used
 
     def put(self, pipe: Pipe) -> None:
-        """Hand over an accepted Pipe; `room` was asked in the same step."""
+        """Queue an accepted Pipe.  The caller has checked `room` without a checkpoint in between."""
         self._arrivals.send_nowait(pipe)
 
     def keep_nowait(self, pipe: Pipe) -> None:
-        """Accept no more Pipes than the one that takes the place of `pipe`, once its peer was started again.
+        """From now on accept only one Pipe: the one that replaces `pipe` after its peer's process was restarted.
 
-        A process that was killed leaves a Pipe that waits for a path.  When the next one of that peer calls, the Pipe
-        breaks, and the new one is `waiting` by then.  Everybody else hears TAKEN.  Pipes that nobody took are aborted.
+        A process that was killed leaves a Pipe that waits for a path.  When the peer's new process calls, the old Pipe
+        breaks, and by then the new one is `waiting`.  All other calls are refused with TAKEN.  Pipes that were not
+        accepted yet are aborted.
         """
         self._kept_for = pipe
         self._abort_waiting()
 
     def close_nowait(self, reason: RefuseReason = RefuseReason.NOT_ACCEPTING) -> None:
-        """Stop accepting; Pipes that nobody took are aborted, and peers hear `reason` from now on."""
+        """Stop accepting: peers are refused with `reason` from now on, and Pipes that were not accepted are aborted."""
         if self._closed is not None:
             return
         self._closed = reason
@@ -81,9 +86,9 @@ class PipeListener(trio.abc.Listener[Pipe]):
                 break
 
     async def aclose(self) -> None:
-        """Stop accepting; peers hear NOT_ACCEPTING from now on.  Pipes that nobody took are aborted.
+        """Stop accepting.  The node stays open.
 
-        The node stays open.
+        Peers are refused with NOT_ACCEPTING from now on, and Pipes that were not accepted are aborted.
         """
         self.close_nowait()
         await trio.lowlevel.checkpoint()

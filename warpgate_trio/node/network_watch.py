@@ -1,8 +1,8 @@
-"""What happens to the machine that leaves connections behind of whose end nobody tells: it moves, or it sleeps.
+"""Detects that the host has moved to another network or has slept, after which connections may be dead unnoticed.
 
-Where the system tells of a change, it is looked at once; in any case now and then, since nobody tells of a sleep.  What
-is only of containers and virtual machines on this machine, and what the configuration leaves out, is not looked at: no
-path goes there.
+The addresses are compared whenever the system notifies of a change, and every two seconds in any case.  Sleep is
+detected by comparing clocks, since no notification tells of it.  Interfaces that only serve containers and virtual
+machines on this host, and those that the configuration excludes, are ignored: no path uses them.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ __all__ = ["NetworkWatch"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 LOOK_INTERVAL: Final = 2.0
-"""Seconds between looks at whether the machine's addresses have changed; one takes 0.3 ms."""
+"""Seconds between checks whether the host's addresses have changed; a check takes 0.3 ms."""
 DAMPING: Final = 0.1
-"""Seconds between a system's word that something has changed and the look at it: changes come in groups."""
+"""Seconds between a notification of a change and the check: changes come in groups."""
 SLEEP_INTERVAL: Final = 0.5
-"""Seconds between looks at whether the machine has slept, which nobody tells; one takes some microseconds."""
+"""Seconds between checks whether the host has slept; a check takes some microseconds."""
 SLEPT: Final = 2.0
-"""Seconds by which the wall clock and the monotonic one, which stands still meanwhile, come apart between two looks
-where the machine has slept.  A clock that was set looks the same; one that is slewed is 1 ms off by then (500 ppm)."""
+"""Seconds by which the wall clock and the monotonic clock, which stops during sleep, must diverge between two checks to
+mean that the host has slept.  A clock that was set looks the same; one slewed by 500 ppm is 1 ms off by then."""
 NAP: Final = 0.01
-"""The same in seconds where the system counts them (`Host.asleep`), so that nothing else looks like it."""
+"""Seconds of sleep that count where the system measures it (`Host.asleep`), so that it cannot be mistaken."""
 
 
 @final
@@ -37,8 +37,8 @@ class NetworkWatch:
     """A service of the node.
 
     Args:
-      on_change: called when the machine has moved or slept.
-      on_look: called after each look.
+      on_change: called when the host has moved or slept.
+      on_look: called after each check of the addresses.
     """
 
     def __init__(self, host: Host, *, on_change: Callable[[], None], on_look: Callable[[], None]) -> None:
@@ -46,10 +46,10 @@ class NetworkWatch:
         self._on_change: Final = on_change
         self._on_look: Final = on_look
         self._interfaces: tuple[Interface, ...] | None = None
-        self._clocks: tuple[float, float, float] | None = None  # Trio's, the wall's, and what it leaves out
+        self._clocks: tuple[float, float, float] | None = None  # Trio's, the wall clock, and the time asleep
 
     async def run(self) -> None:
-        """Look, until cancelled; a machine that does not tell its interfaces moves unnoticed."""
+        """Watch, until cancelled.  Where the host's interfaces cannot be listed, a move is not detected."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_sleep)
             nursery.start_soon(self._watch_addresses)
@@ -70,7 +70,7 @@ class NetworkWatch:
                     await self._host.wait_change()
                 except Exception as error:
                     logger.debug("nothing tells when the machine's addresses change: %s", error)
-                    await trio.sleep_forever()  # until it is time to look
+                    await trio.sleep_forever()  # until the next check is due
                 await trio.sleep(DAMPING)
 
     async def _watch_sleep(self) -> None:
@@ -81,13 +81,17 @@ class NetworkWatch:
             await trio.sleep(SLEEP_INTERVAL)
 
     def has_moved(self) -> bool:
-        """Whether its addresses are others than at the last look; not at the first one."""
+        """Whether the addresses differ from those at the last check; False at the first one."""
         interfaces = tuple(each for each in self._host.interfaces() if each.is_used)
         moved, self._interfaces = self._interfaces not in (None, interfaces), interfaces
         return moved
 
     def has_slept(self) -> bool:
-        """Whether it has since the last look, and sleeps no more: who looks in mid-sleep is early."""
+        """Whether the host has slept since the last check.
+
+        The time asleep is compared with the time that Trio's clock has advanced: where that clock runs on during sleep,
+        a check in the middle of one is too early.
+        """
         clocks = trio.current_time(), self._host.wall_time(), self._host.asleep()
         before, self._clocks = self._clocks or clocks, clocks
         went, jumped, slept = (now - then for now, then in zip(clocks, before, strict=True))

@@ -1,4 +1,4 @@
-"""`open_node` and `Node`: one identity, its listener, its signals, its Links, as applications see them."""
+"""`open_node` and `Node`, the interface for applications: one identity with its listener, signals and Links."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 
 @final
-# long: all that applications ask of a node, each handed on to what does it
+# long: every operation that applications have on a node, each delegated to the part that does it
 class Node:
-    """A running node; made by `open_node`.
+    """A running node, as `open_node` opens it.
 
     Attributes:
       peer_id: this node's id, as peers see it.
-      listener: the Pipes that peers open, a `trio.abc.Listener`.
-      plugins: every plugin, and every one that was skipped with the reason.
+      listener: the Pipes that peers open, as a `trio.abc.Listener`.
+      plugins: the plugins of this node, and those that were skipped, with the reason.
     """
 
     def __init__(self, runtime: NodeRuntime) -> None:
@@ -78,16 +78,18 @@ class Node:
 
     @property
     def address(self) -> PeerAddress:
-        """The record that peers need to find this node; re-issued when the machine's addresses or what is known of its
-        NATs change, or when it ages.
+        """The signed record by which peers find this node.
 
-        ``str(node.address)`` is the text form to pass on; a node that was just opened knows little of its NATs yet, see
-        `wait_published`.
+        ``str(node.address)`` is its text form, to be passed on.  A node that was just opened knows little of its NATs:
+        see `wait_published`.  The record is issued anew when the host's addresses or the measured NATs change, and as
+        it ages.
         """
         return self._runtime.own.look()
 
     async def refresh_address(self, peer: PeerAddress | str, *, timeout: float | None = None) -> PeerAddress:
-        """Ask a peer over the signal channel where it is now (`get_addr`).  An expired address will do to ask by.
+        """Ask a peer for its present address over the signal channel (`get_addr`).
+
+        An expired address is good enough to ask the peer by.
 
         Args:
           peer: as for `auto_connect`.
@@ -95,61 +97,70 @@ class Node:
 
         Raises:
           AddressError: the address is malformed, forged, or of an unknown version.
-          ContactError, PeerIdError: that is nobody.
-          PeerNotFound: where it may be asked cannot be found out.
-          PeerRefused: the peer does not tell us.
-          SignalUnavailable, AttemptFailed: it cannot be asked.
-          trio.TooSlowError: it does not answer in time.
+          ContactError, PeerIdError: the text names no contact, or is no valid peer id.
+          PeerNotFound: no server has a usable record of the peer, or the peer that it leads to does not answer.
+          PeerRefused: the peer does not tell this node.
+          SignalUnavailable, AttemptFailed: the peer cannot be asked.
+          trio.TooSlowError: the peer does not answer in time.
           ValueError: the peer is this node.
         """
         with trio.fail_after(self._runtime.config.budgets.signal if timeout is None else timeout):
             return await self._runtime.refresh(self._runtime.finder.read(peer))
 
     async def find_address(self, peer: PeerAddress | str, *, timeout: float | None = None) -> PeerAddress:
-        """The address by which `auto_connect` would call a peer now; arguments and errors as there."""
+        """The address by which `auto_connect` would call a peer now; arguments and errors are the same.
+
+        None for `timeout` is ``budgets.total`` seconds.
+        """
         patience = self._runtime.config.budgets.total if timeout is None else timeout
         return await self._current_address(peer, trio.current_time() + patience)
 
     async def announce_address(self, peer: PeerAddress | str, *, timeout: float | None = None) -> None:
-        """Tell a peer over the signal channel where this node is now (`return_addr`).
+        """Send a peer this node's present address over the signal channel (`return_addr`).
 
-        Arguments and errors as for `refresh_address`.
+        Arguments and errors are those of `refresh_address`.
         """
         with trio.fail_after(self._runtime.config.budgets.signal if timeout is None else timeout):
             await self._runtime.announce(self._runtime.finder.read(peer))
 
     def network_changed(self) -> None:
-        """Tell the node that the network may have changed, as a system's own notifications say.
+        """Tell the node that the network may have changed, for example on a notification of the operating system.
 
-        The peers of all Links and the signal servers are asked at once, and a path is suspected where nothing comes
-        back within a round trip and half a second (docs/live_links.md); `address` follows.  The node looks by itself
-        every two seconds whether the machine has other addresses, or has slept.  On a network that has not changed it
-        costs a PING on each Link.  Synchronous.
+        The node probes the peers of all Links and the signal servers at once.  A path on which no answer arrives within
+        a round-trip time and half a second becomes suspect (docs/live_links.md).  `address` follows the change.
+
+        This is rarely needed: the node itself checks every two seconds whether the host's addresses have changed or the
+        host has slept.  On an unchanged network a call costs one PING for each Link.  Synchronous.
         """
         self._runtime.network_changed()
 
     async def revoke(self, peer_id: str) -> int:
-        """End every Link with a peer, whichever side has called, and return how many there were.
+        """End every Link with a peer, whichever side called.
 
-        Their Pipes break with `trio.BrokenResourceError` here at once, and there as soon as the peer hears of it; its
-        cause there is a `PeerRefused` whose reason is ``UNAUTHORIZED``.  The peer can attach no path to what was ended,
-        and nobody searches for one.  Nothing is kept of it: what `authorize` has said of the peer so far is forgotten,
-        and the peer's next call is asked about as ever, so change the rule first.  Calls that this node makes to the
-        peer go on.  A peer that there is no Link with is no error.  It is done also where the call is cancelled.
+        All Pipes of these Links break: here at once, at the peer as soon as it learns of it.  Both applications get a
+        `trio.BrokenResourceError`; its cause at the peer is a `PeerRefused` with the reason ``UNAUTHORIZED``.  The peer
+        cannot attach another path to these Links, and neither side searches for one.
+
+        The node also forgets the answers of `authorize` about the peer, and asks it anew at the peer's next call: so
+        change the rule first.  Calls that this node makes to the peer go on.  Links are ended even where this method is
+        cancelled.
+
+        Returns:
+          How many Links were ended; 0 is no error.
 
         Raises:
-          PeerIdError: that is no peer id.
+          PeerIdError: the text is not a peer id.
         """
         ended = self._runtime.revoke(key_from_peer_id(peer_id))
         await trio.lowlevel.checkpoint()
         return ended
 
     def stats(self) -> NodeStats:
-        """The node's counters as they are now."""
+        """The present values of the node's counters."""
         return self._runtime.stats()
 
     def peers(self) -> tuple[PeerStatus, ...]:
-        """The peers that this node has Pipes with, one entry for each Link, the oldest first: a snapshot."""
+        """A snapshot of the peers that this node has Pipes with: one entry for each Link, the oldest first."""
         return self._runtime.links.status()
 
     @property
@@ -161,18 +172,21 @@ class Node:
         """Wait until one of the configured signal servers is connected, for as long as the caller's scope allows.
 
         Raises:
-          SignalUnavailable: there is none to wait for.
+          SignalUnavailable: no signal server is configured.
         """
         await self._runtime.home.wait_signals()
 
     async def wait_published(self) -> None:
-        """Wait until `address` is whole, for as long as the caller's scope allows: then is the time to pass it on.
+        """Wait until `address` is complete and worth passing on, for as long as the caller's scope allows.
 
-        It is once one of the configured signal servers is connected, and the NATs have been measured as far as the
-        configured STUN servers answer; that none does is an answer too, after some seconds.  Beside that a router has a
-        second to open our port, an MQTT broker to let us have a topic of our own, and a rendezvous server to keep our
-        key record.  What is not configured is not
-        waited for.  An address that was passed on earlier works, but peers have to ask for the present one first.
+        It waits for what is configured of these:
+
+        * A connection to one of the signal servers.
+        * The measurement of the NATs by the STUN servers.  Where no server answers, it ends after some seconds.
+        * At most one second each: that a router opens this node's port, that an MQTT broker grants this node a topic of
+          its own, and that a rendezvous server stores this node's key record.
+
+        An address that was passed on earlier works too, but peers have to ask for the present one first.
 
         Raises:
           trio.ClosedResourceError: the node was closed, before or meanwhile.
@@ -180,14 +194,14 @@ class Node:
         await self._runtime.wait_published()
 
     async def netcheck(self, *, servers: bool = False, timeout: float = NETCHECK_TIMEOUT) -> NetcheckReport:
-        """Find out what this machine's network is like: NATs, addresses, servers, the clock; what works and what not.
+        """Examine the network of this host: NATs, addresses, servers and the clock.
 
-        Everything is measured afresh.  A bad network is a report, never an exception.
+        Everything is measured afresh.  Whatever is wrong with the network is in the report and raises nothing.
 
         Args:
-          servers: test every configured server by itself: signal servers by a connection of its own, STUN over TCP too,
-            TURN servers by an address that they give.  Without it they are as the node sees them.
-          timeout: seconds; what is not known by then stays unknown, and the report says that it is not complete.
+          servers: test each configured server separately: a signal server by a new connection, a STUN server over TCP
+            too, a TURN server by an allocation.  Otherwise the report has the servers' states as the node knows them.
+          timeout: seconds; what is not known by then stays unknown, and the report says that it is incomplete.
 
         Raises:
           trio.ClosedResourceError: the node was closed.
@@ -210,33 +224,40 @@ class Node:
     def offer_code(
         self, *, lifetime: float = CODE_LIFETIME, on_paired: Callable[[Paired], object] = lambda _: None
     ) -> AbstractAsyncContextManager[CodeOffer]:
-        """Offer a code, as ``7-guitar-orbit``, by which a peer and this node come to know each other (docs/pairing.md).
+        """Offer a code such as ``7-guitar-orbit``, by which a peer pairs with this node (docs/pairing.md).
 
-        ``async with node.offer_code() as offer:`` is entered once a signal server has taken it: print `CodeOffer.code`,
-        and ``await offer.wait_paired()``.  It is good for one peer, until its lifetime is over, three tries were wrong,
-        or the body is left.  Pairing lets nobody in: that stays with `authorize` (`PairedPeers` is such a rule).
+        ``async with node.offer_code() as offer:`` enters its body once a signal server has accepted the offer.  Then
+        print `CodeOffer.code`, and ``await offer.wait_paired()``.  The code is good for one peer.  It becomes void when
+        its lifetime ends, after three wrong tries, and when the body is left.
+
+        A paired peer may not open Pipes by that: `authorize` decides (`PairedPeers` is such a rule).
 
         Args:
           lifetime: seconds, 300 at most.
-          on_paired: called with the peer before it hears that it is paired.  It must not block.
+          on_paired: called with the peer, before the peer learns that it is paired.  It must not block.
 
-        Raises (when it is entered):
-          PairingUnavailable: no server takes it: none is configured, can be reached within ten seconds, or can pair.
-          ValueError: the lifetime is out of its range.
+        Raises (on entering):
+          PairingUnavailable: no server accepts the offer: none is configured, none can be reached within ten seconds,
+            or none supports pairing.
+          ValueError: the lifetime is out of range.
           trio.ClosedResourceError: the node was closed, before or meanwhile.
         """
         return self._runtime.pairing.offer(lifetime=lifetime, on_paired=on_paired)
 
     async def accept_code(self, text: str, *, timeout: float = ACCEPT_TIMEOUT) -> Paired:
-        """Pair with the peer that offers this code; returns who it is, proven, and its present address.
+        """Pair with the peer that offers this code.
 
         Args:
-          text: the code as it was typed, in any case, with spaces or without hyphens.
-          timeout: seconds for all of it.
+          text: the code as typed: upper or lower case, with spaces or without hyphens.
+          timeout: seconds for the whole operation.
+
+        Returns:
+          The peer's proven id and its present address.
 
         Raises:
-          CodeMalformed: that cannot be a code.
-          CodeRefused: it is wrong, used, void or unknown, may not be tried now (``retry_after``), or nobody answered.
+          CodeMalformed: the text cannot be a code.
+          CodeRefused: the code is wrong, used, void or unknown, may not be tried now (``retry_after``), or nobody
+            answered.
           PairingUnavailable: there is no server to ask.
           trio.ClosedResourceError: the node was closed, before or meanwhile.
         """
@@ -256,33 +277,34 @@ class Node:
         relay_first: bool | None = None,
         on_event: Callable[[WalkEvent], None] | None = None,
     ) -> Pipe:
-        """Connect to a peer by whatever works: the walk direct → punch → spray → relay (docs/walk.md).
+        """Connect to a peer by whichever way works: the walk direct → punch → spray → relay (docs/walk.md).
 
         Args:
-          peer: its address, as an object or as text (``wg1…``); its peer id; or the name of a contact.  Who is known by
-            key alone is looked up at our servers, and then tells where it is (docs/contacts.md).
+          peer: the peer's address, as an object or as text (``wg1…``); its peer id; or the name of a contact.  Where no
+            address of a peer is known, this node's servers are asked where the peer can be signalled, and then the peer
+            itself for its address (docs/contacts.md).
           phases, plugins, afs, route_types: try only these; None tries all.
-          early_data: at most 64 KiB that reach the peer's application with the Pipe and save a round trip.  It is
-            encrypted to the peer, and sent again if the path breaks before the peer accepted.
+          early_data: at most 64 KiB, which the peer's application receives together with the Pipe; saves a round trip.
+            Only the peer can decrypt them.  They are sent again if the path breaks before the peer has accepted.
           timeout: seconds for the whole walk; ``budgets.total`` when None.
-          dead_after: seconds within which the death of the Pipe's path is to be noticed, also while nobody says
-            anything: the peer is then asked so often, once a second at most; 0: not asked for; ``paths.dead_after``
-            when None (docs/live_links.md).
-          relay_first: take a relay's path, which any pair has after a few round trips, and change over to a better one
-            once that is found, without a pause; ``paths.relay_first`` when None.  It costs the relay what passes until
-            then.  Nothing where `phases` has no relay, neither side has one, or Pipes stay on their paths
-            (``paths.upgrade``, ``paths.resume_timeout``, on either side).  The Pipe may be there before the peer
-            has accepted what it has promised to; where it does not, or the relay breaks by then, the Pipe breaks.
-          on_event: called with every step of the walk, for live views, and then with every change of the path, for as
-            long as there is one of the Pipes that the walk led to.  It must not block; what it raises after the walk is
-            logged.  A Pipe that a peer has opened tells by `Pipe.path_changes`.
+          dead_after: seconds within which a dead path of the Pipe is detected, also while the application sends
+            nothing.  The node sends keep-alives for that, once a second at most.  0: no keep-alives;
+            ``paths.dead_after`` when None (docs/live_links.md).
+          relay_first: begin on a relay, which any pair can use after a few round trips, and move to a better path once
+            there is one, without a pause; ``paths.relay_first`` when None.  Until then the relay carries the traffic.
+            It has no effect where `phases` lacks ``relay``, where neither side has a relay, or where one side does not
+            let Pipes change their path (``paths.upgrade``, ``paths.resume_timeout``).  The Pipe may be returned once
+            the peer has promised to accept it; it breaks if the peer then refuses, or the relay fails before that.
+          on_event: called with every step of the walk, and then with every change of the path for as long as a Pipe of
+            the walk's Link is open.  It must not block.  What it raises after the walk is logged.  For a Pipe that a
+            peer opened there is `Pipe.path_changes`.
 
         Raises:
           AddressError: the address is malformed, forged, expired, or of an unknown version.
-          ContactError, PeerIdError: that is nobody.
-          PeerNotFound: where it is cannot be found out.
-          ConnectError: there is no Pipe; ``error.report`` tells about every combo.
-          ValueError: an option is out of its range, or the peer is this node.
+          ContactError, PeerIdError: the text names no contact, or is no valid peer id.
+          PeerNotFound: no server has a usable record of the peer, or the peer that it leads to does not answer.
+          ConnectError: no Pipe was made; ``error.report`` describes every combo.
+          ValueError: an option is out of range, or the peer is this node.
         """
         deadline = trio.current_time() + (self._runtime.config.budgets.total if timeout is None else timeout)
         address = await self._current_address(peer, deadline)
@@ -330,14 +352,14 @@ class Node:
         dead_after: float | None = None,
         on_event: Callable[[WalkEvent], None] | None = None,
     ) -> Pipe:
-        """Connect with one named plugin, or with several, and nothing else.
+        """Connect by one named plugin, or by a race of several, and by nothing else.
 
         Args:
-          plugin: its name; or several names, which are raced by `fan_out`.
-          af, route_type: pin these too, for each of the plugins; None tries what the pair has.
-          timeout: seconds; None stands for the plugin's own ceiling, and ``budgets.total`` more for the peer's answer.
+          plugin: a plugin's name, or several names, which `fan_out` races.
+          af, route_type: use only these, with each of the plugins; None tries all that the pair has.
+          timeout: seconds; None is the plugin's own timeout plus ``budgets.total``.
 
-        Raises as `auto_connect`.
+        The other arguments and the errors are those of `auto_connect`.
         """
         asked_at = trio.current_time()
         address = await self._current_address(peer, math.inf if timeout is None else asked_at + timeout)
@@ -372,7 +394,7 @@ class Node:
     def _reach_of(
         self, plugins: tuple[str, ...], afs: tuple[int, ...] | None, route_types: tuple[RouteType, ...] | None
     ) -> Reach:
-        """What a race of these may be searched for by later: each in its phase."""
+        """What later searches for the Link of such a race may use: these plugins, each in its phase."""
         own = {self._runtime.factories[name][0].phase for name in plugins}
         phases = tuple(phase for phase in (*PHASES, None) if phase in own)
         return Reach(plugins=plugins, phases=phases, afs=afs, route_types=route_types)
@@ -396,23 +418,25 @@ async def open_node(
 ) -> AsyncGenerator[Node]:
     """Open a node: ``async with open_node(config, authorize=my_rule) as node:``.
 
-    It is usable at once; signal servers are connected to in the background.  Leaving the block closes every Pipe:
-    local calls raise `trio.ClosedResourceError`, peers see the end of the stream.  Leaving it by an exception, or
-    cancelled, aborts every Pipe that is open.
+    The node is usable at once; it connects to its signal servers in the background.  Leaving the block closes every
+    Pipe: local calls raise `trio.ClosedResourceError`, and peers see the end of the stream.  Leaving it by an
+    exception or a cancellation aborts every open Pipe.
 
     Args:
-      config: what `warpgate_trio.load_config` or `NodeConfig` made; None takes the defaults.
-      authorize: an async function; ``await authorize(peer_id)`` decides who may open Pipes to this node.  Without it
-        the node can call but not be called.  `warpgate_trio.anyone` lets everybody in.
-      identity: instead of the configuration's.
-      contacts: peers that can be called by their names; where they are now is kept in them.
-      plugins: names or classes; None takes every plugin that is installed.
-      strict_plugins: let a plugin's unexpected exceptions reach the caller (for tests of plugins).
+      config: a `NodeConfig`, as `warpgate_trio.load_config` returns it; None takes the defaults.
+      authorize: an async function; ``await authorize(peer_id)`` decides whether that peer may open Pipes to this node.
+        Without it the node can call but not be called.  `warpgate_trio.anyone` admits every peer.
+      identity: the node's key, in place of the configuration's.
+      contacts: peers that can be called by name; the node keeps their addresses up to date.
+      plugins: names or classes; None takes every installed plugin.
+      strict_plugins: let unexpected exceptions of a plugin reach the caller (for tests of plugins).
 
     Raises:
-      ConfigError: the key file cannot be used, there is no plugin, or the port is taken.
-      RuntimeError: this is not Trio.
-      TypeError: `authorize` is no async function.
+      ConfigError: the key file cannot be used, the port is taken, no plugin could be loaded, or `plugins` names one
+        that does not exist.
+      PluginError: a class in `plugins` breaks the plugin contract.
+      RuntimeError: the caller does not run under Trio.
+      TypeError: `authorize` is not an async function.
     """
     require_trio("open_node")
     check_authorize(authorize)

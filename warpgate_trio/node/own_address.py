@@ -1,4 +1,4 @@
-"""The address that a node publishes: issued anew when something in it has changed, or when it ages."""
+"""The address that a node publishes.  It is issued anew when something in it has changed, and as it ages."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from ..portmap.service import MappedPort
 __all__ = ["OwnAddress", "with_mapped"]
 
 ADDRESS_LIFETIME: Final = 7 * 24 * 3600
-"""Seconds for which a published address is good: long enough to be pasted into a chat and used the next days."""
+"""Seconds for which a published address is valid: long enough to be pasted into a chat and used some days later."""
 MAX_HINTS: Final = 4
-"""Signal servers named in the address: each costs its length in a text that people copy."""
+"""Signal servers named in the address: each makes the text that people copy longer."""
 MAX_TEXT: Final = 600
-"""Characters of an address as people pass it on, above which what is not needed is left out."""
+"""Characters of an address's text, above which external NAT addresses are left out."""
 HOST_SALT: Final = 8
 """Bytes of salt in the host id (`warpgate_trio.host.host_id`)."""
 CLOCK_LEEWAY: Final = 60
-"""Seconds by which the clock may have been set back before the address is issued anew."""
+"""Seconds by which the clock may be set back without a new address."""
 
 
 def with_mapped(
     interfaces: tuple[AddressInterface, ...], ports: Sequence[MappedPort], nat: NatProfiles
 ) -> tuple[AddressInterface, ...]:
-    """What is published of the interfaces, with the ports that routers have open.
+    """Add the ports that routers have mapped to the published interfaces.
 
-    A router says at which address, and is not believed as it is: a public one is published where STUN servers see us
-    there, or have not said anything.  A private one is the router's own in its provider's network, where a neighbour
-    behind another router can use it.  Pinholes are for addresses that are published anyway.
+    The external address that a router reports is checked.  A public one is published where STUN servers see us there,
+    or have not answered.  A private one is the router's own address in its provider's network, where a neighbour behind
+    another router can use it.  IPv6 pinholes are skipped, since their addresses are published anyway.
     """
     for port in ports:
         ip = port.ip
@@ -75,15 +75,15 @@ _INSIDE: Final = (AddressScope.PRIVATE, AddressScope.SHARED)
 
 @final
 class OwnAddress:
-    """See the module's page.
+    """See the module's docstring.
 
     Args:
-      ports: those that the node listens on, by IP version.
-      signals: URLs of the signal servers at which it is to be found.
-      nat: what has been measured of the NATs by now.
-      mapped: the ports that routers have open for us now.
-      instance: the process among those of its key.
-      capabilities: what the node can do for its peers now.
+      ports: the ports that the node listens on, by IP version.
+      signals: URLs of the signal servers that the node uses.
+      nat: returns what has been measured of the NATs so far.
+      mapped: returns the ports that routers have open for this node now.
+      instance: names this process among those with the same key.
+      capabilities: returns what the node can do for its peers now.
     """
 
     def __init__(
@@ -119,12 +119,12 @@ class OwnAddress:
         self._issued_nat: bytes | None = None
 
     def look(self) -> PeerAddress:
-        """The address, by the machine's interfaces as they are now."""
+        """The address, after a fresh look at the host's interfaces."""
         address, _ = self.look_around()
         return address
 
     def look_around(self) -> tuple[PeerAddress, OwnAddresses]:
-        """The same, and all addresses that lead to this machine."""
+        """The same, and all addresses that lead to this host."""
         listed = self._host.interfaces()
         if listed != self._listed:
             self._listed = listed
@@ -134,7 +134,7 @@ class OwnAddress:
         return self.current(), OwnAddresses(self._host, listed)
 
     def current(self) -> PeerAddress:
-        """The address, by the interfaces as they were seen last; costs nothing where nothing has changed."""
+        """The address, by the interfaces as they were seen last; cheap where nothing has changed."""
         if self._interfaces is None:
             return self.look()
         measured = self._nat()
@@ -172,7 +172,7 @@ class OwnAddress:
             instance=self._instance,
             listens=self._listening,
         )
-        # Where peers would meet us is worth a few characters, and not a longer text.
+        # The external addresses, where peers would meet us, are named as long as the text does not get too long.
         address = make(nat=nat.to_bytes(interfaces=len(interfaces), external=True))
         if len(str(address)) <= MAX_TEXT:
             return address

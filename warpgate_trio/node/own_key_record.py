@@ -1,4 +1,4 @@
-"""The key record of a node that can be called: what its servers tell whoever knows its peer id."""
+"""The key record of a node that can be called, which its servers show to everybody who knows its peer id."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from .own_address import OwnAddress
 __all__ = ["RENEWAL", "OwnKeyRecord"]
 
 RENEWAL: Final = KEY_RECORD_LIFETIME / 2
-"""Seconds after which another record is issued and published, half of what one is good for."""
+"""Seconds after which a new record is issued and published: half of a record's lifetime."""
 PUT_RIGHT: Final = 300.0
-"""Seconds that our clock may go back without a record that is older than the one before: more, and it was wrong."""
+"""Seconds that the clock may go back without a new record.  Further back, the clock was wrong before, and a record with
+an earlier time is issued."""
 
 
 @final
 class OwnKeyRecord:
-    """Issues it, and has it published at each server of the node's own."""
+    """Issues the record and publishes it at each of the node's own servers."""
 
     def __init__(
         self, identity: Identity, own: OwnAddress, clock: CorrectedClock, hub: SignalHub, *, asks_time: bool
@@ -35,7 +36,7 @@ class OwnKeyRecord:
         self._issued: KeyRecord | None = None
 
     def current(self) -> bytes:
-        """The record; the same one for as long as it is fresh."""
+        """The record; the same one while it is fresh."""
         now = max(int(self._clock.now() * 1000), 0)
         issued = self._issued
         if issued is None or not -PUT_RIGHT * 1000 <= now - issued.issued_ms < RENEWAL * 1000:
@@ -45,7 +46,7 @@ class OwnKeyRecord:
         return issued.to_bytes()
 
     async def run(self) -> NoReturn:
-        """Publish it anew as it ages, and once the time servers have told that our clock was wrong."""
+        """Publish a new record as the old one ages, and once NTP servers have shown that our clock was wrong."""
         if self._asks_time:
             await self._clock.wait_asked()
             before = self._issued

@@ -1,4 +1,4 @@
-"""Pairing by codes as a node does it: with its key, its present address, and its servers."""
+"""Pairing by codes, with a node's key, its present address and its servers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Pairing:
             return await accept_code(servers, code, self._us, timeout=timeout)
 
     def check(self) -> None:
-        """The machine may have moved: the servers of what is under way are asked at once."""
+        """Probe the servers of pairings under way at once, since the host may have moved."""
         for server in self._used:
             server.check()
 

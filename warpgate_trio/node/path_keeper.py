@@ -1,15 +1,16 @@
-"""Finds further carriers for a Link: where its path no longer carries what is sent, and where a better one may be.
+"""Finds further carriers for a Link: when its path fails, and when a better path may exist.
 
-One task a Link that may have further carriers.  When the path is suspected or gone, the signal servers are asked
-whether they are there, since what took the path may have taken those connections too, and then the peer is searched
-for, as in a call, by what that call allowed.  The first carrier that a search makes is attached.  Searches end when the
-path is well again, whatever made it so, and with the Link.  The side that called searches at once, the other one a
-second later, so that mostly one of them does.  For a Link that was on a relay, or whose call took one first, relays are
-tried at once, beside all else.
+Each Link that may have further carriers has one task for this.
 
-While the path is well, the side that called looks for a better one now and then (`node.upgrade_schedule`), by what may
-lead to a better class of path (`link.path.PathClass`); at once, where its call took a relay's path first.  `migrate`
-does so when the application asks for it.
+Recovery.  When the path is suspect or lost, the connections to the signal servers are probed, since they may have
+failed with it.  Then a walk searches for the peer as in a call, by what the call allowed.  The first carrier that a
+search makes is attached.  Searches end when the path is live again for whatever reason, and with the Link.  The
+initiator searches at once, the responder a second later, so that mostly only one side does.  For a Link that was on a
+relay, or whose call began on one, relays are tried at once, beside everything else.
+
+Upgrades.  While the path is live, the initiator now and then searches for a better one (`node.upgrade_schedule`), by
+combos that may lead to a better class of path (`link.path.PathClass`).  Where the call began on a relay, it searches at
+once.  `migrate` does so on the application's request.
 """
 
 from __future__ import annotations
@@ -48,31 +49,32 @@ __all__ = ["PathKeeper"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 PAUSES: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-"""Seconds before each search for a path, after the one before it; the last ones are for all further ones."""
+"""Seconds before each search for a path, after the previous one; the last number holds for all further ones."""
 STEADY: Final = 10.0
-"""Seconds for which a path has to be well for the pauses to start afresh: one that comes and goes is not hunted for."""
+"""Seconds for which a path has to be live for the pauses to start afresh: a flapping path causes few searches."""
 ASK_INTERVAL: Final = 0.5
-"""Seconds to the first question whether a peer is back that did not say where it is; they double."""
+"""Seconds until a peer that did not answer a question for its address is asked again; they double each time."""
 ASK_PATIENCE: Final = 1.0
-"""Seconds for its answer, at least: one that is lost with a connection of the peer's to a server is asked for again."""
+"""Seconds to wait for its answer, at least.  An answer may be lost with the peer's connection to a server; the peer is
+then asked again."""
 ASK_TRIPS: Final = 3
-"""Round trips of a signal that the answer has, where that is more."""
+"""Signal round-trip times to wait for the answer, where that is longer."""
 RESPONDER_WAITS: Final = 1.0
-"""Seconds by which the side that was called searches later: a search of the other side has found a path by then."""
+"""Seconds that the responder waits before its search: by then a search of the initiator has found a path."""
 HINT_LASTS: Final = 3.0
-"""Seconds in which a path that is no longer well is put down to a hint: what happened has happened on this side, and
-the other one has not noticed yet."""
+"""Seconds after a hint in which a failure of the path is attributed to it.  The cause is then on this side, and the
+peer has not noticed yet, so a responder searches at once."""
 HINT_INTERVAL: Final = 0.5
-"""Seconds that a search has before the next hint ends it."""
+"""Seconds that a search lasts at least before the next hint restarts it."""
 PHASES: Final = ("direct", "punch", "spray")
-"""What the side that was called searches by, which does not know what the call allowed: a relay costs somebody.  Nobody
-looks for a better path by a relay."""
+"""Phases of the responder's searches, as it does not know what the call allowed.  Relays are left out, since they cost
+somebody, except for a Link that is on a relay."""
 MAX_RECOVERIES: Final = 32
-"""Searches of a node at a time for Links whose path is lost: what one network change asks for at once."""
+"""Concurrent searches of a node for Links whose path is lost; one network change may cause that many at once."""
 MAX_FIRST_UPGRADES: Final = 32
-"""Searches of a node at a time for what is better than the relay that a call has begun with: as many as recoveries."""
+"""Concurrent searches of a node for a better path than the relay that a call began on: as many as recoveries."""
 MAX_UPGRADES: Final = 4
-"""Searches of a node at a time for something better, which nobody waits for."""
+"""Concurrent searches of a node for a better path that nobody waits for."""
 
 
 @final
@@ -81,14 +83,14 @@ class PathKeeper:
 
     Args:
       home: what walks need.
-      plugins: the names of those that make a path in one of the phases.
+      plugins: the names of the plugins of some phases.
       refresh: asks the peer for its present address.
-      distrust: has the signal servers asked whether they are there.
-      wait_opened: returns when the next one of them is connected to.
-      upgrade: whether better paths are looked for.
+      distrust: probes the connections to the signal servers.
+      wait_opened: returns when a signal server is newly connected.
+      upgrade: whether to search for better paths.
 
     Attributes:
-      searches: those begun.
+      searches: the number of searches begun.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class PathKeeper:
         self.searches: int = 0
 
     async def keep(self, link: Link, reach: Reach | None) -> None:
-        """Keep a Link on a path, until it ends."""
+        """Keep a Link on a path until the Link ends."""
         kept = _Kept(self, link, reach)
         link.migrator = kept.migrate
         try:
@@ -124,13 +126,13 @@ class PathKeeper:
             logger.exception("%r: a search failed in a way that nobody foresaw", link)
 
     async def ask(self, peer: PeerAddress) -> PeerAddress:
-        """Where a peer is, once there are signals to ask by."""
+        """Ask a peer for its present address, once a signal server is connected."""
         await self.home.wait_signals()
         with trio.fail_after(max(ASK_PATIENCE, ASK_TRIPS * (self.home.view.signal_rtt or 0.0))):
             return await self.refresh(peer)
 
     async def find_out(self, peer: PeerAddress) -> None:
-        """Where a peer is, if it answers soon."""
+        """Ask a peer for its present address, and wait for a short time; failures are logged."""
         with trio.move_on_after(max(ASK_PATIENCE, ASK_TRIPS * (self.home.view.signal_rtt or 0.0))):
             try:
                 await self.refresh(peer)
@@ -138,11 +140,11 @@ class PathKeeper:
                 logger.debug("%s… does not say where it is: %s", peer.peer_id[:8], error)
 
     async def wait_back(self, peer: PeerAddress) -> None:
-        """Wait until a peer that could not be reached by signal can."""
+        """Wait until a peer that did not answer signals does."""
         pause = ASK_INTERVAL
         while True:
             await trio.sleep(pause)
-            pause *= 2  # it bounds how much a peer may ask of it in a minute, and has to be asked for paths, too
+            pause *= 2  # the peer limits our requests in a minute, and requests for paths have to pass, too
             try:
                 await self.ask(peer)
                 return
@@ -152,23 +154,23 @@ class PathKeeper:
 
 @final
 class _Kept:
-    """One Link, and the searches for it."""
+    """One Link and its searches."""
 
     def __init__(self, keeper: PathKeeper, link: Link, reach: Reach | None) -> None:
         self._keeper: Final = keeper
         self._home: Final = keeper.home
         self._link: Final = link
         self._reach: Final = reach
-        self._wanted = self._is_relayed and self._takes_relays_first  # by somebody: a better path, at once
+        self._wanted = self._is_relayed and self._takes_relays_first  # a better path is wanted at once
         self._schedule: Final = UpgradeSchedule(
             trio.current_time(), uniform=self._home.view.host.random.uniform, at_once=self._wanted
         )
         self._hints = link.hints
         self._changes = link.path_log.count
         self._moved = link.moved
-        self._searching: Final = trio.Lock()  # for something better
-        self._background = trio.CancelScope()  # of a search for that which nobody has asked for
-        self._walk: Walk | None = None  # for any path
+        self._searching: Final = trio.Lock()  # held by a search for a better path
+        self._background = trio.CancelScope()  # of a scheduled search for a better path, not of `migrate`
+        self._walk: Walk | None = None  # the search for any path
 
     @property
     def _is_relayed(self) -> bool:
@@ -197,7 +199,7 @@ class _Kept:
             well_since = trio.current_time()
 
     def _tell_where_we_are(self) -> None:
-        """A peer that was dialled at once, without a signal, has not heard where it may find us."""
+        """Send our address on the Link to a peer that was dialled without a signal, and so has not received it."""
         link, reach = self._link, self._reach
         if reach is None or reach.peer is None or reach.signalled:
             return
@@ -213,7 +215,7 @@ class _Kept:
     # -- recovery ------------------------------------------------------------------------------------------------------
 
     async def _recover(self, tries: int) -> int:
-        """Search until the path is well; returns the number of searches, those before it included."""
+        """Search until the path is live; returns `tries` plus the number of searches."""
         link = self._link
         async with open_bare_nursery() as nursery:
             nursery.start_soon(self._call_off, nursery.cancel_scope, partial(_wait_well, link))
@@ -235,7 +237,7 @@ class _Kept:
         return tries
 
     async def _search_anew(self, nursery: trio.Nursery, outdated: trio.CancelScope) -> None:
-        """One search for any path; tasks in the nursery end it where there is reason for another one at once."""
+        """One search for any path; tasks in the nursery cancel `outdated` when a new search should begin at once."""
         peer = self._find_peer()
         if peer is None:
             logger.debug("%r: nothing is known of where the peer is", self._link)
@@ -247,12 +249,12 @@ class _Kept:
             try:
                 return await self._keeper.ask(peer)
             except EXPECTED:
-                if not silent:  # what is said to it goes nowhere
+                if not silent:  # signals do not reach it: search again once they do
                     nursery.start_soon(self._call_off, outdated, partial(self._keeper.wait_back, peer))
                 silent = True
                 raise
 
-        if self._home.has_signals():  # what is said by a connection that is dead goes nowhere; without, it waits
+        if self._home.has_signals():  # a connection may be dead and lose signals; without any, signals wait for one
             nursery.start_soon(self._call_off, outdated, self._keeper.wait_opened)
         self._walk = self._plan_walk(
             peer, self._what_is_allowed(), refresh=refresh, relay_first=self._takes_relays_first or self._is_relayed
@@ -265,8 +267,8 @@ class _Kept:
             self._walk = None
 
     async def _call_off(self, search: trio.CancelScope, when: Callable[[], Awaitable[object]]) -> None:
-        """End a search when something has happened.  A path that it has offered is waited for: the peer may have taken
-        it, and have called its own search off for that.
+        """Cancel a search when `when` returns.  It first waits for the answer to a commit under way: the peer may have
+        accepted that path, and have ended its own search for it.
         """
         await when()
         if self._walk is None:
@@ -278,7 +280,7 @@ class _Kept:
     # -- something better ----------------------------------------------------------------------------------------------
 
     async def _look_for_better_ones(self) -> None:
-        """Search now and then, while the path is well."""
+        """Search for a better path now and then, while the path is live."""
         link, schedule = self._link, self._schedule
         try:
             while True:
@@ -314,7 +316,7 @@ class _Kept:
             logger.exception("%r: a search for a better path failed in a way that nobody foresaw", link)
 
     async def _has_peer_moved(self) -> bool:
-        """Whether the peer says that it is where a relay may be left; it may have moved, and have told nobody since."""
+        """Ask the peer for its address, since it may have moved without telling; whether the relay may now be left."""
         if (peer := self._find_peer()) is not None:
             await self._keeper.find_out(peer)
         return self._may_be_bettered(wanted=False)
@@ -332,7 +334,7 @@ class _Kept:
             self._schedule.hint(now)
 
     def _is_better(self, combo: Combo) -> bool:
-        """Whether a combo may lead to a better path; what is private in other networks mostly meets silence."""
+        """Whether a combo is worth trying for a better path; a private address in another network mostly is silent."""
         path, now = self._link.path, trio.current_time()
         if path is None or combo.hopeless or combo.elsewhere or not self._is_allowed_to_better(combo):
             return False
@@ -346,7 +348,7 @@ class _Kept:
         return combo.phase != "relay" and found < path_class(path.phase, path.route_type)
 
     def _may_be_bettered(self, *, wanted: bool) -> bool:
-        """Whether a search may find something; one that is wanted tells at least why nothing does."""
+        """Whether a search may find a better path; one that is wanted also runs where its report says why none does."""
         peer, allowed = self._find_peer(), self._what_is_allowed()
         if peer is None or not (self._link.movable or self._link.protocol.state is LinkState.COMMITTED):
             return False
@@ -369,7 +371,7 @@ class _Kept:
         return self._link.live_path()
 
     async def _leave(self) -> None:
-        """Change over to another path, though it is by a relay too; ConnectError where there is none."""
+        """Move to another path, which may be another relay's; `ConnectError` where there is none."""
 
         def is_another(combo: Combo) -> bool:
             return (combo.phase == "relay" and not combo.hopeless) or self._is_better(combo)
@@ -378,7 +380,7 @@ class _Kept:
         await self._search_better(self._what_is_allowed(), is_another, relay_first=True)
 
     async def _replace_standby(self) -> None:
-        """Have another relay's path for the Link, which does not speak on it; errors as for `_leave`."""
+        """Attach another relay's path as the standby, on which the Link does not send; errors as for `_leave`."""
         peer, allowed = self._find_peer(), self._what_is_allowed()
         if peer is None or "relay" not in allowed.phases:
             raise AttemptFailed("there is no other relay, or none is allowed")
@@ -390,7 +392,7 @@ class _Kept:
     async def _search_better(
         self, allowed: Reach, only: Callable[[Combo], bool], timeout: float | None = None, *, relay_first: bool = False
     ) -> None:
-        """Search for a path that the Link speaks on when this returns; ConnectError where there is none in time."""
+        """Search for a path and switch the Link to it; `ConnectError` where none is found in time."""
         seconds = self._home.view.budgets.total if timeout is None else timeout
         deadline = trio.current_time() + seconds
         async with _turn(self._searching, self._link, deadline):
@@ -416,7 +418,7 @@ class _Kept:
         return known or (None if self._reach is None else self._reach.peer)
 
     def _what_is_allowed(self) -> Reach:
-        """What the call allows; where the peer has called, what costs nobody anything, or what it did."""
+        """What the call allows.  Where the peer called, everything but relays; relays too where the Link is on one."""
         if self._reach is not None:
             return self._reach
         phases = (*PHASES, "relay") if self._is_relayed else PHASES
@@ -453,7 +455,7 @@ class _Kept:
 
 @asynccontextmanager
 async def _turn(searching: trio.Lock, link: Link, deadline: float) -> AsyncGenerator[None]:
-    """The time of a Link's one search for something better; ConnectError where another one lasts until the deadline."""
+    """Scope of a Link's only search for a better path; `ConnectError` where another one lasts until the deadline."""
     recorder = Recorder(peer=peer_id_from_key(link.peer_key), now=trio.current_time())
     with trio.move_on_at(deadline) as waiting:
         await searching.acquire()
@@ -467,12 +469,12 @@ async def _turn(searching: trio.Lock, link: Link, deadline: float) -> AsyncGener
 
 
 async def _wait_well(link: Link) -> None:
-    with suppress(trio.BrokenResourceError):  # it is over, which whoever waits for trouble hears too
+    with suppress(trio.BrokenResourceError):  # the Link is over; the task that waits for trouble gets the error too
         await link.wait_path(well=True)
 
 
 async def _wait_hint(link: Link) -> None:
-    """Wait until a search goes by what this machine's addresses were before."""
+    """Wait for a hint that the network has changed, which makes a search under way outdated."""
     began = trio.current_time()
     await link.wait_hint()
-    await trio.sleep_until(began + HINT_INTERVAL)  # however often something happens, a search gets some way
+    await trio.sleep_until(began + HINT_INTERVAL)  # frequent hints do not keep a search from getting anywhere

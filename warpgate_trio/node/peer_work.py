@@ -1,4 +1,4 @@
-"""What runs here because a peer asked for it, by session, so that the peer can end it."""
+"""Work that runs here at a peer's request, by session, so that the peer can end it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PeerWork"]
 
 @final
 class PeerWork:
-    """Cancel scopes of what is under way, each with the attempt that it belongs to."""
+    """Cancel scopes of the work under way, each with the attempt that it belongs to."""
 
     def __init__(self) -> None:
         self._scopes: Final[dict[tuple[bytes, bytes], dict[trio.CancelScope, bytes | None]]] = {}
@@ -24,14 +24,14 @@ class PeerWork:
         return len(self._scopes)
 
     def begin(self, header: Header) -> trio.CancelScope:
-        """The scope for what a signal starts.  It can be cancelled from now on, before its task has its first turn."""
+        """The scope for the work that a signal starts.  It can be cancelled at once, before its task first runs."""
         scope = trio.CancelScope()
         self._scopes.setdefault((header.sender, header.session), {})[scope] = header.attempt
         return scope
 
     @contextmanager
     def running(self, header: Header, scope: trio.CancelScope) -> Iterator[None]:
-        """The time of that work."""
+        """Run the work in its scope."""
         key = (header.sender, header.session)
         try:
             with scope:
@@ -42,7 +42,7 @@ class PeerWork:
                 del self._scopes[key]
 
     def cancel(self, peer: bytes, session: bytes, attempt: bytes | None = None) -> None:
-        """The peer ends the session, or one attempt of it, or it got its Pipe: stop what looks for another path."""
+        """Cancel the work of a session, or of one attempt of it: the peer ended it, or the session has its Pipe."""
         for scope, its in self._scopes.get((peer, session), {}).items():
             if attempt in (None, its):
                 scope.cancel(reason="the session is over" if attempt is None else "the attempt is over")

@@ -1,4 +1,4 @@
-"""What `Node.peers` tells of the peers that a node has Links with."""
+"""`PeerStatus`: what `Node.peers` returns for each Link with a peer."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["PeerStatus", "status_of_link"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerStatus:
-    """One Link with a peer, as it is at the moment of asking.
+    """A snapshot of one Link with a peer.
 
     Attributes:
-      peer_id: who is at the other end, proven.
-      called: this node has called; False: the peer has.
-      path: how it travels, with the round trip; while it is suspended, how it has travelled last.
-      since: when the Link began, as `trio.current_time` counts.
-      path_since: since when the path is this one, in this state.
-      pipes: Pipes on it that were not closed here.
-      sent, received: bytes of payload on all of its Pipes so far, closed ones too.
+      peer_id: the peer's proven id.
+      called: True where this node called, False where the peer did.
+      path: the Link's path, with its round-trip time; while the Link is suspended, its last path.
+      since: when the Link began, on the clock of `trio.current_time`.
+      path_since: when the path was last changed, or changed its state, on the same clock.
+      pipes: the number of Pipes on the Link that were not closed here.
+      sent, received: bytes of payload on all Pipes of the Link so far, closed ones included.
     """
 
     peer_id: str
@@ -35,22 +35,22 @@ class PeerStatus:
 
     @property
     def state(self) -> PathState:
-        """Whether the path carries what is sent: live, suspect, or suspended where there is none now."""
+        """The state of the path: live, suspect, or suspended where the Link has no path now."""
         return self.path.state
 
     @property
     def rtt(self) -> float | None:
-        """Smoothed round trip in seconds, None before it was measured."""
+        """The smoothed round-trip time in seconds; None before it was measured."""
         return self.path.rtt
 
     @property
     def relayed(self) -> bool:
-        """Whether a relay passes on what is sent."""
+        """Whether the path goes through a relay."""
         return path_class(self.path.phase, self.path.route_type) is PathClass.RELAYED
 
 
 def status_of_link(link: Link, peer_id: str, since: float) -> PeerStatus | None:
-    """What there is to tell of a Link; None where it has no Pipe."""
+    """The status of a Link; None where it has no Pipe."""
     channels, changes = link.protocol.channels, link.path_log.changes
     alive = list(channels.values())
     pipes = sum(each.accepted and not each.closed_here for each in alive) + len(channels.ended)

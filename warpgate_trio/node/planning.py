@@ -1,4 +1,4 @@
-"""Plans of calls on this machine's routes as they are now, with all that is known of the peer."""
+"""Plans of calls: the combos with a peer, by this host's present routes and all known addresses of the peer."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ _RANKS: Final = tuple(Likelihood)
 
 @final
 class Planning:
-    """See the module's page.
+    """See the module's docstring.
 
     Args:
-      peer_time: what time it is at a peer (its key), as far as it has told.
-      relays: our rendezvous servers, by the names that circuits are asked for by.
+      peer_time: the time on a peer's clock (by its key), as far as the peer has told it.
+      relays: our rendezvous servers, by the names that circuits are requested with.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class Planning:
         self._relays: Final = relays
 
     def usable_addresses(self, peer_key: bytes) -> list[PeerAddress]:
-        """What is known of a peer and good at this time, by our clock or by the peer's; what it said itself first."""
+        """The known addresses of a peer that are valid now, by our clock or the peer's; the first-hand one first."""
         return [record for record in self._book.records(peer_key) if self._is_fresh(record)]
 
     def _is_fresh(self, record: PeerAddress) -> bool:
-        """A record's times are on its issuer's clock, which may not agree with ours, and is known once it told us."""
+        """Whether a record is valid by our clock or by its issuer's, which may differ and is known once it told us."""
         for now in (self._clock.now(), self._peer_time(record.public_key)):
             with suppress(AddressError):
                 record.check_fresh(now)
@@ -88,9 +88,9 @@ class Planning:
         afs: Collection[int] | None = None,
         route_types: Collection[RouteType] | None = None,
     ) -> list[Combo]:
-        """The valid combos of these plugins with a peer, on this machine's routes as they are now.
+        """The valid combos of these plugins with a peer, by this host's present routes.
 
-        Those with `peer` come first, then those that another address adds that is known of it.
+        The combos for the address `peer` come first, then those that the peer's other known addresses add.
         """
         combos: dict[object, Combo] = {}
         for record in dict.fromkeys((peer, *self.usable_addresses(peer.public_key))):
@@ -107,7 +107,7 @@ class Planning:
         afs: Collection[int] | None,
         route_types: Collection[RouteType] | None,
     ) -> list[Combo]:
-        """The same with one address of the peer."""
+        """The combos for one address of the peer."""
         kinds = [self._factories[name][0] for name in plugins]
         reaches = frozenset(
             endpoint.address for _, endpoint in peer.endpoints() if self._host.source_address(endpoint.ip) is not None
@@ -153,15 +153,15 @@ def relay_servers(ours: Mapping[str, RelayingServer], peer: PeerAddress) -> tupl
 
 
 def _place(url: ServerUrl) -> tuple[str, str, int]:
-    """What makes two URLs the same server, a login and a query apart."""
+    """The parts of a URL that identify the server: login and query are ignored."""
     return (url.scheme, url.host_name, url.port)
 
 
 def may_connect(host: Host, own: OwnAddress, peer: Recipient, ip: IpAddress) -> bool:
-    """Whether a server that a peer names may be connected to at an address: it is judged as a peer's endpoints are.
+    """Whether this node may connect to an address of a server that a peer names, by the rules for a peer's endpoints.
 
-    Public addresses, those of our own networks, and on one machine with the peer loopback, which our own addresses
-    lead to as well.
+    It may be a public address or one in our own networks.  Loopback, and this host's own addresses, are allowed only
+    where the peer is on the same host.
     """
     ip = unmapped(ip)
     if ip in OwnAddresses(host):

@@ -1,12 +1,15 @@
-"""The called side of plugins: a peer's first signal becomes an attempt here, if it may (docs/threat_model.md).
+"""The responder's side of plugins: a peer's first signal becomes an attempt, if it is allowed (docs/threat_model.md).
 
-In the order of what it costs a stranger to get there: rates and numbers, the application's `authorize`, the path that
-the request names.  Every signal carries its sender's present address, so whom `authorize` does not let in hears nothing
-at all: no refusal, no word about its clock.  Who waits for `authorize` takes none of the places for attempts; strangers
-have places of their own to wait in, so that a slow `authorize` shuts out nobody whom it has let in before.
+The checks, in the order of what it costs a stranger to pass them: rates and numbers, the application's `authorize`, the
+path that the request names.
 
-A path is judged by the rules that our own combos are judged by (`combos.dialling.judge_request`,
-`combos.meeting.judge_request`, `combos.relaying.judge_request`).  Failures go back without detail.
+Every signal of ours carries our present address.  So a peer that `authorize` does not admit receives no answer: no
+refusal, and no message about its clock.  A request that waits for `authorize` does not occupy a place for attempts.
+Peers that were not admitted before have waiting places of their own, so that a slow `authorize` does not shut out peers
+that it has admitted.
+
+A path is judged by the same rules as our own combos (`combos.dialling.judge_request`, `combos.meeting.judge_request`,
+`combos.relaying.judge_request`).  The peer learns that an attempt failed, but not why.
 """
 
 from __future__ import annotations
@@ -43,30 +46,31 @@ __all__ = ["Responder"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS: Final = 64
-"""Attempts on behalf of peers at once, in all."""
+"""Concurrent attempts on behalf of peers, in all."""
 MAX_ATTEMPTS_PER_PEER: Final = 16
-"""Attempts on behalf of one peer: a walk asks once per own address; two dual-stack interfaces make four."""
+"""Concurrent attempts on behalf of one peer: a walk sends one request for each of its addresses, and two dual-stack
+interfaces make four."""
 MAX_QUESTIONS: Final = 64
-"""Signals that wait for `authorize` at once, of peers that it has not let in before; as many more of those it has."""
+"""Signals that wait for `authorize` at once, of peers not admitted before; as many more of peers that were."""
 MAX_QUESTIONS_PER_PEER: Final = 16
-"""Of those, of one peer: as many as it may have attempts."""
+"""Of those, from one peer: as many as it may have attempts."""
 DIALS_PER_MINUTE: Final = 60
-"""Attempts that one peer may ask for in a minute, and as many at once after a quiet one."""
+"""Attempts that one peer may request in a minute; after a quiet minute, all of them at once."""
 MAX_EARLY: Final = 4
-"""Further messages of a peer for one attempt that wait until it is let in: no plugin of ours sends more than one."""
+"""Further messages of a peer for one attempt that wait until it is admitted: no built-in plugin sends more than one."""
 MAX_PEERS: Final = 1024
-"""Peers whose rate is remembered, and as many that were let in."""
+"""Peers whose rate is remembered, and as many that were admitted."""
 
 
 @final
 class Responder:
-    """Runs attempts for peers.  Owns no nursery: `start` puts them into the node's.
+    """Runs attempts for peers.  It owns no nursery: `start` runs tasks in the node's.
 
     Args:
-      work: where the peers can end what they have asked for.
-      ours: this side of the pair, as the planner sees it, for a peer's endpoints.
-      is_linked: whether a peer (its key) has a Link with us that may have further carriers: it may ask for paths to us,
-        also where nobody may call us.
+      work: keeps the scopes by which peers can end what they requested.
+      ours: returns this side of the pair, for judging paths.
+      is_linked: whether a peer (by its key) has a Link with us that may have further carriers.  Such a peer may request
+        paths to us even where this node does not listen.
     """
 
     def __init__(
@@ -93,11 +97,11 @@ class Responder:
         self._running: Counter[bytes] = Counter()
         self._dials: TokenBuckets[bytes] = TokenBuckets(DIALS_PER_MINUTE / 60, DIALS_PER_MINUTE, MAX_PEERS)
         self._let_in: BoundedMap[bytes, bool] = BoundedMap(MAX_PEERS)
-        self._early: dict[AttemptKey, list[Message]] = {}  # what came for an attempt that is not there yet
-        self._waiting: dict[bool, Counter[bytes]] = {False: Counter(), True: Counter()}  # by whether they were let in
+        self._early: dict[AttemptKey, list[Message]] = {}  # messages for an attempt that does not exist yet
+        self._waiting: dict[bool, Counter[bytes]] = {False: Counter(), True: Counter()}  # by whether they were admitted
 
     def take(self, request: Request) -> None:
-        """A peer's first message for an attempt; refuses, or starts a task.  Does not block."""
+        """Take a peer's first message for an attempt: refuse it, or start a task.  Does not block."""
         header = request.envelope.header
         entry = self._factories.get(header.type.partition(".")[0])
         early = self._early.get(_key(header))
@@ -121,7 +125,7 @@ class Responder:
                 del self._early[_key(header)]
 
     def tell(self, envelope: Envelope, via: str, message: Message) -> None:
-        """Answer a signal, if `authorize` lets its sender in: nobody else hears where we are.  Does not block."""
+        """Answer a signal if `authorize` admits its sender: the answer carries our address.  Does not block."""
 
         async def answer() -> None:
             self._home.signals.reply_soon(envelope, via, message)
@@ -129,11 +133,11 @@ class Responder:
         self._when_authorized(envelope.header, answer)
 
     def has_let_in(self, peer: bytes) -> bool:
-        """Whether `authorize` has said yes to a peer (its key) when it was asked last; of 1,024 peers."""
+        """Whether the last answer of `authorize` about a peer (by its key) was yes; known of 1,024 peers."""
         return peer in self._let_in
 
     def forget(self, peer: bytes) -> None:
-        """What `authorize` has said of a peer (its key) does not stand any more."""
+        """Forget the answer of `authorize` about a peer (by its key)."""
         self._let_in.pop(peer)
 
     def _refuse(self, request: Request, reason: RefusalReason) -> None:
@@ -143,9 +147,9 @@ class Responder:
     def _when_authorized(
         self, header: Header, then: Callable[[], Awaitable[None]], circuit: Circuit | None = None
     ) -> bool:
-        """Do `then` in a task if `authorize` lets the sender in, and there is a place to wait for what it says.
+        """Start a task that asks `authorize` about the sender and then runs `then`, if there is a place to wait in.
 
-        The task closes the circuit of a call that it has not answered.  Returns whether there is one.
+        The task closes the circuit of a call that was not answered.  Returns whether the task was started.
         """
         waiting = self._waiting[self.has_let_in(header.sender)]
         shut = not self._listening and not self._is_linked(header.sender)
@@ -153,7 +157,7 @@ class Responder:
             logger.debug("a %s is dropped unjudged", header.type)
             return False
         waiting[header.sender] += 1
-        scope = self._work.begin(header)  # the peer's Cancel may be the next signal
+        scope = self._work.begin(header)  # before the task runs: the peer's Cancel may be the next signal
         if circuit is not None:
             circuit.claimed = True
         self._start(lambda: self._contained(header, scope, partial(self._question, header, waiting, then), circuit))
@@ -162,7 +166,7 @@ class Responder:
     async def _contained(
         self, header: Header, scope: trio.CancelScope, work: Callable[[], Awaitable[None]], circuit: Circuit | None
     ) -> None:
-        """What a signal starts, in a task of the node, which nothing that a peer chooses may end."""
+        """Run what a signal starts, in a task of the node, and contain its exceptions: a peer must not end the node."""
         try:
             with self._work.running(header, scope), panics_as_errors():
                 await work()
@@ -185,7 +189,7 @@ class Responder:
             self._admission.count_refusal(RefusalReason.NOT_AUTHORIZED.value)
 
     async def _is_authorized(self, peer: bytes, session: bytes) -> bool:
-        """What `authorize` says, asked again where `Node.revoke` has overtaken the answer."""
+        """The answer of `authorize`; it is asked again where `Node.revoke` was called before the answer came."""
         while not self._is_linked(peer):
             if not await self._admission.authorize(peer, session):
                 return False
@@ -200,7 +204,7 @@ class Responder:
             self._let_in.pop(peer)
 
     async def _serve(self, request: Request, plugin: type[Plugin], factory: Factory) -> None:
-        """The attempt of a peer that is let in, if there is a place for it."""
+        """Run the attempt of an admitted peer, if there is a place for it."""
         sender = request.envelope.header.sender
         if self._running.total() >= MAX_ATTEMPTS or self._running[sender] >= MAX_ATTEMPTS_PER_PEER:
             self._admission.count_refusal(RefusalReason.BUSY.value)
@@ -241,13 +245,13 @@ class Responder:
                 attempt.deliver(message)
             relays = self._home.view.relays
             if plugin.phase == "spray" and relays.servers:
-                # A relay may be next, and a spray can take all ports that a carrier gives a subscriber.
+                # A relay may be next.  Prepare it now: a spray can use up all ports that a carrier gives a subscriber.
                 self._start(relays.prime)
             try:
                 with panics_as_errors(), trio.fail_after(min(plugin.timeout, self._home.view.budgets.handshake)):
                     await attempt.answer(factory, request.message, self._inbound.decide)
             finally:
-                if dialled is not None and attempt.met:  # it is the peer's own address, and troubled nobody else
+                if dialled is not None and attempt.met:  # it was the peer's own address: no third party was dialled
                     self._home.view.nat.dials_for_peers.give_back(dialled)
         except Exception as error:
             expected = isinstance(error, EXPECTED)
@@ -257,14 +261,14 @@ class Responder:
                 self._home.signals.reply_soon(request.envelope, request.via, Failed())
 
     def _has_room(self, header: Header) -> bool:
-        """Whether a commit would be accepted, and its Link outlive its path."""
+        """Whether a COMMIT would be accepted, and its Link would outlive its path."""
         return self._home.terms() is not None and self._admission.would_accept(header.sender, header.session)
 
     def _judge(self, request: Request, plugin: type[Plugin], ours: Route) -> JudgedPath | None:
-        """The judged path of a request; None for an auxiliary plugin, which makes none.
+        """The judged path of a request; None for an auxiliary plugin, which makes no path.
 
         Raises:
-          OSError: the path must not, or cannot, be taken.
+          OSError: the path is not allowed, or not possible.
         """
         message, peer, view = request.message, request.envelope.sender_address, self._home.view
         if not isinstance(message, PathRequest):
@@ -305,7 +309,7 @@ def _count_down(counter: Counter[bytes], key: bytes) -> None:
 
 
 def _counted(path: JudgedPath | None, ours: Route) -> str | None:
-    """The address that a peer has us connect to; None where it is our own machine's, or where nobody is dialled."""
+    """The address that a peer has us connect to; None where it is this host's own, or where nothing is dialled."""
     if path is None or path.target is None or path.target.ip in ours.own:
         return None
     return str(path.target.ip)

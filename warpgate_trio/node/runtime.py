@@ -1,14 +1,14 @@
-"""What a node is made of, and the owner of its nurseries.  `Node` is the face that applications see.
+"""The parts of a node, and the owner of its nurseries.  `Node` is the interface for applications.
 
-Three nurseries, one inside the other; what is further in ends earlier:
+Three nurseries are nested; an inner one ends earlier:
 
     keepers    the signal hub: goodbyes still need it
       links      Link drivers and goodbyes: each shields itself, under a deadline that starts when the node closes
-        (what plugins have set up: left when no attempt is under way any more)
+        (the contexts of plugins' `setup`: left when no attempt is under way any more)
         services   accept loops, dispatch, attempts on behalf of peers: cancelled as soon as the body is left
           (the body of ``async with open_node()``)
 
-No scope that spans the body is shielded, so the body can be cancelled as always.
+No scope that spans the body is shielded, so the body can be cancelled as usual.
 """
 
 from __future__ import annotations
@@ -73,26 +73,26 @@ __all__ = ["NodeRuntime"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 ROUTER_PATIENCE: Final = 1.0
-"""Seconds for which `Node.wait_published` waits for a router to open our port: those that do by NAT-PMP or PCP have by
-then, and of those that do not, hardly one says so."""
+"""Seconds for which `Node.wait_published` waits for a router to open our port.  Routers with NAT-PMP or PCP have done
+so by then, and most of those without port mapping never answer."""
 BROKER_PATIENCE: Final = 1.0
-"""Seconds for which `Node.wait_published` waits for a broker to let us have a topic of our own, which takes two round
-trips: one whose rules do not may drop what goes there, and never say so."""
+"""Seconds for which `Node.wait_published` waits for an MQTT broker to grant us a topic of our own, which takes two
+round trips.  A broker whose rules forbid it may drop messages to that topic without telling."""
 
 
 SERVER_PATIENCE: Final = 1.0
-"""Seconds for which it waits for a rendezvous server to keep our key record, which takes one round trip."""
+"""Seconds for which `Node.wait_published` waits for a rendezvous server to store our key record: one round trip."""
 
 _NONCE_CONTEXT: Final = b"warpgate-trio pcp nonce v1"
 
 
 @final
-# long: a node's parts, each made of those above it, and the nurseries that they run in
+# long: a node's parts, each built from those above it, and the nurseries that they run in
 class NodeRuntime:
-    """Everything behind a `Node`, each part made of those above it.
+    """Everything behind a `Node`; each part is built from those above it.
 
     Attributes:
-      factories: plugin name -> its class and the maker of its instances, once `run` was entered.
+      factories: plugin name -> its class and the factory of its instances, once `run` was entered.
       problems: plugins whose `setup` failed.
     """
 
@@ -118,7 +118,7 @@ class NodeRuntime:
         self._services: trio.Nursery | None = None
         budgets, servers, listening = config.budgets, config.servers, authorize is not None
 
-        # What reaches servers.
+        # Connections to servers.
         self.names: Final = Names()
         self.proxies: Final = Proxies(config.network.proxy, host.environment())
         self.clock: Final = CorrectedClock(host)
@@ -149,7 +149,7 @@ class NodeRuntime:
         portmaps = self.portmaps
         self.relays: Final = Relays(servers.turn, names=self.names, trust=hub.trust, proxies=self.proxies)
 
-        # Where we are, and where peers are.
+        # Our address, and those of peers.
         self.book: Final = AddressBook()
         self.own: Final = OwnAddress(
             identity,
@@ -164,7 +164,7 @@ class NodeRuntime:
             capabilities=partial(_capabilities, servers, loaded, hub, listening=listening),
         )
 
-        # What we say.
+        # Outgoing signals, and plans of calls.
         self._first_look: Final = first_look
         self.sender: Final = SignalSender(
             identity=identity,
@@ -266,7 +266,7 @@ class NodeRuntime:
 
         self.pairing: Final = Pairing(self.home, servers.signal, hub, self.own, host)
 
-        # What peers want of us.
+        # Requests of peers.
         self.peer_work: Final = PeerWork()
         self.inbound: Final = Inbound(
             contexts=contexts,
@@ -310,7 +310,7 @@ class NodeRuntime:
         )
 
     def _distrust(self, *, moved: bool = False) -> None:
-        """What leads out of this machine may be gone: ask."""
+        """Probe the connections to servers and the NATs: they may have changed."""
         self.hub.check_channels(moved=moved)
         self.nat.check()
         self.pairing.check()
@@ -320,7 +320,7 @@ class NodeRuntime:
         return [name for name, (kind, _) in self.factories.items() if kind.phase in phases]
 
     async def _present_address(self, peer: PeerAddress) -> PeerAddress:
-        """Ask a peer where it is now; AttemptFailed where there is no plugin for it."""
+        """Ask a peer for its present address; `AttemptFailed` where there is no plugin for it."""
         if "get_addr" not in self.factories:
             raise AttemptFailed("this node has no get_addr, which asks peers where they are")
         address = await self.ask(peer, "get_addr")
@@ -328,11 +328,11 @@ class NodeRuntime:
         return address
 
     def _knows(self, peer_key: bytes) -> bool:
-        """Whether the node has dealings with a peer."""
+        """Whether the node knows a peer: it has a first-hand address of it, or has admitted it."""
         return self.book.heard(peer_key) is not None or self.responder.has_let_in(peer_key)
 
     def _route(self) -> Route:
-        """This side of a pair, for what a peer asks us to dial."""
+        """This side of a pair, by which the paths that peers request are judged."""
         address, own = self.own.look_around()
         return Route(interfaces=address.interfaces, own=own)
 
@@ -341,7 +341,7 @@ class NodeRuntime:
             self.contact_keeper.note_seen(peer_id, issued_ms)
 
     def note_reached(self, address: PeerAddress) -> None:
-        """A peer was connected to by this address of it, or by a newer one, which is known as heard then."""
+        """Store the address that a peer was reached by; a first-hand one, where there is any, may be newer."""
         if self.contact_keeper is not None:
             self.contact_keeper.hear(self.book.called(address.public_key) or address)
 
@@ -416,7 +416,7 @@ class NodeRuntime:
 
     @asynccontextmanager
     async def run(self) -> AsyncGenerator[None]:
-        """The nurseries around the body of `open_node`; see the module's page."""
+        """The nurseries around the body of `open_node`; see the module's docstring."""
         async with AsyncExitStack() as stack:
             keepers = await stack.enter_async_context(open_background_nursery())
             hub_scope = trio.CancelScope(shield=True)
@@ -424,7 +424,7 @@ class NodeRuntime:
             await stack.enter_async_context(self.udp_ports.running(keepers))
             await stack.enter_async_context(self.names.running())
             await stack.enter_async_context(self.relays.running(keepers))
-            with trio.CancelScope(shield=True):  # a cancelled `start` waits for its child, which does not hear of it
+            with trio.CancelScope(shield=True):  # a cancelled `start` waits for its child, which is shielded from that
                 await keepers.start(_run_shielded, hub_scope, self.hub)
             await stack.enter_async_context(self.links.running())
             for name, plugin in self.loaded.plugins.items():
@@ -437,7 +437,7 @@ class NodeRuntime:
             watch = NetworkWatch(self.host, on_change=self.network_changed, on_look=self.portmaps.look)
             for service in (self.sender, self.presence, self.router, self.nat, self.portmaps, watch):
                 self._services.start_soon(service.run)
-            # Of relays, and of what leads to them: they are needed when there is no time to look them up.
+            # The names of relays and signal servers: when they are needed, there is no time to look them up.
             self._services.start_soon(self.names.keep_fresh, [*self.hub.names, *self.relays.names])
             if self.config.servers.ntp:
                 self._services.start_soon(self._keep_time)
@@ -483,7 +483,7 @@ class NodeRuntime:
         self.close_nowait(abort=kind is not None)
 
     def close_nowait(self, *, abort: bool = False) -> None:
-        """Nothing new from here on; what stands has its goodbye time."""
+        """Begin nothing new from now on; present Links and calls have their goodbye time."""
         for sock in self._sockets:
             sock.close()
         self.listener.close_nowait()
@@ -492,7 +492,7 @@ class NodeRuntime:
 
 
 def _capabilities(servers: Servers, loaded: LoadedPlugins, hub: SignalHub, *, listening: bool) -> list[str]:
-    """What a node's address says that it can do now: some are named for the plugin that does it."""
+    """The capabilities in a node's address, as they are now; some are named after the plugin that provides them."""
     can = {relaying.TAKES_CALLS: listening and bool(servers.websocket), relaying.HAS_TURN: bool(servers.turn)}
     plugins = [name for name, has in can.items() if has and name in loaded.plugins]
     return [*plugins, HAS_TOPIC] if hub.has_topic else plugins
@@ -504,6 +504,6 @@ async def _wait(until: Callable[[], Awaitable[object]], patience: float) -> None
 
 
 async def _run_shielded(scope: trio.CancelScope, hub: SignalHub, *, task_status: trio.TaskStatus[None]) -> None:
-    """The hub, until `scope` is cancelled: goodbyes go through it while the node is being cancelled."""
+    """Run the hub until `scope` is cancelled: goodbyes go through it while the node is being cancelled."""
     with scope:
         await hub.run(task_status=task_status)

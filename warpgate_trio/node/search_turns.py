@@ -1,8 +1,8 @@
-"""Whose turn it is to search, where many Links of a node look for paths at once, as after the machine has moved.
+"""Limits the concurrent searches of a node, where many Links search at once, as after the host has moved.
 
-A search costs both sides connections, handshakes and signals, so a node makes a bounded number at a time.  Those for
-Links that somebody waits for go before all others.  The others do not begin in the same moment: their signals, and what
-peers do about them, would come in one burst, and hold up the first ones.
+A search costs both sides connections, handshakes and signals, so a node runs a bounded number at a time.  Searches for
+busy Links, where somebody waits, go first.  The others begin at different times: otherwise their signals, and what
+peers do about them, would come in one burst and delay the first ones.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import trio
 __all__ = ["SearchTurns"]
 
 SPREAD: Final = 0.5
-"""Seconds over which the searches that nobody waits for begin, where there are more than can be made at a time; the
-fewer there are, the sooner: one alone begins at once."""
+"""Seconds over which the beginnings of searches for idle Links are spread where there are as many as can run at a time.
+With fewer they are closer together; a single one begins at once."""
 
 
 @final
@@ -25,23 +25,23 @@ class SearchTurns:
     """The searches of one node.
 
     Args:
-      limit: how many there are at a time.
-      uniform: draws a number between two (`random.Random.uniform`).
+      limit: how many may run at a time.
+      uniform: draws a number between two others (`random.Random.uniform`).
     """
 
     def __init__(self, limit: int, *, uniform: Callable[[float, float], float]) -> None:
         self._limit: Final = limit
         self._uniform: Final = uniform
         self._free = limit
-        self._spread = 0  # wait before they queue up
-        self._waiting: dict[trio.Event, Callable[[], bool]] = {}  # whether each is busy; the first to come first
+        self._spread = 0  # searches that wait before they enter the queue
+        self._waiting: dict[trio.Event, Callable[[], bool]] = {}  # the queue: whether each is busy, in order of arrival
 
     @asynccontextmanager
     async def turn(self, is_busy: Callable[[], bool]) -> AsyncGenerator[None]:
-        """The time of a search, which begins when it is its turn.
+        """Scope of a search; it is entered when it is the search's turn.
 
         Args:
-          is_busy: whether somebody waits for what is searched for, which may change meanwhile.
+          is_busy: whether somebody waits for the path; the answer may change while the search is queued.
         """
         if not is_busy():
             await self._let_some_time_pass()
@@ -66,7 +66,7 @@ class SearchTurns:
 
     def _give_turns(self) -> None:
         while self._free and self._waiting:
-            begins = min(self._waiting, key=self._is_idle)  # of those that are alike the first
+            begins = min(self._waiting, key=self._is_idle)  # busy ones first, then in order of arrival
             del self._waiting[begins]
             self._free -= 1
             begins.set()

@@ -1,4 +1,4 @@
-"""`serve_pipes`: a handler for each Pipe that peers open, as `trio.serve_listeners` has one for each connection."""
+"""`serve_pipes` runs a handler for each Pipe that peers open, as `trio.serve_listeners` does for connections."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ async def serve_pipes(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
-    """Run ``handler(pipe)`` for every Pipe that peers open to `node`, each in a task of its own, until cancelled.
+    """Run ``handler(pipe)`` for every Pipe that peers open to `node`, each in its own task, until cancelled.
 
-    A Pipe is closed when its handler returns, and aborted when the handler raises or is cancelled, so that the peer
-    does not take that for the end.  An `Exception` of a handler is logged and ends nothing else: in one line where
-    its Pipe, or another stream, has broken, else with its traceback.
+    A Pipe is closed when its handler returns.  It is aborted when the handler raises or is cancelled, so that the peer
+    does not mistake this for the end of the stream.
+
+    An `Exception` of a handler is logged and affects nothing else.  A `trio.BrokenResourceError` is logged in one line,
+    anything else with its traceback.
 
     Raises:
-      RuntimeError: this is not Trio.
+      RuntimeError: the caller does not run under Trio.
       trio.ClosedResourceError: the node or its listener was closed, or the node was opened without ``authorize``;
         handlers that still run are cancelled.
     """

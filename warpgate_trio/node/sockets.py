@@ -1,4 +1,4 @@
-"""The sockets that a node listens on, and the port that they have in common."""
+"""The sockets that a node listens on, and their common port."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _BACKLOG: Final = 128
 
 
 async def open_listening_sockets(port: int) -> list[trio.socket.SocketType]:
-    """Sockets that listen on all IPv4 and all IPv6 addresses, on one port where both families exist.
+    """Open sockets that listen on all IPv4 and all IPv6 addresses, on one port where both families exist.
 
-    Port 0 takes any port that is free in both.  A machine without one of the families gets one socket.
+    Port 0 takes any port that is free in both families.  A host without one of the families gets one socket.
 
     Raises:
-      OSError: the port is taken, or there is no network at all.
+      OSError: the port is taken, or the host has neither family.
     """
     for last_try in (*([False] * 9), True):
         try:
@@ -49,7 +49,7 @@ async def _listen_on_both(port: int) -> list[trio.socket.SocketType]:
 
 
 async def _listen(family: int, host: str, port: int) -> trio.socket.SocketType | None:
-    """None when the machine does not have the family."""
+    """None when the host does not have the family."""
     try:
         sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
     except OSError:
@@ -69,5 +69,5 @@ async def _listen(family: int, host: str, port: int) -> trio.socket.SocketType |
 
 
 def ports_of(sockets: Sequence[trio.socket.SocketType]) -> dict[int, int]:
-    """The port that they listen on, by IP version."""
+    """The port that these sockets listen on, by IP version."""
     return {4 if sock.family == trio.socket.AF_INET else 6: sock.getsockname()[1] for sock in sockets}

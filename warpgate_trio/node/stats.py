@@ -1,4 +1,4 @@
-"""What a node counts: plain numbers, frozen at the moment of asking."""
+"""The counters of a node."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ __all__ = ["NodeStats"]
 
 
 class NodeStats(msgspec.Struct, frozen=True, kw_only=True):
-    """The counters of one node since it was opened, and what it holds now.  Names and addresses of peers are not in it.
+    """Counters of one node since it was opened, and gauges of the present.  It has no names or addresses of peers.
 
     Attributes:
-      walks: calls of `auto_connect` and `connect` that ended, by verdict.
+      walks: ended calls of `auto_connect` and `connect`, by verdict.
       pipes_made: Pipes that those calls returned.
-      pipes_accepted: Pipes that peers made, by the listener's own count.
-      refused: commits and requests that were refused, by reason.
-      handshakes_failed: inbound connections that ended before a commit.
-      links: Links that stand now.
-      switches: times that a Link has gone on by another path.
-      searches: searches for another path, by either side's reasons, that this node has begun.
-      false_alarms: times that a path was suspected and carried again.
-      attempts: plugins' runs under way now, on either side.
-      handshakes: inbound connections before their commit now.
-      waiting_pipes: Pipes that wait for ``listener.accept()`` now.
+      pipes_accepted: Pipes that peers opened and this node accepted into the listener's queue.
+      refused: refused commits and requests, by reason.
+      handshakes_failed: inbound connections that ended without a Pipe.
+      links: present Links.
+      switches: how often a Link changed to another path.
+      searches: searches for another path that this node began, for whatever reason.
+      false_alarms: how often a suspect path turned out to be live.
+      attempts: present attempts, inbound and outbound.
+      handshakes: present inbound connections before their commit.
+      waiting_pipes: Pipes that now wait for ``listener.accept()``.
       signals: messages by outcome (``"sent"``, ``"Accepted"``, ``"Replayed"``, ``"SignalForged"`` …).
-      signals_dropped: payloads that came faster than the node could look at them.
-      gateways: routers that have answered to a protocol of port mapping.
-      mapped_ports: ports that they have open for this node now.
+      signals_dropped: payloads dropped because they arrived faster than the node could process them.
+      gateways: routers that answered a port-mapping protocol.
+      mapped_ports: ports that routers have open for this node now.
     """
 
     walks: dict[str, int]

@@ -1,4 +1,4 @@
-"""What plugins see of their node; live."""
+"""The live view that plugins have of their node."""
 
 from __future__ import annotations
 
