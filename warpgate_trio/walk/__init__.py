@@ -1,3 +1,3 @@
-"""One call: a walk through the phases, its attempts, and what is said of them."""
+"""One call: a walk through the phases, its attempts, and its report."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The responder's side of an attempt: a peer's first signal has asked for it."""
+"""The responder's side of an attempt, which a peer's first signal requested."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ class AnsweringAttempt(Attempt):
     """One run of a plugin for a peer.
 
     Args:
-      plugin: what the request is for.
-      path: what it asks for, once that was judged; None for a plugin that makes no path.
-      via, request_id: the channel that the request came in by, and its message id.
-      circuit: the one that the peer calls by; None where it sent a signal.
-      has_room: whether a commit of the peer's would be accepted.
+      plugin: the plugin that the request is for.
+      path: the requested path, once judged; None for a plugin that makes no path.
+      via: the channel that the request arrived on.
+      request_id: the request's message id.
+      circuit: the circuit that the peer calls by; None where it sent a signal.
+      has_room: whether a COMMIT of the peer would be accepted.
 
     Attributes:
-      met: what the plugin made led to the peer.
+      met: whether the plugin's path led to the peer.
     """
 
     inbound = True
@@ -67,10 +68,10 @@ class AnsweringAttempt(Attempt):
     async def answer(
         self, factory: Factory, request: Message, decide: Callable[[Link, Adopted], Awaitable[bool]]
     ) -> None:
-        """Run the plugin for the request; one without a path (an auxiliary plugin's) ends with its run.
+        """Run the plugin for the request.  An auxiliary plugin makes no path, and the attempt ends with its run.
 
-        `decide` hears the COMMIT on the Link that came of it; when it returns True it has accepted and adopted the
-        Link, and the tasks that the plugin gave for it.
+        Otherwise `decide` receives the COMMIT on the resulting Link.  Where it returns True, it has accepted and
+        adopted the Link, together with the tasks that the plugin gave for it.
         """
         accepted = False
         link: Link | None = None
@@ -88,7 +89,7 @@ class AnsweringAttempt(Attempt):
                 link.close_nowait()
 
     async def send_signal(self, message: Message) -> None:
-        """See `Plugin.send_signal`; it goes back by the channel that the request came in by."""
+        """See `Plugin.send_signal`; the message is sent on the channel that the request arrived on."""
         self._last_sent = message
         check_delivery(
             await self._home.signals.send(
@@ -103,7 +104,7 @@ class AnsweringAttempt(Attempt):
         )
 
     async def circuit(self) -> Circuit:
-        """See `Plugin.circuit`; whoever has made the attempt closes it where it was not answered."""
+        """See `Plugin.circuit`; the creator of the attempt closes a circuit that was not answered."""
         await trio.lowlevel.checkpoint()
         return self._called_by()
 
@@ -120,7 +121,7 @@ class AnsweringAttempt(Attempt):
         """See `Plugin.call`.
 
         Raises:
-          PluginError: always; it was the peer that called.
+          PluginError: always; the peer is the caller.
         """
         raise PluginError("only the side that calls can call by a circuit")
 
@@ -145,13 +146,13 @@ class AnsweringAttempt(Attempt):
         raise PluginError("only the side that calls can race plugins")
 
     def hold_phase(self) -> None:
-        """Nothing: the phases are the caller's."""
+        """Do nothing: only the caller has phases."""
 
     def expect_accept(self) -> None:
-        """Nothing: it is this side that accepts."""
+        """Do nothing: this side accepts."""
 
     def _note_answer(self, message: Message) -> None:
-        """Nothing: only a caller is given a verdict."""
+        """Do nothing: only the caller makes a verdict."""
 
     def _note_clock(self, reply: ClockReply) -> None:
-        """Nothing: a peer's request has one attempt."""
+        """Do nothing: a peer's request has only one attempt."""

@@ -1,9 +1,11 @@
-"""One plugin's run, on either side, from its start to a Pipe or to nothing left.
+"""One run of a plugin, on either side, from its start to a Pipe or a failure.
 
-An attempt is what stands between a plugin and the node: it gives the plugin its context, bounds it, turns what the
-plugin made into a proven Link, and closes everything else.  What both sides share is here; `CallingAttempt`
-(`walk.calling`) commits the Link and wins its session, `AnsweringAttempt` (`walk.answering`) hears the commit.
-The life of either is one function call; whatever the plugin opened in the attempt's nursery ends before it returns.
+An attempt stands between a plugin and the node.  It gives the plugin its context, bounds it, turns the plugin's result
+into a proven Link, and closes everything else.  This module has what both sides share.  `CallingAttempt`
+(`walk.calling`) commits the Link and wins its session; `AnsweringAttempt` (`walk.answering`) receives the COMMIT.
+
+An attempt lasts for one function call.  Everything that the plugin started in the attempt's nursery ends before that
+call returns.
 """
 
 from __future__ import annotations
@@ -51,12 +53,12 @@ EXPECTED: Final = (
     trio.ClosedResourceError,
     trio.TooSlowError,
 )
-"""What an attempt may end with without a traceback in the log: networks do that."""
+"""Exceptions that networks cause in an attempt, which are logged without a traceback."""
 
 Factory = Callable[[AttemptContext], Plugin]
 """Makes a plugin's instance for one run."""
 Adopted = list[Callable[[], Awaitable[object]]]
-"""Tasks that live as long as the Link that an attempt makes (`Plugin.adopt`)."""
+"""Tasks that live as long as the carrier that an attempt makes (`Plugin.adopt`)."""
 
 
 class AttemptHome(Protocol):
@@ -70,19 +72,19 @@ class AttemptHome(Protocol):
     def signals(self) -> SignalSender: ...
 
     def register_attempt(self, key: AttemptKey, attempt: Attempt) -> None:
-        """Links and messages for `key` go to this attempt from now on."""
+        """Deliver Links and messages for `key` to this attempt from now on."""
 
     def forget_attempt(self, key: AttemptKey) -> None: ...
 
     def terms(self) -> Terms | None:
-        """What we offer for one more Link; None: nothing."""
+        """The terms that we offer for a new Link; None where Links are to end with their path."""
 
     def adopt_link(self, link: Link, tasks: Adopted, *, dead_after: float | None, reach: Reach | None) -> None:
-        """Drive an accepted Link, and what belongs to it, in the node.  Synchronous.
+        """Drive an accepted Link and its tasks in the node.  Synchronous.
 
         Args:
-          dead_after: within how many seconds its path's death is to be noticed; None: the configuration's.
-          reach: where further carriers may be sought for it; None: where the peer's call did not say.
+          dead_after: seconds within which a dead path is to be detected; None takes the configuration's.
+          reach: what searches for further carriers may use; None for a Link by a peer's call, which does not tell.
         """
 
     def plan(
@@ -95,13 +97,13 @@ class AttemptHome(Protocol):
         """The valid combos of these plugins with a peer."""
 
     async def circuit(self, server: str) -> Circuit:
-        """A new circuit by one of our servers, once it is connected; `CircuitRefused` where it does not relay."""
+        """Open a circuit by one of our servers, once it is connected; `CircuitRefused` where it does not relay."""
 
     def factory(self, plugin: str) -> Factory:
-        """The maker of a plugin's instances."""
+        """The factory of a plugin's instances."""
 
     def learn_address(self, address: PeerAddress) -> None:
-        """Remember where a peer is, if that is news."""
+        """Store the address that an authorized peer sent."""
 
     def say_goodbye(self, task: Callable[[], Awaitable[object]]) -> None:
         """Run a task for at most ``budgets.goodbye``, even while the node closes."""
@@ -111,15 +113,15 @@ _FINAL_REFUSALS: Final = {
     RefusalReason.NOT_AUTHORIZED: RefuseReason.UNAUTHORIZED,
     RefusalReason.NOT_ACCEPTING: RefuseReason.NOT_ACCEPTING,
 }
-"""What every other attempt would hear too; a plugin that the peer lacks, or a limit on requests, is no such answer."""
+"""Refusals that every other attempt would receive too; a missing plugin or a rate limit is none."""
 
 
 class Attempt(ABC):
-    """One run of a plugin, and its context: the `AttemptContext` that the plugin sees.
+    """One run of a plugin; it is the `AttemptContext` that the plugin sees.
 
     Args:
-      plugin, phase: the plugin's, for reports.
-      path: None for a plugin that makes no path, such as `get_addr`.
+      plugin, phase: the plugin's name and phase, for reports.
+      path: the judged path; None for a plugin that makes no path, such as `get_addr`.
     """
 
     inbound: bool
@@ -144,9 +146,9 @@ class Attempt(ABC):
         self._adopted: Adopted = []
         self._nursery: trio.Nursery | None = None
         self._last_sent: Message | None = None
-        self._given_up = False  # by the peer, which has said so
-        self._sent_again = False  # since the peer has told its time
-        self._told_time = False  # by the peer, since the attempt began
+        self._given_up = False  # the peer has sent a refusal or a failure
+        self._sent_again = False  # the last message, after the peer told its time
+        self._told_time = False  # the peer has told its time since the attempt began
         self.node: Final = home.view
         self.peer: Final = peer
         self.session_id: Final = session_id
@@ -154,7 +156,7 @@ class Attempt(ABC):
 
     @property
     def key(self) -> AttemptKey:
-        """What messages and Links for this attempt name."""
+        """The key that messages and Links for this attempt carry."""
         return (self.peer.public_key, self.session_id, self.attempt_id)
 
     # -- what the plugin sees ------------------------------------------------------------------------------------------
@@ -183,7 +185,7 @@ class Attempt(ABC):
             arrival = await self._receive()
             if not isinstance(arrival, Link):
                 return arrival
-            arrival.close_nowait()  # a plugin that waits for messages has no use for it
+            arrival.close_nowait()  # a plugin that waits for messages has no use for a Link
 
     async def wait_inbound(self) -> Link:
         """See `Plugin.wait_inbound`."""
@@ -241,7 +243,7 @@ class Attempt(ABC):
 
     @asynccontextmanager
     async def _running(self) -> AsyncGenerator[None]:
-        """Registered, with a nursery that is cancelled at the end; Links that came too late are closed."""
+        """Register the attempt and run its nursery, which is cancelled at the end; Links that come late are closed."""
         self._home.register_attempt(self.key, self)
         try:
             async with open_background_nursery() as self._nursery:
@@ -256,7 +258,7 @@ class Attempt(ABC):
                         late.close_nowait()
 
     async def _prove(self, made: object) -> Link:
-        """The proven Link on what the plugin made."""
+        """Turn the plugin's result into a proven Link."""
         if isinstance(made, Link):
             return made
         if not isinstance(made, Carrier):
@@ -286,7 +288,7 @@ class Attempt(ABC):
     # -- arrivals ------------------------------------------------------------------------------------------------------
 
     def deliver(self, arrival: Link | Message) -> None:
-        """A Link or a message for this attempt; a Link that finds no room is closed, a message is dropped."""
+        """Take a Link or a message for this attempt.  Where the queue is full, a Link is closed, a message dropped."""
         try:
             self._arrivals.send_nowait(arrival)
         except (trio.WouldBlock, trio.ClosedResourceError, trio.BrokenResourceError):
@@ -294,7 +296,7 @@ class Attempt(ABC):
                 arrival.close_nowait()
 
     async def _receive(self) -> Link | Message:
-        """The next arrival; core messages become exceptions, a clock reply makes us send again."""
+        """The next arrival.  Refusals and failures are raised; after a clock reply the last message is sent again."""
         while True:
             arrival = await self._inbox.receive()
             if isinstance(arrival, ClockReply):
@@ -313,10 +315,10 @@ class Attempt(ABC):
 
     @abstractmethod
     def _note_answer(self, message: Message) -> None:
-        """The peer has said something that is not about its clock."""
+        """Note a message of the peer that is not a clock reply."""
 
     async def _send_again(self, reply: ClockReply) -> None:
-        """The peer has told what time it is there, and `Signals` has noted it: what was refused is said again, once."""
+        """Send the last message again, once: the peer refused it for its time, and its own time is known now."""
         self._told_time = True
         if self._sent_again or self._last_sent is None:
             return
@@ -326,16 +328,16 @@ class Attempt(ABC):
 
     @abstractmethod
     def _note_clock(self, reply: ClockReply) -> None:
-        """The peer's clock differs from ours, and what was sent goes out again by that."""
+        """Note that the peer's clock differs from ours, and the last message is sent again by its time."""
 
 
 def is_final(refused: Refused) -> bool:
-    """Whether every other attempt would hear the same."""
+    """Whether every other attempt would receive the same refusal."""
     return refused.reason in _FINAL_REFUSALS
 
 
 def refusal(refused: Refused) -> Exception:
-    """What a refusal by signal means: no to us ends the walk, no to this request only the attempt."""
+    """The exception for a refusal by signal: a refusal of this node ends the walk, of the request only the attempt."""
     text = f"the peer refused by signal: {refused.reason.value.replace('_', ' ')}"
     return PeerRefused(_FINAL_REFUSALS[refused.reason], text) if is_final(refused) else AttemptFailed(text)
 

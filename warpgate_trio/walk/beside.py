@@ -1,4 +1,4 @@
-"""What runs beside the phases: combos that outlast theirs, and the question where the peer is now."""
+"""What runs beside the phases: combos that outlast their phase, and the request for the peer's present address."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class _Running:
 
 @final
 class Beside:
-    """Combos and a question that no phase waits for.
+    """Combos and a request that no phase waits for.
 
     Args:
-      nursery: the walk's own.
+      nursery: the walk's nursery.
     """
 
     def __init__(self, nursery: trio.Nursery) -> None:
@@ -37,7 +37,7 @@ class Beside:
         self._question: _Running | None = None
 
     def start(self, combo: Combo, run: Work) -> trio.Event:
-        """Run a combo from now on; the event tells its end."""
+        """Start a combo; the returned event is set when it ends."""
         running = self._combos[combo] = self._start(run)
         return running.ended
 
@@ -50,7 +50,7 @@ class Beside:
             await each.ended.wait()
 
     def refresh(self, ask: Work) -> None:
-        """Ask where the peer is, if nobody does so now."""
+        """Request the peer's present address, if no such request is under way."""
         if self._question is None or self._question.ended.is_set():
             self._question = self._start(ask)
 
@@ -68,12 +68,14 @@ class Beside:
         return running
 
     async def wait_refreshed(self) -> None:
-        """Wait until the peer has told where it is, and what that has added is under way; or until it will not."""
+        """Wait for the end of the request: the combos that a new address adds have begun, or the request has failed."""
         if self._question is not None:
             await self._question.ended.wait()
 
     async def wait_ended(self, *, likely: float, elsewhere: float) -> None:
-        """Wait for the combos, for so many seconds from the start of each."""
+        """Wait for the combos, each for so many seconds from its start: `elsewhere` towards another network, else
+        `likely`.
+        """
         for combo, running in list(self._combos.items()):
             with trio.move_on_at(running.since + (elsewhere if combo.elsewhere else likely)):
                 await running.ended.wait()

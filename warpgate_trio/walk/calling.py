@@ -1,7 +1,7 @@
-"""The initiator's side of an attempt: it belongs to a session, commits what its plugin made, and may win.
+"""The initiator's side of an attempt: it belongs to a session, commits the Link of its plugin, and may win.
 
-The winner's way out: on ACCEPT the Link's driver moves to the node's nursery, the session records the Pipe, and the
-phase is cancelled, in one synchronous step.
+On ACCEPT the winner's Link moves to the node's nursery, the session records the Pipe, and the phase is cancelled, all
+in one synchronous step.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 @final
 class CallingAttempt(Attempt):
-    """One run of a plugin of ours.
+    """One run of a plugin on the initiator's side.
 
     Args:
-      session: what it belongs to.
+      session: the session that the attempt belongs to.
 
     Attributes:
-      won: the session's Pipe is its.
-      promised: the peer has said that it would accept, see `Plugin.expect_accept`.
-      called_ahead: its call went before any signal could.
+      won: whether the session's Pipe, or further carrier, is from this attempt.
+      promised: the peer has promised to accept, see `Plugin.expect_accept`.
+      called_ahead: the call by a circuit was made while the connection to the server was still being opened.
     """
 
     inbound = False
@@ -70,12 +70,14 @@ class CallingAttempt(Attempt):
     async def make_pipe(
         self, factory: Factory, *, hold_back: Callable[[], Awaitable[object]] | None = None
     ) -> Pipe | None:
-        """Run the plugin, commit what it makes, and win the session; None where the session seeks a carrier.
+        """Run the plugin, commit its Link, and win the session.
+
+        Where the session seeks a further carrier, the Link's carrier is attached instead, and the result is None.
 
         Args:
-          hold_back: what the commit waits for.
+          hold_back: awaited before the commit.
 
-        Raises whatever ended the attempt, bare.
+        Raises whatever ended the attempt, not in a group.
         """
         session = self._session
         link: Link | None = None
@@ -102,7 +104,7 @@ class CallingAttempt(Attempt):
             self._end_at_the_peer()
 
     async def make_link(self, factory: Factory) -> tuple[Link, Adopted]:
-        """Run the plugin up to a proven Link and the tasks that go with it, for somebody else to commit."""
+        """Run the plugin up to a proven Link; the caller commits it, with the tasks that belong to it."""
         link: Link | None = None
         try:
             async with self._running():
@@ -115,7 +117,7 @@ class CallingAttempt(Attempt):
             raise
 
     async def ask(self, factory: Factory) -> object:
-        """Run an auxiliary plugin, which makes no path, and return what it returns; errors come out bare."""
+        """Run an auxiliary plugin, which makes no path, and return its result; errors are not in a group."""
         async with self._running():
             return await factory(self).run()
 
@@ -125,7 +127,7 @@ class CallingAttempt(Attempt):
         """See `Plugin.send_signal`."""
         evidence = self._session.evidence
         self._last_sent = message
-        evidence.signalled = True  # before it is: cancelled in between, it may have been heard all the same
+        evidence.signalled = True  # set before sending: if that is cancelled, the peer may have received it anyway
         delivery = await self._home.signals.send(
             self.peer,
             message,
@@ -146,7 +148,7 @@ class CallingAttempt(Attempt):
     async def call(self, circuit: Circuit, message: Message) -> Message:
         """See `Plugin.call`."""
         evidence = self._session.evidence
-        evidence.signalled = True  # before it is, as in `send_signal`
+        evidence.signalled = True  # set before sending, as in `send_signal`
         try:
             await self._home.signals.call(
                 circuit, self.peer, message, owner=self._plugin, session=self.session_id, attempt=self.attempt_id
@@ -170,7 +172,7 @@ class CallingAttempt(Attempt):
         raise AssertionError("unreachable")  # for mypy, to which `async with` may swallow exceptions
 
     async def _hear_the_time(self) -> bool:
-        """Whether a peer that does not take a call tells its time, before or behind that: ours was stamped wrongly."""
+        """Whether a peer that refuses a call tells its time, before or after the refusal: our timestamp was wrong."""
         view = self._home.view
         with trio.move_on_after(view.budgets.signal if view.signal_rtt is None else view.signal_rtt):
             while not self._told_time:
@@ -186,13 +188,13 @@ class CallingAttempt(Attempt):
         """See `Plugin.answer_call`.
 
         Raises:
-          PluginError: always; we have called.
+          PluginError: always; this side is the caller.
         """
         raise PluginError("only the side that was called can take a call")
 
     async def race(self, plugins: Sequence[str], *, stagger: float) -> Link:
         """See `Plugin.race`."""
-        reach = self._session.reach  # None where a node asks, and makes no path
+        reach = self._session.reach  # None for a node's question, which makes no path
         allowed = (None, None) if reach is None else (reach.afs, reach.route_types)
         combos = [
             (combo, combo.delay + stagger * plugins.index(combo.plugin))
@@ -213,7 +215,7 @@ class CallingAttempt(Attempt):
     # -- the commit ----------------------------------------------------------------------------------------------------
 
     async def _attach(self, link: Link, standing: Link) -> None:
-        """Make what the plugin made a carrier of the Link that the session seeks one for."""
+        """Attach the new carrier to the Link that the session seeks one for."""
         session = self._session
         async with session.commit_lock:
             await standing.wait_accepted()
@@ -255,9 +257,9 @@ class CallingAttempt(Attempt):
                 session.evidence.broke_off = True
                 raise
             except PeerRefused as refusal:
-                session.learn_refusal(refusal)  # before the lock passes on, to a carrier that would hear the same
+                session.learn_refusal(refusal)  # before the lock is released, to a carrier that would be refused, too
                 raise
-            # No checkpoint from the ACCEPT, or its promise, to here: the lock's release is none either.
+            # There is no checkpoint between the ACCEPT, or the promise of it, and the release of the lock.
             link.path = link.path or self._path_info(link.carrier)
             self.won = True
             session.recorder.follow(link.path_log)
@@ -278,7 +280,7 @@ class CallingAttempt(Attempt):
             self._session.evidence.turned_down = message.reason
 
     def _note_clock(self, reply: ClockReply) -> None:
-        """The peer tells its time once in ten seconds, whatever it refuses: the session's other attempts hear of it."""
+        """Pass the peer's time on to the session's other attempts: the peer tells it only once in ten seconds."""
         session = self._session
         if session.evidence.clock_corrected:
             return
@@ -288,9 +290,9 @@ class CallingAttempt(Attempt):
             other.deliver(reply)
 
     def _end_at_the_peer(self) -> None:
-        """Spare the peer what is left of its part, where the walk goes on without this attempt.
+        """Cancel this attempt at the peer, where the walk goes on without it.
 
-        What ends the walk ends it there too, with a Pipe or with what the node says about the whole session.
+        At the end of the walk this is not needed: a Pipe, or a Cancel of the whole session, ends all attempts there.
         """
         heard = self._last_sent is not None and not self._given_up
         goes_on = self._session.over_at is None and trio.current_time() >= self._session.clock.deadline
@@ -314,17 +316,17 @@ class CallingAttempt(Attempt):
 async def _first_link(
     home: AttemptHome, session: Session, combos: Sequence[tuple[Combo, float]]
 ) -> tuple[Link, Adopted]:
-    """The first proven Link that one of the combos makes, each after so many seconds; the others are closed.
+    """Race combos, each started after its delay in seconds; returns the first proven Link and closes the others.
 
     Raises:
-      PeerRefused: the peer said no to one of them, and none made a Link.
+      PeerRefused: none made a Link, and the peer refused one of them for good.
       AttemptFailed: none made a Link.
     """
     found: list[tuple[Link, Adopted]] = []
     errors: list[Exception] = []
 
     async def run(combo: Combo, delay: float) -> None:
-        await trio.sleep(delay)  # pacing: a quick candidate spares the others their work
+        await trio.sleep(delay)  # pacing: where an early candidate is quick, the others need not run
         attempt = CallingAttempt.of_combo(home, session, combo)
         try:
             with panics_as_errors():
@@ -343,7 +345,7 @@ async def _first_link(
             for combo, delay in combos:
                 nursery.start_soon(run, combo, delay)
     except BaseException:
-        for link, _ in found:  # cancelled from outside, in the moment of the win
+        for link, _ in found:  # cancelled from outside, at the moment of the win
             link.close_nowait()
         raise
     for late, _ in found[1:]:

@@ -13,26 +13,26 @@ __all__ = ["WalkHome"]
 
 
 class WalkHome(AttemptHome, Protocol):
-    """See the module's page."""
+    """See the module's docstring."""
 
     @property
     def strict(self) -> bool:
         """Whether a plugin's unexpected exception ends the walk and reaches the caller."""
 
     def call(self) -> AbstractContextManager[None]:
-        """The time of a call, which ends with the node; raises `trio.ClosedResourceError`."""
+        """Scope of a call, which ends with the node: it raises `trio.ClosedResourceError` then."""
 
     async def wait_signals(self) -> None:
-        """Wait until a signal server is connected; `SignalUnavailable` when there is none to wait for."""
+        """Wait until a signal server is connected; `SignalUnavailable` where none is configured."""
 
     def has_signals(self) -> bool:
         """Whether a signal server is connected."""
 
     def this_side(self) -> ThisSide:
-        """What this side has of what a walk may need."""
+        """What this side has for walks: signal servers, STUN servers, and why no signal server is connected."""
 
     def unresolved(self) -> Unresolved:
-        """The names of servers that DNS does not resolve now."""
+        """The host names of servers that DNS does not resolve now."""
 
     def count_walk(self, verdict: Verdict) -> None:
-        """A walk has ended so."""
+        """Count a walk that ended with this verdict."""

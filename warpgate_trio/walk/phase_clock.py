@@ -1,4 +1,4 @@
-"""When the running phase ends: its budget, what holds it open, and what stops its budget for a while."""
+"""When the running phase ends: by its budget, which can be held open or suspended."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import trio
 __all__ = ["HOLD", "PhaseClock"]
 
 HOLD: Final = 1.0
-"""Seconds that a phase waits for a handshake that is under way when its budget ends: a round trip, and a loss in it.
-Without, at 5 % loss, two paths in 600 were cut short that had just answered."""
+"""Seconds that a phase waits for a handshake that is under way when its budget ends: a round trip and one loss.
+Without it, at 5 % loss, two of 600 paths were cut short that had just answered."""
 
 
 @final
 class PhaseClock:
-    """The deadline of a phase's cancel scope; where no phase runs, everything here does nothing.
+    """The deadline of a phase's cancel scope; while no phase runs, the methods have no effect.
 
     Attributes:
-      deadline: when the running phase is over, or the last one was to be.
+      deadline: the deadline of the running phase, or of the last one, on Trio's clock.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class PhaseClock:
 
     @contextmanager
     def phase(self, budget: float) -> Iterator[None]:
-        """A phase: it ends in `budget` seconds at the latest, but for what holds or suspends that."""
+        """Scope of a phase: it ends after `budget` seconds, unless that is held or suspended."""
         with trio.CancelScope() as scope:
             self._scope = scope
             self._budget_ends = trio.current_time() + budget
@@ -45,21 +45,21 @@ class PhaseClock:
                 self._scope = None
 
     def shorten(self, budget: float) -> None:
-        """The budget is to end in so many seconds, if that is earlier than it would, and it is not suspended."""
+        """Let the budget end in `budget` seconds from now, if that is earlier and the budget is not suspended."""
         if not self._suspended:
             self._budget_ends = min(self._budget_ends, trio.current_time() + budget)
             self._set_deadline()
 
     def hold(self) -> None:
-        """The phase is not to end within `HOLD` seconds, if that is no more than `HOLD` seconds after its budget."""
+        """Keep the phase open for `HOLD` seconds from now, but not longer than `HOLD` seconds beyond its budget."""
         self._held_until = trio.current_time() + HOLD
         self._set_deadline()
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """While a commit is under way the phase's budget does not run: it is for finding paths, and one was found.
+        """Stop the phase's budget while a commit is under way: it is for finding paths, and one was found.
 
-        The commit has a bound of its own (the peer's silence), and the walk's deadline stands.
+        The commit has its own bound (the peer's silence), and the walk's deadline still holds.
         """
         if self._scope is None:
             yield

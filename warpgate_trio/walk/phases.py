@@ -1,4 +1,4 @@
-"""The phases of a walk, one row each: how long it may take, and what becomes of its combos after that."""
+"""The table of a walk's phases: how long each may last, and whether its combos go on or are repeated later."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from ..config import Budgets
 __all__ = ["PHASE_TABLE", "PhaseRule", "phase_budget"]
 
 PHASE_SLACK: Final = 0.5
-"""Seconds of a punch beyond its round trips, of which it takes seven, or three and a half of a signal's: a lost SYN."""
+"""Seconds of a punch beyond its round trips: time for one lost SYN.  A punch takes seven round trips, or three and a
+half of a signal."""
 UNLIKELY_SLACK: Final = 0.1
-"""Seconds of a punch beyond its round trips where it is not likely, and sprays are worth it: one that meets no loss has
-its time, and any other is tried again beside them."""
+"""Seconds of a punch beyond its round trips where it is not likely and sprays are worth trying.  That is enough for a
+punch without loss; any other is tried again beside the sprays."""
 
 RoundTrip = float | None
 """Seconds that a signal to a peer and its answer take at least; None while no signal server is connected."""
@@ -26,10 +27,10 @@ class PhaseRule:
     """A phase.
 
     Attributes:
-      budget: seconds that it may take; without a measured round trip, its largest.
-      short_budget: seconds that it may take where the phase after it is the better one.
-      goes_on: whether likely combos of it, and those towards another network, run on beside the next phase.
-      repeats: the phase whose combos have a second try in this one where they ran out of time.
+      budget: returns the seconds that the phase may last; the largest value where no round trip was measured.
+      short_budget: returns the seconds where the next phase is more promising.
+      goes_on: whether its likely combos, and those towards another network, go on beside the next phase.
+      repeats: the phase whose combos are tried again in this one if they ran out of time.
     """
 
     budget: Callable[[Budgets, RoundTrip], float]
@@ -65,15 +66,15 @@ def _relay(budgets: Budgets, signal_rtt: RoundTrip) -> float:
 PHASE_TABLE: Final[Mapping[str | None, PhaseRule]] = {
     "direct": PhaseRule(budget=_direct, goes_on=True),
     # A punch over TCP lasts a second or two, so a late signal and a lost SYN are enough to miss it: at 5 % loss, 8 of
-    # 8,000 pairs did that could have met.  A second try has new ports, a new instant, and a phase that is longer.
+    # 8,000 pairs missed that could have met.  The second try has new ports, a new instant, and a longer phase.
     "punch": PhaseRule(budget=_punch, short_budget=_unlikely_punch),
     "spray": PhaseRule(budget=_spray, repeats="punch"),
     "relay": PhaseRule(budget=_relay),
-    None: PhaseRule(budget=_relay),  # plugins without a phase, which have a ceiling of their own in place of a budget
+    None: PhaseRule(budget=_relay),  # plugins without a phase: their own timeout replaces the budget
 }
 """In the order of a walk (`warpgate_trio.plugin.PHASES`)."""
 
 
 def phase_budget(phase: str | None, budgets: Budgets, signal_rtt: RoundTrip) -> float:
-    """Seconds that a phase may take."""
+    """Seconds that a phase may last."""
     return PHASE_TABLE[phase].budget(budgets, signal_rtt)

@@ -1,4 +1,4 @@
-"""The combos of a walk: those that were planned with, and those that come to it on the way."""
+"""The combos of a walk: those planned at its start, and those that are added on the way."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["Plan"]
 
 @final
 class Plan:
-    """See the module's page.
+    """See the module's docstring.
 
     Args:
-      phases: those of the walk, in order.
+      phases: the phases of the walk, in order.
     """
 
     def __init__(self, combos: Iterable[Combo], phases: Sequence[str | None], recorder: Recorder) -> None:
@@ -34,18 +34,21 @@ class Plan:
         return bool(self._combos)
 
     def record(self) -> None:
-        """A session begins: none of the combos has been tried in it."""
+        """Record all combos as not started, at the beginning of a session."""
         for combo in self._combos:
             self._recorder.planned(combo)
 
     def add(self, combos: Iterable[Combo]) -> None:
-        """More to try."""
+        """Add and record combos."""
         for combo in combos:
             self._combos.append(combo)
             self._recorder.planned(combo)
 
     def add_new(self, combos: Iterable[Combo]) -> list[Combo]:
-        """What joins this plan of one with a newer address of the peer, which judges what is hopeless here anew."""
+        """Add those of `combos`, planned with a newer address of the peer, that are new or were hopeless before.
+
+        Returns the combos that were added.
+        """
         known = {combo.aim: combo for combo in self._combos}
         new = [each for each in combos if (old := known.get(each.aim)) is None or (old.hopeless and each != old)]
         for combo in new:
@@ -55,19 +58,21 @@ class Plan:
         return new
 
     def of_phase(self, phase: str | None) -> list[Combo]:
-        """Those of a phase that may work."""
+        """The combos of a phase that are not hopeless."""
         return [combo for combo in self._combos if combo.phase == phase and not combo.hopeless]
 
     def hopeless(self) -> list[Combo]:
-        """Those that are known to fail."""
+        """The hopeless combos of all phases."""
         return [combo for combo in self._combos if combo.hopeless]
 
     def add_second_tries(self, phase: str | None, *, delay: float) -> list[Combo]:
-        """The combos of the phase that this one repeats, where they only ran out of time, as combos of this one.
+        """Add second tries to a phase: the combos that ran out of time in the phase that it repeats.
 
-        They wait for `delay` seconds, in which what punches over UDP has met the peer or not: a NAT may number the
-        ports of both transports in one row, and then nobody foretells the ports of two punches at once (seen with the
-        kernel's).
+        They wait for `delay` seconds, until punches over UDP have succeeded or failed.  Some NATs, the kernel's among
+        them, assign ports to both transports in one sequence, so that the ports of two simultaneous punches cannot be
+        predicted.
+
+        Returns the combos that were added.
         """
         repeats = PHASE_TABLE[phase].repeats
         again = [
@@ -80,19 +85,20 @@ class Plan:
 
     @property
     def lacks_a_common_server(self) -> bool:
-        """Whether it could be relayed, if the two had a rendezvous server in common."""
+        """Whether only a common rendezvous server is missing for relaying by one."""
         servers = [combo.server for combo in self._combos if combo.server is not None]
         return bool(servers) and not any(servers)
 
     def something_follows(self, phase: str | None) -> bool:
-        """Whether a later phase has a combo that may work, or a second try."""
+        """Whether a later phase has a combo that is not hopeless, or a second try of this phase."""
         later = self._phases[self._phases.index(phase) + 1 :]
         return any(PHASE_TABLE[each].repeats == phase is not None or self.of_phase(each) for each in later)
 
     def sprays_are_better(self, punches: Sequence[Combo], ours: PeerAddress, peers: PeerAddress) -> bool:
-        """Whether nobody foretells one side's ports, and the other side may let in by port: most of these cannot punch.
+        """Whether the punch phase should be shortened in favour of the sprays.
 
-        Then the punches have a shorter phase, if none of them is likely and there is something to spray for.
+        That is where no punch is likely, there are sprays, one side's ports are unpredictable, and the other side's
+        filtering may be address and port-dependent: most of these pairs cannot punch.
         """
         if "spray" not in self._phases or not self.of_phase("spray") or any(combo.likely for combo in punches):
             return False

@@ -1,4 +1,4 @@
-"""What a walk does, written down while it goes on: its events, and in the end its `ConnectReport`."""
+"""Records a walk while it runs: its events, and at the end its `ConnectReport`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Recorder"]
 
 @final
 class Recorder:
-    """Collects a walk.  Every method takes ``now``, a monotonic time in seconds.
+    """The record of one walk.  ``now`` is a monotonic time in seconds.
 
     Args:
       on_event: called with each `WalkEvent`, synchronously; it must not block.
@@ -32,7 +32,7 @@ class Recorder:
 
     @property
     def began(self) -> float:
-        """When the walk did."""
+        """When the walk began."""
         return self._began
 
     def _ms(self, now: float) -> float:
@@ -43,9 +43,9 @@ class Recorder:
             self._on_event(event)
 
     def follow(self, log: PathLog) -> None:
-        """Tell whoever asked of what becomes of the path that the walk has found.
+        """From now on pass changes of the found path, and later searches, to `on_event`.
 
-        That outlives the walk, and keeps nothing of it.
+        This outlives the walk, but keeps no reference to the recorder.
         """
         on_event, began = self._on_event, self._began
         log.began = began
@@ -62,7 +62,7 @@ class Recorder:
         log.search_watchers.append(tell_search)
 
     def planned(self, combo: Combo) -> None:
-        """A combo of the plan that has not started."""
+        """Add a combo of the plan, as not started or hopeless."""
         self._rows[combo] = ComboReport(
             phase=combo.phase,
             plugin=combo.plugin,
@@ -75,15 +75,15 @@ class Recorder:
         )
 
     def phase(self, name: str, now: float) -> None:
-        """A phase begins."""
+        """Record the beginning of a phase."""
         self._emit(WalkEvent(kind="phase", at_ms=self._ms(now), phase=name))
 
     def outcome(self, combo: Combo) -> Outcome:
-        """How a planned combo ended, as far as is known."""
+        """The outcome of a planned combo, as far as it is known."""
         return self._rows[combo].outcome
 
     def started(self, combo: Combo, now: float) -> None:
-        """A planned combo's attempt begins; if nobody says how it ended, its time was over."""
+        """Record the start of a combo's attempt.  Its outcome is "timed out" unless `ended` sets another one."""
         row = self._rows[combo] = msgspec.structs.replace(
             self._rows[combo], started_ms=self._ms(now), outcome=Outcome.TIMED_OUT
         )
@@ -92,7 +92,7 @@ class Recorder:
     def ended(
         self, combo: Combo, outcome: Outcome, now: float, *, error: str | None = None, cleanup: float | None = None
     ) -> None:
-        """An attempt ended; `cleanup` is the seconds that it took to end after it was told to."""
+        """Record the end of an attempt; `cleanup` is the seconds from its cancellation to its end."""
         if combo.hopeless and error is not None:
             error = f"{combo.why}; tried all the same: {error}"
         row = self._rows[combo] = msgspec.structs.replace(
@@ -105,7 +105,7 @@ class Recorder:
         self._emit(WalkEvent(kind="combo_ended", at_ms=self._ms(now), phase=combo.phase, combo=row))
 
     def note(self, text: str, now: float) -> None:
-        """One sentence for `ConnectReport.notes`; a repeated one is kept once."""
+        """Add a sentence to `ConnectReport.notes`, unless it is there already."""
         if text not in self._notes:
             self._notes.append(text)
             self._emit(WalkEvent(kind="note", at_ms=self._ms(now), text=text))
@@ -121,7 +121,7 @@ class Recorder:
         signals: SignalReport | None = None,
         peer_nats: Sequence[str] = (),
     ) -> ConnectReport:
-        """The report as it stands now; `known` is what the advice goes by."""
+        """The report as of now; the advice depends on `known`."""
         return ConnectReport(
             peer=self._peer,
             session=session_id.hex(),
@@ -137,7 +137,7 @@ class Recorder:
         )
 
     def _told_rows(self) -> Iterator[ComboReport]:
-        """Each combo; what was hopeless, and was tried or judged anew since, only as that."""
+        """The rows to report, without hopeless combos whose aim was tried or judged anew since."""
         latest = {combo.aim: combo for combo in self._rows}
         worth = {combo.aim for combo, row in self._rows.items() if row.outcome is not Outcome.HOPELESS}
         for combo, row in self._rows.items():

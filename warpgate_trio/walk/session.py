@@ -1,6 +1,7 @@
-"""One session with a peer, as all of its attempts share it: at most one Pipe comes of it.
+"""One session with a peer, which all of its attempts share, and which gives at most one Pipe.
 
-A call of `auto_connect` has one, and another one where the first was spent; an auxiliary plugin's question has one.
+A call of `auto_connect` has one session, and a further one where the previous was spent.  A question of an auxiliary
+plugin has its own session.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ __all__ = ["Evidence", "Reach", "Session"]
 @final
 @dataclasses.dataclass(slots=True)
 class Evidence:
-    """What was learned of the peer and of the way to it, for the verdict.
+    """What a session learned of the peer and of the ways to it, for the verdict.
 
     Attributes:
-      signalled: something was sent to it by signal.
-      best_delivery: the best that a signal server did with that.
-      answered: it answered by signal, other than about the time.
-      clock_corrected: it told its time, and signals went by that from then on.
-      turned_down: why it would not do what one attempt asked of it.
-      token_missing: a server would have relayed to it for who has the server's token.
+      signalled: a signal to the peer was sent, or at least begun.
+      best_delivery: the best result that a signal server reported for such a signal.
+      answered: the peer answered by signal, with something other than its time.
+      clock_corrected: the peer told its time, and later signals were stamped by it.
+      turned_down: why the peer refused the request of one attempt.
+      token_missing: a server would have relayed if this node had the server's token.
       wrong_peer: a path led to another node.
       broke_off: a path was found and proven, and broke before the peer accepted.
-      relay_forbids: a relay's server let nothing pass to where the peer is.
+      relay_forbids: a TURN server forbids sending to the peer's address.
     """
 
     signalled: bool = False
@@ -51,16 +52,16 @@ class Evidence:
     relay_forbids: bool = False
 
     def note_delivery(self, delivery: Delivery) -> None:
-        """A signal server has said what it did."""
+        """Note a signal server's delivery report."""
         self.best_delivery = delivery if self.best_delivery is None else max(self.best_delivery, delivery)
 
     @property
     def offline(self) -> bool:
-        """Whether every signal server that was asked says that the peer is not there."""
+        """Whether every signal server that was asked says that the peer is not connected."""
         return self.best_delivery is not None and self.best_delivery <= Delivery.NOBODY_HOME
 
     def as_report(self) -> SignalReport:
-        """What of it is about signals, in plain words."""
+        """The part about signals, for the report."""
         return SignalReport(
             sent=self.signalled,
             delivery=None if self.best_delivery is None else self.best_delivery.name.lower(),
@@ -72,14 +73,14 @@ class Evidence:
 @final
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
-    """What a call allows, and with it every search for a further carrier of its Link.
+    """What a call allows to try; it holds for all later searches for a further carrier of its Link, too.
 
     Attributes:
-      plugins, phases: those to try, in order.
-      afs, route_types: only these; None: all.
-      peer: its address, as it was known last; None where nothing was.
-      signalled: it has heard from us by signal, and so knows where we are.
-      relay_first: a relay's path is taken while a better one is still sought, which goes on then.
+      plugins, phases: try these, in order.
+      afs, route_types: try only these; None tries all.
+      peer: the peer's last known address; None where none was known.
+      signalled: a signal was sent to the peer, which tells it our address.
+      relay_first: begin on a relay, and search for a better path from then on.
     """
 
     plugins: tuple[str, ...]
@@ -96,27 +97,27 @@ class Session:
     """One session, on the initiator's side.
 
     Args:
-      early_data: what goes to the peer's application with the commit.
+      early_data: bytes for the peer's application, sent with the COMMIT.
+      dead_after: seconds within which a dead path of the Pipe is to be detected; None takes the configuration's.
       reach: what the call allows.
-      dead_after: within how many seconds the death of the Pipe's path is to be noticed; None: the node's own.
-      preferred: the carrier that is sought for `link` is better than what that speaks on.
+      link: the Link that needs a further carrier; None where the session is to give a Pipe.
+      preferred: the carrier sought for `link` is better than the present one, and the Link is to send on it.
 
     Raises:
       ValueError: `dead_after` is less than 0.
 
     Attributes:
-      peer: its address, the newest that is known.
-      clock: that of the running phase.
+      peer: the peer's newest known address.
+      clock: the clock of the running phase.
       evidence: what was learned, for the verdict.
-      attempts: those under way.
-      commit_lock: commits are made one at a time, so that the peer accepts at most one.
-      epoch: the number of the last commit.
-      link: the Link that the session seeks a further carrier for; None: it seeks a Pipe.
-      attached: it has one.
+      attempts: the attempts under way.
+      commit_lock: serializes commits, so that the peer accepts at most one.
+      epoch: the number of the last COMMIT.
+      attached: `link` has its further carrier.
       pipe: the result.
-      refusal: the peer's no, which ends the walk.
-      spent: the peer's application has had its Pipe of this session, and we never saw it.
-      over_at: when the session was decided.
+      refusal: the peer's refusal, which ends the walk.
+      spent: the peer's application has had the Pipe of this session, but its ACCEPT never arrived here.
+      over_at: when the session ended.
       beside: the cancel scope of what runs beside the phases.
     """
 
@@ -156,7 +157,7 @@ class Session:
 
     @property
     def decided(self) -> bool:
-        """Whether nothing more can come of it."""
+        """Whether the session has its result, or can have none."""
         return self.pipe is not None or self.attached or self.refusal is not None or self.spent
 
     def win(self, pipe: Pipe) -> None:
@@ -165,12 +166,12 @@ class Session:
         self.end("another combo has won")
 
     def win_carrier(self) -> None:
-        """The Link has its further carrier.  No checkpoint before or after."""
+        """Record that the Link has its further carrier, and end the walk.  No checkpoint before or after."""
         self.attached = True
         self.end("another combo has won")
 
     def learn_refusal(self, refusal: PeerRefused) -> None:
-        """The peer was reached and said no: other paths lead to the same answer."""
+        """End the walk with the peer's refusal, since other paths would lead to the same answer."""
         if refusal.reason == RefuseReason.SESSION_SPENT:
             self.spent = True
         else:
@@ -178,7 +179,7 @@ class Session:
         self.end("the peer refused")
 
     def end(self, reason: str) -> None:
-        """End what runs, in the phase and beside it."""
+        """Cancel the running phase and what runs beside it."""
         if self.over_at is None:
             self.over_at = trio.current_time()
         self.clock.end(reason)

@@ -1,4 +1,4 @@
-"""Why a walk gave no Pipe: the one verdict, and what this side was without."""
+"""Why a walk gave no Pipe: the verdict, and what this side lacked."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ NOTHING_KNOWN: Final = NatProfiles()
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unresolved:
-    """What DNS has to do with a walk's end.
+    """The part of DNS in a walk's failure.
 
     Attributes:
-      names: those of servers that cannot be resolved now.
-      no_signal, no_stun: all names of signal servers are among them, and all of STUN servers, of which there are some
-        and of which none is remembered.
+      names: host names of servers that cannot be resolved now.
+      no_signal: signal servers are configured, and none of their names can be resolved.
+      no_stun: STUN servers are configured, and none of their names can be resolved or has a remembered address.
     """
 
     names: Mapping[str, NameFailure] = field(default_factory=dict)
@@ -39,11 +39,11 @@ class Unresolved:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThisSide:
-    """What this side has of what a walk may need.
+    """What this side has for walks.
 
     Attributes:
-      signal, stun: whether servers of the kind are configured.
-      silent: where no signal server is connected, each with the reason.
+      signal, stun: whether servers of this kind are configured.
+      silent: where no signal server is connected, each of them with the reason.
     """
 
     signal: bool = True
@@ -52,7 +52,7 @@ class ThisSide:
 
 
 def find_barriers(session: Session, phases: Sequence[str | None], this_side: ThisSide, ours: NatProfiles) -> set[Known]:
-    """What keeps the two from punching, as far as their NATs are known."""
+    """What prevents a punch between the two sides, as far as their NATs are known."""
     if not _punches(phases):
         return set()
     peers = session.peer.nat_profiles
@@ -72,7 +72,7 @@ def _punches(phases: Sequence[str | None]) -> bool:
 
 
 def describe_nats(nats: NatProfiles) -> list[str]:
-    """What an address says of its NATs, a sentence for each address family."""
+    """Describe the NATs of an address, in one sentence for each address family."""
     profiles = {af: nats.get(None, af) for af in FAMILIES}
     return [
         f"IPv{af}: UDP {describe(each.udp)}, TCP {describe(each.tcp)}"
@@ -89,15 +89,16 @@ def take_stock(
     *,
     no_common_server: bool = False,
 ) -> tuple[set[Known], list[str]]:
-    """What this side was without, for the advice and in sentences; what the walk had no use for is not missed.
+    """What this side lacked that the walk could have used: as `Known` for the advice, and in sentences.
 
-    `ours`: what is known of our own NATs; `no_common_server`: a relay would have been tried, and the two have no
-    rendezvous server in common.
+    Args:
+      ours: what is known of our own NATs.
+      no_common_server: only a common rendezvous server was missing for relaying by one.
     """
     punches = _punches(phases)
     known: set[Known] = set()
     lacks: list[str] = []
-    if session.refusal is not None:  # it was reached with what there is
+    if session.refusal is not None:  # the peer was reached, so nothing was lacking
         return ({Known.TAKEN} if session.refusal.reason == RefuseReason.TAKEN else known), lacks
     if session.evidence.token_missing:
         known.add(Known.NO_RELAY_TOKEN)
@@ -134,9 +135,14 @@ def decide_verdict(
     relays: bool = False,
     better: bool = False,
 ) -> Verdict:
-    """The one reason that explains most: what the peer itself said, then what was seen, then what was missing.
+    """The reason that explains most: first what the peer itself said, then what was observed, then what was missing.
 
-    `relays`: whether the walk had a relay to fall back to; `better`: it searched for more than a Pipe has.
+    Args:
+      planned: the walk had combos to try.
+      timed_out: the walk's deadline has passed.
+      unresolved: server names that DNS does not resolve.
+      relays: the walk had a relay to fall back to.
+      better: the walk searched for a better path of an existing Link.
     """
     if session.refusal is not None:
         return _BY_REFUSAL.get(session.refusal.reason, Verdict.NOT_ACCEPTING)
@@ -150,7 +156,7 @@ def decide_verdict(
     if evidence.wrong_peer:
         return Verdict.WRONG_PEER
     if evidence.clock_corrected and not evidence.answered:
-        return Verdict.CLOCK_OFF  # it told us its time, we went by that, and it heard no more of us
+        return Verdict.CLOCK_OFF  # the peer told its time, signals were stamped by it, and no answer came
     if evidence.turned_down is not None:
         return Verdict.BUSY if evidence.turned_down is RefusalReason.BUSY else Verdict.UNSUPPORTED
     if better:
@@ -159,7 +165,7 @@ def decide_verdict(
         return Verdict.NO_DNS  # nothing could be punched
     if evidence.relay_forbids:
         return Verdict.RELAY_FORBIDS
-    if evidence.answered or evidence.token_missing:  # which a server says of a peer that is there
+    if evidence.answered or evidence.token_missing:  # a server reports the latter only of a peer that is connected
         return Verdict.RELAY_FAILED if relays else Verdict.NO_RELAY_CONFIGURED
     if evidence.best_delivery is None and evidence.signalled and unresolved.no_signal:
         return Verdict.NO_DNS

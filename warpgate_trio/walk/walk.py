@@ -1,17 +1,21 @@
 """The walk: direct → punch → spray → relay, each phase one nursery, the first Pipe wins.
 
-`Walk.run` plans the pair's combos, then for each phase opens one nursery and starts every combo of the phase as a child
-task.  The task that gets its COMMIT accepted records the Pipe and cancels the phase in one step (`Session.win`); later
-phases never start.  A punch that was merely out of time is tried again beside the sprays.  When no phase had a Pipe to
-give, the hopeless combos get one last round, and then the verdict is made from what was learned on the way.
+`Walk.run` plans the pair's combos.  For each phase it opens a nursery and starts every combo of the phase as a child
+task.  The task whose COMMIT is accepted records the Pipe and cancels the phase in one step (`Session.win`); later
+phases never start.  A punch that only ran out of time is tried again beside the sprays.  Where no phase gives a Pipe,
+the hopeless combos get one last round.  Then the verdict is made from what was learned on the way.
 
-Two kinds of direct combos outlast their phase, in a nursery of the walk (`Beside`).  How long dialling takes goes by
-the distance to the peer, which nobody knows yet; the phases go by the distance to our own signal server.  So a likely
-combo holds the direct phase for its budget, and goes on beside the next ones.  A combo towards a private address of
-another network mostly meets silence: it holds nothing, and goes on beside whatever there is.
+Two kinds of direct combos outlast their phase, in a nursery of the walk (`Beside`):
 
-Relay first, where the call asks for it: what goes by a relay begins at once, beside the phases.  Its Pipe ends the walk
-as any other does; the path keeper (`warpgate_trio.node.path_keeper`) searches for a better path from then on.
+* A likely combo holds the direct phase for its budget, and goes on beside the next phases.  The time that dialling
+  takes depends on the distance to the peer, which is not known yet.  The phases' budgets depend on the distance to our
+  own signal server.
+* A combo towards a private address of another network mostly gets no answer.  It does not hold the phase, and goes on
+  beside the next ones.
+
+Relay first: where the call asks for it, the combos of the relay phase begin at once, beside the other phases.  A Pipe
+of theirs ends the walk like any other.  From then on the path keeper (`warpgate_trio.node.path_keeper`) searches for a
+better path.
 """
 
 from __future__ import annotations
@@ -51,9 +55,10 @@ __all__ = ["Walk"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_SESSIONS_OF_A_CALL: Final = 4
-"""Sessions of one call: a new one follows an ACCEPT that got lost with its carrier; no peer can make that go on."""
+"""Sessions of one call.  A new one follows where an ACCEPT was lost with its carrier; a peer cannot repeat that for
+ever."""
 REFRESH_DELAY: Final = 0.1
-"""Seconds of a walk after which the peer is asked for its present address: most walks are over by then."""
+"""Seconds after which a walk asks the peer for its present address: most walks are over by then."""
 
 
 @final
@@ -62,19 +67,19 @@ class Walk:
     """One call, from its plan to a Pipe or a `ConnectError`.
 
     Args:
-      peer: where the call has its address from; what else is known of it is the home's to plan with.
-      plugins: those to try.
-      phases: those to take, in order; None among them stands for the plugins without a phase (a pinned call).
-      afs, route_types: try only these.
-      factories: makers of plugins' instances in place of the home's.
-      ceiling: seconds that bound every attempt (the plugin's own, in a pinned call); None: only the budgets.
+      peer: the address to call; the home plans with the peer's other known addresses, too.
+      plugins: the plugins to try.
+      phases: the phases to run, in order; None is the phase of plugins without one (a pinned call).
+      afs, route_types: try only these; None tries all.
+      factories: factories of plugins' instances, in place of the home's.
+      ceiling: seconds that replace the phases' budgets (the plugin's timeout, in a pinned call); None: the budgets.
       refresh: asks the peer for its present address; None where the address is to be taken as it is.
-      early_data: what reaches the peer's application with the Pipe.
+      early_data: bytes that the peer's application receives with the Pipe.
       dead_after, link, preferred: see `Session`.
       relay_first: begin with the relays, where they are allowed.
-      reach: what the Pipe's Link may be searched for by; None: what this walk may try.
-      only: which combos of the plan to try; None: all.
-      mentioned: hopeless ones which the report has all the same.
+      reach: what later searches for the Pipe's Link may use; None: what this walk may try.
+      only: which combos of the plan to try; None tries all.
+      mentioned: which hopeless combos to report though `only` excludes them.
       on_event: called with each step.
 
     Raises:
@@ -145,16 +150,16 @@ class Walk:
             preferred=self._preferred,
         )
         self._begun: set[str | None] = set()
-        self._relays: dict[Combo, trio.Event] = {}  # that have begun before their phase, and when they end
-        self._relays_turn = trio.Event()  # their phase has begun
+        self._relays: dict[Combo, trio.Event] = {}  # combos that began before their phase, with the event of their end
+        self._relays_turn = trio.Event()  # set when the relay phase begins
         self._under_way = UnderWay()
         self._refreshed = trio.Event()
 
     async def run(self, *, deadline: float) -> Pipe:
-        """Plan, and take the phases until one gives a Pipe, by a deadline on Trio's clock.
+        """Plan, and run the phases until one gives a Pipe, by a deadline on Trio's clock.
 
         Raises:
-          ConnectError: there is no Pipe; its report says why.
+          ConnectError: no Pipe was made; its report says why.
           trio.ClosedResourceError: the node was closed.
         """
         self._plan = Plan(self._plan_with(self._peer), self._phases, self._recorder)
@@ -166,8 +171,8 @@ class Walk:
                 self._home.count_walk(Verdict.CONNECTED)
                 return pipe
             except ConnectError as error:
-                # The peer's application has had its one Pipe of this session, on a carrier that died before we heard of
-                # it.  That Pipe is broken there by now; a new session may give a new one.
+                # The peer's application has had the one Pipe of this session, on a carrier that died before the ACCEPT
+                # arrived here.  That Pipe is broken there by now; a new session may give a new one.
                 if not self._session.spent or not left:
                     self._home.count_walk(error.verdict)
                     raise
@@ -179,13 +184,13 @@ class Walk:
         raise AssertionError("the last session returns or raises")
 
     async def search(self, *, deadline: float, noted: bool = True) -> None:
-        """The same for a further carrier of `link`, which it has when this returns; errors as in `run`.
+        """Find a further carrier for `link` and attach it; errors as in `run`.
 
-        Where it is `preferred`, the Link speaks on it by then.  Where it is not, there is a hurry: the direct phase is
-        not waited for, and no phase is over before there are signals.
+        Where the carrier is `preferred`, the Link sends on it when this returns.  Otherwise the search is urgent: it
+        does not wait for the direct phase, and no phase ends before a signal server is connected.
 
         Args:
-          noted: it is one of those that the Pipes tell of.
+          noted: whether the Link's Pipes report this search.
         """
         assert self._link is not None
         log, session = self._link.path_log, self._session
@@ -198,19 +203,19 @@ class Walk:
                 log.note_search(error.report, began=self._recorder.began)
             raise
         finally:
-            if session.attached and noted:  # though the search may have been called off in that moment
+            if session.attached and noted:  # even if the search was cancelled at that moment
                 log.note_search(self._finish(Verdict.CONNECTED), began=self._recorder.began)
             if session.evidence.signalled and not session.attached:
                 self._home.say_goodbye(partial(self._tell_that_it_is_over, session))
 
     @property
     def committing(self) -> trio.Lock:
-        """Held while a path is offered to the peer, which may have taken it already."""
+        """The lock that is held during a commit, which the peer may have accepted already."""
         return self._session.commit_lock
 
     async def _tell_that_it_is_over(self, session: Session) -> None:
         if not self._home.has_signals():
-            return  # the peer did not hear the beginning either
+            return  # then no signal of the session can have reached the peer
         try:
             await self._home.signals.send(
                 session.peer, Cancel(), owner=OWNER, session=session.id, attempt=None, to_peers_servers=False
@@ -219,7 +224,7 @@ class Walk:
             logger.debug("the peer could not be told that the session is over: %s", error)
 
     async def _run_session(self, deadline: float) -> Pipe | None:
-        """The session's Pipe; None where it has found a carrier."""
+        """Run one session; returns its Pipe, or None where it attached a further carrier."""
         session = self._session
         self._plan.record()
         timed_out = False
@@ -229,7 +234,7 @@ class Walk:
                     session.beside = nursery.cancel_scope
                     beside = Beside(nursery)
                     if "relay" in self._phases and any(each.server is None for each in self._plan.of_phase("relay")):
-                        # So that a relayed address is one round trip away when it is wanted.
+                        # Prepare the TURN servers, so that an allocation takes one round trip when it is needed.
                         nursery.start_soon(self._home.view.relays.prime)
                     if self._reach.relay_first:
                         self._begin_relays(self._plan.of_phase("relay"), beside)
@@ -242,7 +247,7 @@ class Walk:
                     session.end("no phase is left")
             timed_out = whole.cancelled_caught
         except BaseException:
-            if session.pipe is not None:  # cancelled, or a strict plugin's error, after the win: nobody gets the Pipe
+            if session.pipe is not None:  # cancelled, or failed in a strict plugin, after the win: nobody gets the Pipe
                 session.pipe.abort()
             raise
         if session.pipe is not None:
@@ -269,7 +274,7 @@ class Walk:
         path = None if self._link is None else self._link.path
         known, lacks = take_stock(
             session,
-            self._phases if path is None or path.phase == "relay" else (),  # what is no better is not missed
+            self._phases if path is None or path.phase == "relay" else (),  # else nothing lacking would make it better
             self._home.this_side(),
             self._our_nats,
             no_common_server=self._plan.lacks_a_common_server,
@@ -293,8 +298,9 @@ class Walk:
         )
 
     def _has_relay(self) -> bool:
-        """Whether there was one to fall back to: a server whose token neither side has is none, nor is one that has
-        said meanwhile that it does not relay.
+        """Whether the walk had a relay to fall back to.
+
+        Rendezvous servers do not count where neither side has the token, nor those that do not relay, as known by now.
         """
         relays = [each for each in self._plan_with(self._session.peer) if each.phase == "relay" and not each.hopeless]
         can = any(each.server is None or not self._session.evidence.token_missing for each in relays)
@@ -315,13 +321,17 @@ class Walk:
     # -- phases --------------------------------------------------------------------------------------------------------
 
     def _begin_relays(self, relays: Sequence[Combo], beside: Beside) -> None:
-        """Their phase waits for them, and tries those again that have failed by then."""
+        """Start relay combos beside the phases.  Their phase waits for them, and tries failed ones again."""
         self._under_way.begin(relays)
         for combo in relays:
             self._relays[combo] = beside.start(combo, partial(self._run_combo, combo))
 
     async def _hold_back(self, attempt: CallingAttempt) -> None:
-        """A relay that began before its phase waits for that, unless the peer has said that the Pipe may leave it."""
+        """Delay the commit of a relay that began before its phase.
+
+        Where the peer has promised to accept, and so the Pipe may leave the relay later, likely direct combos have a
+        short time to be first.  Otherwise the commit waits for the relay phase.
+        """
         if attempt.promised:
             await self._under_way.yield_to_direct(self._home.view.signal_rtt, dials=attempt.called_ahead)
         else:
@@ -358,7 +368,7 @@ class Walk:
             await self._run_combos(phase, combos, self._ceiling, beside, follows=follows)
             return
         cold, followed = view.signal_rtt is None, follows()
-        # Where nothing comes after it, there is nothing worth hurrying for.
+        # The last phase need not hurry.
         budget = lasts() if followed else max(lasts(), view.budgets.signal)
         async with open_background_nursery() as watching:
             if cold and (followed or self._hurried):
@@ -370,8 +380,8 @@ class Walk:
             )
 
     async def _shorten_phase(self, lasts: Callable[[], float]) -> None:
-        """A node that was just opened learns in mid-phase how far its signals go, and a little later how its NAT gives
-        out ports: from then on the phase goes by that."""
+        """Shorten the phase once a newly opened node knows its signal round trip, and again once it knows how its NAT
+        assigns ports."""
         try:
             await self._home.wait_signals()
         except SignalError:
@@ -382,17 +392,18 @@ class Walk:
         self._session.clock.shorten(lasts())
 
     async def _make_room(self, follows: Callable[[], bool], lasts: Callable[[], float]) -> None:
-        """The phase was the last one; it is not where the address that the peer tells has more to try after it."""
+        """Shorten the last phase to its regular length where a refreshed address adds combos to later phases."""
         began = trio.current_time()
         await self._refreshed.wait()
         if follows():
             self._session.clock.shorten(began + lasts() - trio.current_time())
 
     async def _last_round(self, beside: Beside) -> None:
-        """Every hopeless combo once: a profile can be wrong, and there is nothing left to lose.
+        """Try every hopeless combo once, as a profile may be wrong, and wait for what runs beside the phases.
 
-        Then what runs beside gets the time of a direct phase at least.  A likely combo gets that of a handshake, in
-        which three SYNs may be lost (7 s, RFC 6298 §5.5), unless every signal server says that the peer is not there.
+        Combos beside the phases get the time of a direct phase from their start.  A likely combo gets that of a
+        handshake, in which three SYNs may be lost (7 s, RFC 6298 §5.5), unless every signal server says that the peer
+        is not connected.
         """
         view, evidence = self._home.view, self._session.evidence
         hopeless = self._plan.hopeless()
@@ -402,7 +413,7 @@ class Walk:
         direct = phase_budget("direct", view.budgets, view.signal_rtt)
         gone = evidence.offline and not evidence.answered
         await beside.wait_ended(likely=direct if gone else max(direct, view.budgets.handshake), elsewhere=direct)
-        async with self._session.commit_lock:  # whoever has found a path by now may have it accepted
+        async with self._session.commit_lock:  # a commit that is under way may still be accepted
             pass
 
     async def _run_combos(
@@ -414,9 +425,10 @@ class Walk:
         *,
         follows: Callable[[], bool] = lambda: False,
     ) -> None:
-        """One nursery, every combo a child task; ends with the last of them, with the first Pipe, or with the budget.
+        """Run combos in one nursery, until the last one ends, a Pipe is made, or the budget is over.
 
-        Combos that outlast the phase where another one `follows` run beside it; the likely ones are waited for.
+        Combos that may outlast the phase run beside it.  The phase waits for them, except for those towards another
+        network where a phase `follows`, and for all of them where the search is urgent.
         """
         self._recorder.phase(phase or "last round", trio.current_time())
         begun = {combo: ended for combo, ended in self._relays.items() if combo in combos and not ended.is_set()}
@@ -446,7 +458,7 @@ class Walk:
             await beside.end(outlasting)
 
     async def _refresh_address(self, ask: Callable[[PeerAddress], Awaitable[PeerAddress]], beside: Beside) -> None:
-        """A walk that takes a while may be on its way to where the peer was: ask where it is, and go there too."""
+        """Ask the peer for its present address, as the known one may be old, and add combos for it."""
         session = self._session
         await trio.sleep(REFRESH_DELAY)
         try:
@@ -462,7 +474,7 @@ class Walk:
         self._refreshed.set()
 
     def _join(self, combos: Sequence[Combo], beside: Beside) -> None:
-        """What has come to the plan begins now where its phase has, and waits for that otherwise."""
+        """Start the added combos whose phase has begun; the others wait for their phase."""
         worth = [combo for combo in combos if not combo.hopeless]
         begun = [combo for combo in worth if combo.phase in self._begun]
         self._under_way.begin(begun)
@@ -516,7 +528,7 @@ class Walk:
 
 
 def describe(error: BaseException) -> str:
-    """One sentence for the report."""
+    """Describe an error in one sentence, for the report."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror
@@ -529,6 +541,6 @@ def describe(error: BaseException) -> str:
 
 
 def _why_no_relay(combo: Combo, failures: Sequence[str]) -> str | None:
-    """What TURN servers, or the proxies in front of them, had against us, or that they said nothing."""
+    """The failures of TURN servers, or of the proxies in front of them; None for a combo without TURN."""
     goes_by_turn = combo.phase == "relay" and combo.server is None
     return "; ".join(failures) or None if goes_by_turn else None
