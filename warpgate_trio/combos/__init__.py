@@ -1,4 +1,4 @@
-"""What to try: a planner for each aim lists the combos of a pair, and judges a peer's request by the same rules."""
+"""What to try: a planner for each aim lists the combos of a pair, and judges a peer's requests by the same rules."""
 
 from __future__ import annotations
 

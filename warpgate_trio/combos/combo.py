@@ -1,9 +1,8 @@
-"""What every planner works with: the two sides of a pair, what a plugin is to a planner, and what it plans.  Pure.
+"""The types of all planners: the two sides of a pair, a plugin as planners see it, and the combos.  No I/O.
 
-A combo is one thing to try: a plugin, an address family, a route.  A planner for each `Aim` lists those of a pair
-(`plan`) and judges by the same rules what a peer asks of us (`judge_request`): `combos.dialling`, `combos.meeting`
-and `combos.relaying`.
-The first rule that has an opinion decides how likely a combo is.
+A combo is one thing to try: a plugin, an address family, a route type and a target.  There is a planner for each kind
+of `Aim`: `combos.dialling`, `combos.meeting` and `combos.relaying`.  It lists the combos of a pair (`plan`) and judges
+a peer's request by the same rules (`judge_request`).  The first rule with an opinion decides how likely a combo is.
 """
 
 from __future__ import annotations
@@ -40,38 +39,38 @@ __all__ = [
 
 
 class RouteType(IntEnum):
-    """How the two ends see each other; the original's names and numbers."""
+    """By which kind of address the two sides connect; names and numbers are those of the original."""
 
     NIC_BIND = 1
-    """By an interface's own address: one LAN, one VPN, one machine."""
+    """By an interface's own address: one LAN, one VPN, one host."""
     EXT_BIND = 2
     """By a public or port-mapped address."""
     LOOPBACK_BIND = 5
-    """By 127.0.0.1 or ::1: one machine."""
+    """By 127.0.0.1 or ::1: one host."""
 
 
 class Likelihood(Enum):
-    """What the rules think of a combo; it orders the work, and only INVALID forbids it."""
+    """How likely the rules expect a combo to work.  Only INVALID combos are never tried."""
 
     INVALID = "invalid"
     """Does not exist for this pair."""
     HOPELESS = "hopeless"
-    """Known to fail: tried once, in a last round."""
+    """Expected to fail: tried once, in a last round."""
     DOUBTFUL = "doubtful"
-    """Not known to work, nor to fail."""
+    """Neither known to work nor to fail."""
     LIKELY = "likely"
-    """There is evidence for it."""
+    """There is evidence that it works."""
 
 
 class Aim(Enum):
-    """Whose endpoints a technique aims at."""
+    """Whose endpoints a technique dials."""
 
     PEER = "peer"
     OURS = "ours"
     MEET = "meet"
-    """Nobody's: both send at once, from ports and to ports that they tell each other (see `combos.meeting`)."""
+    """None: both sides send at once, between ports that they tell each other (see `combos.meeting`)."""
     RELAY = "relay"
-    """Nobody's: a server passes on what the two say (see `combos.relaying`)."""
+    """None: a server forwards the data of both sides (see `combos.relaying`)."""
 
 
 Opinion = tuple[Likelihood, str] | None
@@ -80,9 +79,10 @@ FactsT = TypeVar("FactsT")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Technique:
-    """What the planner knows of a plugin.
+    """What a planner knows of a plugin.
 
-    `outlook` says what it makes of our NAT, the peer's NAT, and an address family, where nobody is dialled.
+    Attributes:
+      outlook: for `Aim.MEET`: the plugin's opinion on our NAT, the peer's NAT and an address family.
     """
 
     name: str
@@ -101,10 +101,10 @@ class Route:
     """One side of a pair as the planner sees it.
 
     Attributes:
-      interfaces: its endpoints.
-      reaches: those addresses of the other side (4 or 16 bytes) that its routing table knows a way to; None where that
-        is unknown, as it is for the peer.
-      own: the addresses of the machine that it runs on, as far as they are known (`warpgate_trio.address.own`).
+      interfaces: the side's published interfaces.
+      reaches: the other side's addresses (4 or 16 bytes) to which this side's routing table has a route; None where
+        that is unknown, as for the peer.
+      own: the addresses of the side's host, as far as they are known (`warpgate_trio.address.own`).
     """
 
     interfaces: tuple[AddressInterface, ...]
@@ -116,7 +116,7 @@ class Route:
         object.__setattr__(self, "_endpoints", tuple(self._find_endpoints()))
 
     def endpoints(self) -> Sequence[Endpoint]:
-        """What the side published, and its loopback endpoints, which follow from the ports and are never published."""
+        """The published endpoints, and the loopback endpoints, which follow from the ports and are never published."""
         return self._endpoints
 
     def _find_endpoints(self) -> list[Endpoint]:
@@ -131,12 +131,12 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayServer:
-    """A rendezvous server of ours, as the planner sees it.
+    """One of our rendezvous servers, as the planner sees it.
 
     Attributes:
-      url: without a password.
+      url: the server's URL, without a password.
       is_peers_too: whether the peer's address names it.
-      relays: whether it relays at all; None: it has not said so.
+      relays: whether it relays at all; None where it has not said.
       relays_for_us: whether it relays for this node, whoever the peer is.
       standing: whether it failed lately.
     """
@@ -153,11 +153,11 @@ class Pair:
     """The two sides, as a planner sees them.
 
     Attributes:
-      same_host: whether both run on one machine.
-      our_nat, peer_nat: what each side has published of its NATs.
-      our_capabilities, peer_capabilities: what each side has published that it can do.
+      same_host: whether both run on one host.
+      our_nat, peer_nat: each side's published NAT profiles.
+      our_capabilities, peer_capabilities: each side's published capabilities.
       relays: our rendezvous servers.
-      peer_has_servers: whether the peer's address names any.
+      peer_has_servers: whether the peer's address names any rendezvous server.
     """
 
     ours: Route
@@ -173,13 +173,13 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedPath:
-    """What a plugin's run is to work on: the path of a combo, or of a peer's request, that the rules have let pass.
+    """The path that a plugin's run works on: that of a combo, or that of a peer's request which the rules allow.
 
     Attributes:
       af: 4 or 6.
-      target: the endpoint to dial; ours, where the plugin asks to be dialled; None where both sides send at once.
-      source: the address to bind before, or None for the routing table's choice.
-      server: the server that relays, without a password; empty where none does.
+      target: the endpoint to dial (one of ours where the plugin asks to be dialled); None where nothing is dialled.
+      source: the address to bind before dialling; None for the routing table's choice.
+      server: the URL of the rendezvous server that relays, without a password; empty where there is none.
     """
 
     af: int
@@ -193,7 +193,7 @@ class RequestedPath(Protocol):
     """The path that a peer's request names (`warpgate_trio.plugin.PathRequest`).
 
     Attributes:
-      address, port: the endpoint that we are to dial; empty and 0 where nobody is dialled.
+      address, port: the endpoint that this side is to dial; empty and 0 where nothing is dialled.
     """
 
     @property
@@ -207,7 +207,7 @@ class RequestedPath(Protocol):
 
 
 class PathRefused(OSError):
-    """A path that a peer asks for must not, or cannot, be taken; the text says why, and is for our own log alone."""
+    """A path that a peer requests is not allowed or not possible; the message says why, and is only logged here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,15 +215,15 @@ class Combo:
     """One thing to try.
 
     Attributes:
-      target: what is dialled: the peer's endpoint, or ours for a plugin that asks to be dialled; None where both sides
-        send at once, and for a plugin that works on no particular path.
-      source: the address to bind before dialling, where the target's network is one that the dialling side is in.
-      delay: seconds that the combo's task holds back.
-      why: the sentence behind its likelihood.
-      server: the rendezvous server that relays, without a password; empty where the two have none in common, None for
-        what goes by no such server.
-      yields_to: a plugin, whose combos of the phase have a start of 300 ms, while they are under way.
-      asks: the peer is asked to dial, by a signal.
+      target: the endpoint to dial: the peer's, or ours where the plugin asks to be dialled; None where nothing is
+        dialled, or the plugin works on no particular path.
+      source: the address to bind before dialling, where the dialling side is in the target's network.
+      delay: seconds that the combo waits before it starts.
+      why: the reason for its likelihood, in one sentence.
+      server: the URL of the rendezvous server that relays, without a password; empty where the two sides have none in
+        common; None for a combo without such a server.
+      yields_to: a plugin whose combos have a head start of 300 ms at most, while they are under way.
+      asks: whether the peer is asked to dial, by a signal.
     """
 
     phase: str | None
@@ -241,28 +241,28 @@ class Combo:
 
     @property
     def hopeless(self) -> bool:
-        """Whether it is known to fail."""
+        """Whether it is expected to fail."""
         return self.likelihood is Likelihood.HOPELESS
 
     @property
     def likely(self) -> bool:
-        """Whether there is evidence for it."""
+        """Whether there is evidence that it works."""
         return self.likelihood is Likelihood.LIKELY
 
     @property
     def elsewhere(self) -> bool:
-        """Whether it is towards a private address of a network that the dialling side is not in."""
+        """Whether its target is a private address in a network that the dialling side is not in."""
         return self.route_type is RouteType.NIC_BIND and self.likelihood is Likelihood.DOUBTFUL
 
     @property
     def aim(self) -> tuple[object, ...]:
-        """What makes two combos the same thing to try."""
+        """The identity of a combo: combos of equal aims try the same thing."""
         where = None if self.target is None else (self.target.address, self.target.port)
         return (self.plugin, self.af, self.route_type, where, self.server)
 
     @property
     def path(self) -> JudgedPath | None:
-        """What its run works on; None for a plugin that works on no particular path."""
+        """The path that its run works on; None for a plugin that works on no particular path."""
         if not self.af:
             return None
         return JudgedPath(
@@ -271,7 +271,7 @@ class Combo:
 
 
 SAME_HOST_DELAY: Final = 0.05
-"""Seconds that combos on one machine wait for loopback, if they are not: ten times a loopback walk (4 ms)."""
+"""Seconds that combos between two nodes on one host wait for those by loopback: ten times a loopback walk (4 ms)."""
 
 
 def unknown(_f: object) -> Opinion:
@@ -280,7 +280,7 @@ def unknown(_f: object) -> Opinion:
 
 
 def first_opinion(rules: Sequence[Callable[[FactsT], Opinion]], facts: FactsT) -> tuple[Likelihood, str]:
-    """What the first rule of a table says that has an opinion; the last one always has."""
+    """The opinion of the first rule that has one; the last rule of a table always has."""
     for rule in rules:
         opinion = rule(facts)
         if opinion is not None:
@@ -315,6 +315,6 @@ def find_source(target: Endpoint, dialler: Route) -> IPv4Address | IPv6Address |
     return None
 
 
-@functools.lru_cache(maxsize=64)  # of our interfaces, and of the peer's
+@functools.lru_cache(maxsize=64)  # the networks of our interfaces and of the peer's
 def _network(address: bytes, prefix: int) -> IPv4Network | IPv6Network:
     return ip_network((address, prefix), strict=False)

@@ -1,11 +1,11 @@
-"""Plans for plugins that dial (plugin × address family × route × endpoint), and how likely each is.  Pure.
+"""Plans for plugins that dial (plugin × address family × route × endpoint), and how likely each combo is.  No I/O.
 
-A combo aims at one *target*: an endpoint that somebody listens on.  A plugin that dials out (`Aim.PEER`) takes the
-peer's endpoints as targets; one that asks to be dialled (`Aim.OURS`) takes our own, and the same rules judge them
-with the two sides exchanged.  `RULES` is the whole of the knowledge: the first rule that has an opinion decides.
+A combo has one *target*: an endpoint that one side listens on.  For a plugin that dials (`Aim.PEER`) the targets are
+the peer's endpoints.  For one that asks to be dialled (`Aim.OURS`) they are our own, and the same rules judge them with
+the two sides exchanged.  The first rule of `RULES` that has an opinion decides.
 
-Every valid combo is launched as a task of its phase at once; `Combo.delay` is how long that task holds back, so that a
-path with a better one beside it does not cost two TLS handshakes each time (the idea of RFC 8305 §5).
+Every valid combo is started as a task of its phase at once.  The task first waits for `Combo.delay`, so that two paths
+of which one is better do not cost two TLS handshakes each time (the idea of RFC 8305 §5).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = ["RULES", "Facts", "judge", "judge_request", "plan"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a rule may look at."""
+    """The input of a rule."""
 
     technique: Technique
     af: int
@@ -55,7 +55,7 @@ class Facts:
 
     @property
     def here(self) -> bool:
-        """Whether the target is the very machine that the dialling side runs on."""
+        """Whether the target is the host that the dialling side runs on."""
         return self.target.ip.is_loopback or self.target.ip in self.dialler.own
 
 
@@ -88,21 +88,22 @@ def _wrong_kind(f: Facts) -> Opinion:
 
 def _undialable(f: Facts) -> Opinion:
     scope = scope_of(f.target.ip)
-    hidden = scope is AddressScope.LOOPBACK and not f.target.ip.is_loopback  # an IPv4 one inside an IPv6 one
+    hidden = scope is AddressScope.LOOPBACK and not f.target.ip.is_loopback  # IPv4 loopback inside an IPv6 address
     bad = scope in (AddressScope.NO_HOST, AddressScope.LINK_LOCAL) or hidden
     return (INVALID, "not an address that may be dialled") if bad else None
 
 
 def _ourselves(f: Facts) -> Opinion:
-    """Two nodes never listen on one address and port: who finds its own one there would talk to itself."""
+    """Two nodes never listen on the same address and port, so the dialling side would connect to itself."""
     own = any(e.address == f.target.address and e.port == f.target.port for e in f.dialler.endpoints())
     return (INVALID, "that is the dialling side's own endpoint") if own else None
 
 
 def _same_host(f: Facts) -> Opinion:
-    """An address of one's own machine is where somebody else's peer is not: whoever names it aims at what runs here.
+    """An address of the dialling side's own host cannot be a peer's on another host: that would aim at other programs
+    here.
 
-    For who does run here, all other addresses are as they are for anybody.
+    Addresses that are not this host's are left to the other rules, also for a peer on the same host.
     """
     if not f.here:
         return None
@@ -123,7 +124,7 @@ def _same_network(f: Facts) -> Opinion:
 
 
 def _public_nic(f: Facts) -> Opinion:
-    """A public NIC address stands in the record as EXT too; one of them is enough."""
+    """A public NIC address is in the record as EXT, too; it is dialled only as that."""
     twin = f.target.kind is EndpointKind.NIC and any(
         e.kind is EndpointKind.EXT and e.address == f.target.address and e.port == f.target.port
         for e in f.target_side.endpoints()
@@ -138,7 +139,7 @@ def _private_elsewhere(f: Facts) -> Opinion:
 
 
 def _mapped(f: Facts) -> Opinion:
-    """At a private address it is open to the neighbours of the router, in its provider's network."""
+    """A port mapped at a private address is open to the router's neighbours in its provider's network."""
     if f.target.kind is not EndpointKind.MAPPED:
         return None
     if is_public(f.target.ip):
@@ -178,15 +179,16 @@ def judge(facts: Facts) -> tuple[Likelihood, str]:
 
 
 ASK_DELAY: Final = 0.02
-"""Seconds that asking to be dialled waits for dialling, where that is likely: less than the 30 ms that a connection may
-take beyond its round trips (benchmarks/punch_times.py)."""
+"""Seconds that combos which ask to be dialled wait where a dialling combo is likely: less than the 30 ms that a
+connection may take beyond its round trips (benchmarks/punch_times.py)."""
 TWIN_DELAY: Final = 0.05
-"""Seconds between two diallings of one public address in our own network, by NIC_BIND and by EXT_BIND."""
+"""Seconds between dialling a public address in our own network by NIC_BIND and by EXT_BIND."""
 MAX_COMBOS: Final = 32
-"""Combos of one phase, the likely ones first: a record with 256 endpoints must not make us dial 256 times."""
+"""Combos of one phase, likely ones first: a record with 256 endpoints must not make this node dial 256 times."""
 MAX_COMBOS_PER_TARGET: Final = 8
-"""Combos of one phase and plugin, to one address, an IPv6 /64 being one: the rest are ports of somebody whom the record
-names.  A machine with two interfaces in one network, two addresses on each, and a route type for each, has eight."""
+"""Combos of one phase and plugin to one address (or IPv6 /64).  More would be further ports of a host that the record
+names, which may be a third party.  A host with two interfaces in one network, two addresses on each, and a route type
+for each, has eight."""
 
 
 def plan(
@@ -196,9 +198,9 @@ def plan(
     afs: Collection[int] | None = None,
     route_types: Collection[RouteType] | None = None,
 ) -> list[Combo]:
-    """Every valid combo of the pair, likely ones first; at most `MAX_COMBOS` a phase, `MAX_COMBOS_PER_TARGET` of each.
+    """Every valid combo of the pair, likely ones first, restricted to `afs` and `route_types` where given.
 
-    `afs` and `route_types` leave only those.
+    There are at most `MAX_COMBOS` of a phase, and `MAX_COMBOS_PER_TARGET` for an address.
     """
     combos: list[Combo] = []
     for technique in techniques:
@@ -239,16 +241,16 @@ def judge_request(
     *,
     our_nats: Collection[IPv4Address | IPv6Address],
 ) -> JudgedPath:
-    """The path that a peer asks us to dial, where we would dial it ourselves and it leads to nobody else.
+    """The path that a peer asks us to dial, if we would dial it ourselves and it cannot lead to a third party.
 
-    What is only *perhaps* a good idea for ourselves is refused to a peer: a private address outside our own networks
-    would let it feel around in a network that it cannot see.
+    Some doubtful targets that we would try for ourselves are refused to a peer: by a private address outside our own
+    networks it could probe a network that it cannot see.
 
     Args:
       our_nats: the external addresses of our NATs.
 
     Raises:
-      PathRefused: it is not one of the peer's endpoints, or the rules forbid it.
+      PathRefused: the endpoint is not one of the peer's, or the rules forbid it.
     """
     why = "the endpoint is not in its sender's address"
     for endpoint in pair.peers.endpoints():
@@ -266,9 +268,9 @@ def judge_request(
             source=source,
         )
         likelihood, why = judge(facts)
-        # The kind is the peer's word: a private address that it calls EXT or MAPPED is no less private.
+        # The kind is the peer's claim: a private address is private even where the peer calls it EXT or MAPPED.
         near = facts.here or source is not None
-        # And behind an address of our own NAT are its administration, and what it forwards to our neighbours.
+        # An address of our own NAT leads to its administration, and to ports that it forwards to our neighbours.
         inside = not is_public(endpoint.ip) or endpoint.ip in our_nats
         elsewhere = not near and (wanted.route_type is RouteType.NIC_BIND or inside)
         if likelihood not in (Likelihood.INVALID, Likelihood.HOPELESS) and not elsewhere:
@@ -282,7 +284,7 @@ def judge_request(
 
 
 def _bounded(combos: Iterable[Combo], phase: str | None) -> list[Combo]:
-    """Those of a phase, as far as its bounds go."""
+    """The combos of a phase, within the bounds."""
     aims: Counter[tuple[str, str]] = Counter()
     kept: list[Combo] = []
     for combo in combos:
@@ -310,7 +312,7 @@ def _combo(facts: Facts, likelihood: Likelihood, why: str) -> Combo:
 
 
 def _with_delays(combos: list[Combo], asking: set[str]) -> list[Combo]:
-    """Who holds back for whom; see the three constants."""
+    """Set the delays of the combos; see `SAME_HOST_DELAY`, `ASK_DELAY` and `TWIN_DELAY`."""
     loopback = any(combo.route_type is RouteType.LOOPBACK_BIND for combo in combos)
     likely = {c.phase for c in combos if c.plugin not in asking and c.likelihood is Likelihood.LIKELY}
     aimed_at: set[tuple[str, bytes, int]] = set()

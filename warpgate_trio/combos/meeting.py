@@ -1,8 +1,9 @@
-"""Plans for plugins with which both sides send at once (`Aim.MEET`), and how likely each is.  Pure.
+"""Plans for plugins with which both sides send at once (`Aim.MEET`), and how likely each combo is.  No I/O.
 
-Nobody is dialled: each side finds out where its own packets come from, tells the other one, and both send.  So a combo
-has no target; it is a plugin, an address family and a route, and its rules ask what the *two* sides have in common.
-The first rule that has an opinion decides, and the responder judges a peer's request by the same table.
+No listening endpoint is dialled: each side learns the external addresses of its own ports, tells them to the other, and
+both send.  So a combo is a plugin, an address family and a route type, without a target.  The rules consider what the
+*two* sides have in common.  The first rule that has an opinion decides, and the responder judges a peer's request by
+the same table.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ __all__ = ["MEETING_RULES", "MeetingFacts", "judge_meeting", "judge_request", "m
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeetingFacts:
-    """What a rule may look at.
+    """The input of a rule.
 
     Attributes:
-      ours, peers: the two sides; it makes no difference to a rule which is which.
-      our_nat, peer_nat: what each knows of its own NAT.
-      source: our own address in a network that both are in.
+      ours, peers: the two sides; every rule treats them alike.
+      our_nat, peer_nat: what each side knows of its own NAT.
+      source: our own address in a network that both sides are in.
     """
 
     technique: Technique
@@ -83,7 +84,7 @@ def _no_common_network(f: MeetingFacts) -> Opinion:
 
 
 def _private_v6(f: MeetingFacts) -> Opinion:
-    """IPv6 has no NAT to speak of: where it leads outside at all, a public address says so."""
+    """IPv6 is hardly ever translated: a host that reaches the internet by it has a public address."""
     if f.route_type is RouteType.EXT_BIND and f.af == 6 and not (_is_public_v6(f.ours) and _is_public_v6(f.peers)):
         return (Likelihood.INVALID, "not both have a public IPv6 address")
     return None
@@ -99,7 +100,7 @@ def _same_network(f: MeetingFacts) -> Opinion:
 
 
 def _outlook(f: MeetingFacts) -> Opinion:
-    """What the plugin itself makes of the two NATs; one that raises has no opinion, and harms nobody else's combos."""
+    """The plugin's own opinion on the two NATs; an exception counts as no opinion and affects no other combo."""
     if f.technique.outlook is None:
         return None
     try:
@@ -135,9 +136,9 @@ def plan(
     afs: Collection[int] | None = None,
     route_types: Collection[RouteType] | None = None,
 ) -> list[Combo]:
-    """Every valid combo of the pair; of a technique at most one per family and route, so their number needs no bound.
+    """Every valid combo of the pair, restricted to `afs` and `route_types` where given.
 
-    `afs` and `route_types` leave only those.
+    A technique has at most one combo for each family and route type, so their number needs no bound.
     """
     combos: list[Combo] = []
     for technique in techniques:
@@ -174,10 +175,10 @@ def plan(
 
 
 def judge_request(pair: Pair, technique: Technique, wanted: RequestedPath) -> JudgedPath:
-    """The path on which a peer wants to meet us.  What is hopeless is done all the same: it costs little.
+    """The path on which a peer wants to meet us.  A hopeless one is allowed, since it costs little.
 
     Raises:
-      PathRefused: there is no such path between the two.
+      PathRefused: there is no such path between the two sides.
     """
     facts = _facts(pair, technique, wanted.af, wanted.route_type)
     likelihood, why = judge_meeting(facts)

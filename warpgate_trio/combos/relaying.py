@@ -1,11 +1,12 @@
-"""Plans for plugins that go by a relay (`Aim.RELAY`), and how likely each is.  Pure.
+"""Plans for plugins that use a relay (`Aim.RELAY`), and how likely each combo is.  No I/O.
 
-Nobody is dialled, whatever the NATs do, so a combo has no target, and its rules ask for a server alone.  There are two
-kinds of relay, and a plugin's transport says which it goes by:
+No endpoint is dialled, so a combo has no target, NATs do not matter, and the rules only consider servers.  There are
+two kinds of relay; the plugin's transport says which one it uses:
 
-* TCP: a rendezvous server that both sides use passes on a stream, on the connections that both have open to it anyway.
-  There is a combo for each such server.
-* UDP: a TURN server of one side, or one of each, pass on datagrams.  There is one combo, whichever servers it will be.
+* TCP: a rendezvous server of both sides forwards a stream, on the connections that both have open to it anyway.  There
+  is a combo for each such server.
+* UDP: a TURN server of one side, or one of each side, forwards datagrams.  There is one combo, whichever servers are
+  used in the end.
 
 The first rule that has an opinion decides.
 """
@@ -47,15 +48,15 @@ __all__ = [
 ]
 
 TAKES_CALLS: Final = "ws_relay"
-"""What an address says of a node that takes calls by the rendezvous servers that it names; the plugin's name."""
+"""The capability in the address of a node that takes calls by the rendezvous servers it names; the plugin's name."""
 HAS_TURN: Final = "turn"
-"""What an address says of a node that has TURN servers of its own, and can give a relay to a peer that has none; the
+"""The capability in the address of a node that has TURN servers, and so can provide a relay to a peer without; the
 plugin's name."""
 STAGGER: Final = 0.25
-"""Seconds between the calls by two servers that both sides use: the first one mostly answers in less.  None behind one
-that does not relay, or is on trial."""
+"""Seconds between calls by two common servers; the first one mostly answers sooner.  There is no pause after a server
+that does not relay or is on trial."""
 MAX_SERVERS: Final = 4
-"""Servers by which one pair is tried, as many as an address names."""
+"""Common servers that are tried for one pair: as many as an address names."""
 
 
 # -- by a rendezvous server --------------------------------------------------------------------------------------------
@@ -63,10 +64,10 @@ MAX_SERVERS: Final = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RendezvousFacts:
-    """What a rule may look at.
+    """The input of a rule.
 
     Attributes:
-      server: None where the two have none in common.
+      server: the common server; None where the two sides have none.
       peer_takes_calls: whether the peer's address says that it takes calls by a server.
     """
 
@@ -107,10 +108,10 @@ RENDEZVOUS_RULES: Final[tuple[Callable[[RendezvousFacts], Opinion], ...]] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnFacts:
-    """What a rule may look at.
+    """The input of a rule.
 
     Attributes:
-      ours, peers: whether we, and the peer, have servers.
+      ours, peers: whether this side, and the peer, have TURN servers.
     """
 
     technique: Technique
@@ -158,10 +159,10 @@ def plan(
     afs: Collection[int] | None = None,
     route_types: Collection[RouteType] | None = None,
 ) -> list[Combo]:
-    """Every valid combo of the pair.  `afs` and `route_types` leave only those.
+    """Every valid combo of the pair, restricted to `afs` and `route_types` where given.
 
-    What goes by a rendezvous server yields to what goes by TURN, which takes less of a server, and loses no datagram to
-    TCP.
+    Combos by a rendezvous server yield to those by TURN, which load a server less, and whose datagrams do not wait for
+    TCP's retransmissions.
     """
     relays = [technique for technique in techniques if technique.aim is Aim.RELAY]
     better = next((technique.name for technique in relays if technique.transport is Transport.UDP), "")
@@ -182,11 +183,12 @@ def _by_servers(
     *,
     yields_to: str,
 ) -> list[Combo]:
-    """A combo for each server that both sides use, or a hopeless one where each side has some and none is both's.
+    """A combo for each common server, or one hopeless combo where both sides have servers but none in common.
 
-    Those that failed lately, and those that do not relay, come last.
+    Servers that failed lately, and those that do not relay, come last.
 
-    Such a relay has no address family, since each side reaches the server by its own; the combo has the first of `afs`.
+    Such a relay has no address family, since each side reaches the server by its own.  The combo has the first allowed
+    one, IPv4 before IPv6.
     """
     if not pair.relays or not pair.peer_has_servers:
         return []
@@ -248,13 +250,13 @@ def _by_turn(
 
 
 def judge_request(pair: Pair, technique: Technique, wanted: RequestedPath, *, server: str | None) -> JudgedPath:
-    """The path on which a peer wants to meet us at a relay.
+    """The path by a relay that a peer requests.
 
     Args:
-      server: by which it called; None: it sent a signal.
+      server: the rendezvous server that the peer called by; None where it sent a signal.
 
     Raises:
-      PathRefused: there is no such path between the two, or it should have called and has not.
+      PathRefused: there is no such path between the two, or the plugin needs a call and the peer sent a signal.
     """
     if technique.transport is Transport.UDP:
         likelihood, why = _judge_turn(pair, technique, wanted.route_type)
@@ -277,7 +279,7 @@ def _judge_turn(pair: Pair, technique: Technique, route_type: RouteType) -> tupl
 
 
 def _family(pair: Pair, afs: Collection[int] | None) -> Literal[4, 6] | None:
-    """IPv4 where both have it or nothing is known; IPv6 where that is all they have in common."""
+    """IPv4 where both sides have it, else IPv6 where both have that, else the first allowed family."""
     allowed: list[Literal[4, 6]] = [family for family in _FAMILIES if afs is None or family in afs]
     both = [family for family in allowed if _has(pair.ours, family) and _has(pair.peers, family)]
     return next(iter([*both, *allowed]), None)

@@ -1,4 +1,4 @@
-"""Plugins: one traversal technique each, yours included; docs/writing_a_plugin.md is the guide."""
+"""Plugins: one traversal technique each.  The guide for writing one is docs/writing_a_plugin.md."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Plugins: one traversal technique each, yours included; docs/writing_a_plugin.md is the guide.
+"""Plugins: one traversal technique each.  The guide for writing one is docs/writing_a_plugin.md.
 
 A plugin is a class with the `register` decorator (`plugin.registry`).  For every valid combo of a walk one instance is
-made, and its `run` turns one possible path into a `Carrier` (or a `Link` that a dialler has already proven itself on),
-or raises.  What becomes of it, the race, the commit, the report and the closing, is the walk's business.
+made.  Its `run` turns one possible path into a `Carrier`, or into a `Link` whose peer is proven, or raises.  The walk
+does the rest: it races the combos, commits, reports, and closes what is not needed.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ UDP: Final = Transport.UDP
 
 Phase = Literal["direct", "punch", "spray", "relay"]
 PHASES: Final[tuple[Phase, ...]] = ("direct", "punch", "spray", "relay")
-"""In the order in which a walk takes them."""
+"""The phases, in the order of a walk."""
 
 
 class PathRequest(Message, frozen=True):
-    """The base of a plugin's first signal: it names the path that the initiator's combo is about.
+    """The base of a plugin's first signal, which names the path of the initiator's combo.
 
-    The responder's side judges the path by the same rules before its plugin's `run` is called, so a stranger cannot
-    aim it anywhere.
+    The responder's node judges the path by the same rules before it calls the plugin's `run`, so that a stranger cannot
+    make it dial arbitrary targets.
 
     Attributes:
       af: 4 or 6.
       route_type: a `RouteType`.
-      address, port: the endpoint that the responder is to dial.  It has to be one of the sender's signed address, and
-        the rules have to allow it; else the sender hears that the run failed.  Empty and 0 for a plugin that dials
-        nobody (`Aim.MEET`).
+      address, port: the endpoint that the responder is to dial.  It must be one of the sender's signed address, and the
+        rules must allow it; otherwise the sender learns that the run failed.  Empty and 0 for a plugin that dials
+        nothing (`Aim.MEET`).
     """
 
     af: Literal[4, 6]
@@ -70,47 +70,49 @@ class PathRequest(Message, frozen=True):
 class Plugin(ABC):
     """One run of a technique, on one side, for one combo.
 
-    Class attributes, all declared by the plugin:
+    Class attributes, which the plugin declares:
 
     ====================  ===========================================================================================
-    ``name``              unique; what reports, logs and wire names show
+    ``name``              unique; appears in reports, logs and the names of its messages
     ``transport``         `TCP` or `UDP`: which endpoints of an address it can use
-    ``route_types``       the `RouteType` it can use
-    ``timeout``           ceiling in seconds for a pinned call (`Node.connect`); a walk has its phases' budgets
-    ``proto_messages``    the `Message` types of its own that it sends and understands
-    ``aim``               `Aim.PEER` when it dials the peer's endpoints, `Aim.OURS` when it asks to be dialled,
-                          `Aim.MEET` when both sides send at once, `Aim.RELAY` when a server passes on what they say:
+    ``route_types``       the `RouteType` members that it can use
+    ``timeout``           seconds that a pinned call (`Node.connect`) may last; a walk has its phases' budgets
+    ``proto_messages``    its own `Message` types, which it sends and understands
+    ``aim``               `Aim.PEER` if it dials the peer's endpoints, `Aim.OURS` if it asks to be dialled,
+                          `Aim.MEET` if both sides send at once, `Aim.RELAY` if a server forwards their data:
                           a rendezvous server of both with `TCP`, a TURN server of either with `UDP`
-    ``pathless``          True when it works on no particular address family, route and endpoint (`fan_out`)
+    ``pathless``          True if it works on no particular address family, route type and endpoint (`fan_out`)
     ``phase``             set by `register`
     ====================  ===========================================================================================
 
-    Instance attributes and methods, what `run` works with:
+    Instance attributes and methods, for use in `run`:
 
     ======================  ===========================================================================================
     ``node``                `NodeView`
     ``peer``                the peer's `PeerAddress`, authentic
-    ``af``, ``route_type``  of this combo; PluginError where there is no path, and for the next two
+    ``af``, ``route_type``  of this combo; like the next two, they raise PluginError where there is no path
     ``src``                 address to bind before dialling, or None for the routing table's choice
-    ``dest``                the `Endpoint` to dial, ours when the plugin asks to be dialled; PluginError with `Aim.MEET`
+    ``dest``                the `Endpoint` to dial, ours if the plugin asks to be dialled; PluginError with `Aim.MEET`
     ``session_id``          16 bytes that both sides share; ``attempt_id`` 16 more for this run
-    ``inbound``             True in the responder's half, which a peer's request has started
+    ``inbound``             True on the responder's side, where a peer's request started the run
     ``nursery``             for background work; cancelled when the attempt ends, before the caller has the Pipe; if a
                             task in it raises, the attempt fails
     ``send_signal``         send a `Message` to the other side's run of this attempt
-    ``receive_signal``      the next `Message` from there
-    ``wait_inbound``        the `Link` of a peer that dialled us for this attempt
-    ``receive_proof``       the `Link` on a carrier that the peer dialled, once it has proven itself there
+    ``receive_signal``      receive the next `Message` from there
+    ``wait_inbound``        wait for the `Link` of a peer that dialled us for this attempt
+    ``receive_proof``       the `Link` on a carrier that the peer dialled, once the peer is proven
     ``budget``              seconds until this attempt is ended from outside
     ``clock``, ``nat``      corrected wall clock; our NAT profile as our address has it (None: nothing is known)
     ``race``                run other plugins, and take the first path that one of them makes
-    ``hold_phase``          a path answers: have the phase wait a second for its handshake
-    ``circuit``             with `Aim.RELAY` and `TCP`: a stream by the combo's server that leads nowhere yet; in the
-                            responder's half the one that the peer calls by
-    ``call``                call the peer by a circuit; the `Message` of its answer
-    ``answer_call``         take the peer's call
-    ``adopt``               give a task a life beyond the attempt, with the winner's Link
-    ``goodbye``             hand in what is still to be said over the network after the attempt
+    ``hold_phase``          keep the phase open for a second, for the handshake on a path that has answered
+    ``has_room``            on the responder's side: whether the peer's Pipe would be accepted now
+    ``expect_accept``       on the initiator's side: the peer has promised to accept
+    ``circuit``             with `Aim.RELAY` and `TCP`: a new stream by the combo's server, not connected yet; on the
+                            responder's side the stream that the peer calls by
+    ``call``                call the peer by a circuit; returns the `Message` of its answer
+    ``answer_call``         accept the peer's call
+    ``adopt``               run a task beyond the attempt, for as long as the winning carrier lives
+    ``goodbye``             run a task for the last messages after the attempt
     ======================  ===========================================================================================
     """
 
@@ -131,32 +133,33 @@ class Plugin(ABC):
         """Make a path.
 
         Args:
-          reply: on the responder's side (`inbound`), the message that asked for it; else None.
+          reply: on the responder's side (`inbound`), the message that requested the run; else None.
 
         Returns:
-          A `Carrier`, or a `Link` that the peer has proven itself on; it belongs to the attempt from then on, which
-          closes it unless it wins.  Auxiliary plugins (``phase=None``) return what they are for, or None.
+          A `Carrier`, or a `Link` whose peer is proven.  It belongs to the attempt from then on, which closes it unless
+          it wins.  Auxiliary plugins (``phase=None``) return their result, or None.
 
         Raises:
-          AttemptFailed: it did not work, for a reason that the technique expects.  So may OSError, CarrierError,
-            trio.BrokenResourceError, trio.TooSlowError and signal errors be left to escape.  Any other exception is
-            logged with its traceback; none of them ends more than this combo.
+          AttemptFailed: no path was made, for a reason that the technique expects.  OSError, CarrierError,
+            trio.BrokenResourceError, trio.TooSlowError and signal errors need not be caught either.  Any other
+            exception is logged with its traceback.  No exception ends more than this combo.
         """
 
     @classmethod
     def outlook(cls, ours: NatProfile, peers: NatProfile, af: int) -> tuple[Likelihood, str] | None:
-        """What the technique makes of two NATs, where nobody is dialled (`Aim.MEET`); None: no opinion.
+        """How likely the technique is between two NATs, and why, in one sentence (`Aim.MEET`); None is no opinion.
 
         Args:
-          ours, peers: what each side has measured; an axis that is unknown makes nothing hopeless.
+          ours, peers: what each side has measured.  An unknown property should not make a combo hopeless.
+          af: 4 or 6.
         """
         return None
 
     @classmethod
     def setup(cls, node: NodeView) -> AbstractAsyncContextManager[Callable[[AttemptContext], Plugin]]:
-        """Per-node state: override it with an async context manager that yields the factory of the instances.
+        """Per-node state.  Override it with an async context manager that yields the factory of the instances.
 
-        It is entered when the node opens and left when the node closes.  An exception in it disables the plugin.
+        It is entered when the node opens and left when the node closes.  An exception on entering disables the plugin.
         """
         return _NoSetup(cls)
 
@@ -215,53 +218,52 @@ class Plugin(ABC):
 
     @property
     def budget(self) -> float:
-        """Seconds that this attempt has at most from now; a walk may end it earlier, when another combo wins."""
+        """Seconds left for this attempt; a walk may end it earlier, when another combo wins."""
         return max(trio.current_effective_deadline() - trio.current_time(), 0.0)
 
     async def send_signal(self, message: Message) -> None:
-        """Send a message to the peer's run of this attempt; the first one starts it there.
+        """Send a message to the peer's run of this attempt; the first message starts that run.
 
-        Returns when a server has taken it.
+        Returns when a server has accepted the message.
 
         Raises:
-          SignalUnavailable: no server could.
-          AttemptFailed: the servers know that the peer is not there, or that it reads nothing.
+          SignalUnavailable: no server could carry it.
+          AttemptFailed: the servers report that the peer is not connected, or does not read its signals.
         """
         await self._attempt.send_signal(message)
 
     async def receive_signal(self) -> Message:
-        """The next message of the peer's run of this attempt.  A Link that comes meanwhile is closed.
+        """Receive the next message of the peer's run of this attempt.  A Link that arrives meanwhile is closed.
 
         Raises:
-          PeerRefused: the peer does not take part.
-          AttemptFailed: its run failed.
+          PeerRefused: the peer does not accept calls of this node.
+          AttemptFailed: the peer refused this request, or its run failed.
         """
         return await self._attempt.receive_signal()
 
     async def wait_inbound(self) -> Link:
         """Wait for the peer to dial our listener for this attempt; errors as in `receive_signal`.
 
-        Messages that come meanwhile are dropped.
+        Messages that arrive meanwhile are dropped.
         """
         return await self._attempt.wait_inbound()
 
     async def receive_proof(self, carrier: Carrier) -> Link:
-        """Wait until the peer has proven itself on a carrier that it dialled, and return the Link on it.
+        """Wait for the peer's PROOF on a carrier that it dialled, and return the Link on that carrier.
 
-        For a plugin that has several and does not know which one the peer will choose; return the first Link.
+        For a plugin with several carriers that does not know which one the peer will choose: return the first Link.
 
         Raises:
-          WrongPeer: it was another node, or another session.
+          WrongPeer: the PROOF is of another node, or of another session.
           trio.BrokenResourceError, ProtocolError: the carrier ended first.
         """
         return await self._attempt.receive_proof(carrier)
 
     hear_proof = receive_proof
-    """The same, under the name that it had in the first releases."""
+    """The former name of `receive_proof`."""
 
     async def race(self, plugins: Sequence[str], *, stagger: float) -> Link:
-        """Run other plugins towards the peer, every valid combo of theirs that the call allows, and return the first
-        proven Link.
+        """Race other plugins, with every valid combo that the call allows, and return the first proven Link.
 
         Args:
           plugins: their names, in the order in which they start.
@@ -269,78 +271,78 @@ class Plugin(ABC):
 
         Raises:
           AttemptFailed: none of them made a path.
-          PeerRefused: the peer said no to one of them.
-          PluginError: in the responder's half.
+          PeerRefused: none of them made a path, and the peer refused this node.
+          PluginError: this is the responder's side.
         """
         return await self._attempt.race(plugins, stagger=stagger)
 
     def hold_phase(self) -> None:
-        """A path answers: do not end the phase within the next second, while a handshake is made on it.
+        """Keep the phase open for the next second, while a handshake is made on a path that has answered.
 
-        However often it is called, a phase takes no more than a second longer than its budget.  On the responder's side
-        it does nothing.
+        However often this is called, a phase lasts at most a second longer than its budget.  On the responder's side it
+        does nothing.
         """
         self._attempt.hold_phase()
 
     def has_room(self) -> bool:
-        """Whether the peer's Pipe would be accepted if it committed now, and may leave its path for a better one.
+        """Whether the peer's Pipe would be accepted if it committed now, and may later move to a better path.
 
-        For the responder's half, which may tell the peer; False in the initiator's.
+        For the responder's side, which may tell the peer so; always False on the initiator's side.
         """
         return self._attempt.has_room()
 
     def expect_accept(self) -> None:
-        """The peer has said that it `has_room`: where the call is in a hurry, its Pipe does not wait for the ACCEPT.
+        """Note that the peer `has_room`: with `relay_first`, the Pipe then does not wait for the ACCEPT.
 
         On the responder's side it does nothing.
         """
         self._attempt.expect_accept()
 
     async def circuit(self) -> Circuit:
-        """A stream by the combo's server: a new one, to `call` by; in the responder's half the peer's, to answer.
+        """A stream by the combo's server: a new one to `call` by, or, on the responder's side, the peer's to answer.
 
-        Waits until the server is connected.  Whoever takes a new one closes it.
+        It waits until the server is connected.  The plugin has to close a new circuit.
 
         Raises:
           CircuitRefused: the server cannot relay now.
-          AttemptFailed: the combo goes by no server.
-          PluginError: the peer has not called.
+          AttemptFailed: the combo has no server.
+          PluginError: this is the responder's side, and the peer has not called.
         """
         return await self._attempt.circuit()
 
     async def call(self, circuit: Circuit, message: Message) -> Message:
-        """Call the peer's run of this attempt, which starts it there, and return what it answers with.
+        """Call the peer by a circuit, which starts its run of this attempt, and return its answer.
 
         Raises:
-          CircuitRefused: the server or the peer does not take the call; its `reason` says why, `try_again` that the
-            peer has told its time meanwhile, and `too_early` that another call may be taken all the same.
+          CircuitRefused: the server or the peer refuses the call; `reason` says why.  A second call is worthwhile where
+            `try_again` is set (the peer has told its time meanwhile) or `too_early` (the call was made while the
+            connection to the server was still being opened).
           PeerRefused, AttemptFailed: as in `receive_signal`.
         """
         return await self._attempt.call(circuit, message)
 
     async def answer_call(self, message: Message) -> None:
-        """Take the peer's call: the circuit is open from here on.
+        """Accept the peer's call: the circuit is open from now on.
 
         Raises:
-          CircuitRefused: it was taken back.
+          CircuitRefused: the peer has withdrawn the call.
           PluginError: the peer has not called.
         """
         await self._attempt.answer_call(message)
 
     def adopt(self, task: Callable[[], Awaitable[object]]) -> None:
-        """Run `task` in the node, for as long as the Link lives that this attempt makes, goodbyes included; only if it
-        wins, or on the responder's side is accepted.
+        """Run `task` in the node for as long as the carrier of this attempt lives, goodbyes included.
 
-        It is started by the ACCEPT and cancelled when the Link has ended.  What it raises is logged, and breaks the
-        Link.
+        The task starts once the carrier is accepted, so only if this attempt wins.  It is cancelled when the carrier,
+        or its Link, has ended.  An exception in it is logged and breaks the carrier.
         """
         self._attempt.adopt(task)
 
     def goodbye(self, task: Callable[[], Awaitable[object]]) -> None:
         """Run `task` in the node, from now on and for at most ``budgets.goodbye`` seconds, whatever ends this attempt.
 
-        For what is still to be said over the network; hand it in on the way out.  It runs while the node closes, too.
-        What it raises is logged, no more.
+        It is for last messages, and is called where the plugin cleans up.  The task also runs while the node closes.
+        Its exceptions are only logged.
         """
         self._attempt.goodbye(task)
 

@@ -1,7 +1,6 @@
-"""What a plugin's run may see and do: its node, and the attempt that runs it.
+"""What a plugin's run may see and do: the interfaces of its node and of its attempt.
 
-Both are contracts.  `warpgate_trio.walk.attempt` and `warpgate_trio.node.runtime` keep them; a test of a plugin may put
-something of its own in their place.
+`warpgate_trio.node.view` and `warpgate_trio.walk.attempt` implement them.  A test of a plugin may implement its own.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ __all__ = ["AttemptContext", "NodeView"]
 
 
 class NodeView(ABC):
-    """What a plugin may see of the node it works for; read-only.
+    """A plugin's read-only view of its node.
 
     Attributes:
       peer_id: the node's own id.
       address: the `PeerAddress` that the node publishes now.
-      host: the machine (`warpgate_trio.host.Host`).
+      host: this host (`warpgate_trio.host.Host`).
       tls: the node's TLS contexts, for `TlsCarrier.dial` and `TlsCarrier.serve`.
-      budgets: what the configuration says about time.
+      budgets: the configured times.
       clock: the corrected wall clock.
-      signal_rtt: seconds that a signal to a peer and its answer take at least, None while no server is connected.
-      udp_ports: opens UDP ports whose owner tasks live as long as the node.
+      signal_rtt: seconds that a signal to a peer and its answer take at least; None while no server is connected.
+      udp_ports: opens UDP ports, whose owner tasks live as long as the node.
       nat: what is known of the node's NATs, and ports that are mapped already.
-      relays: relayed addresses at the node's TURN servers.
+      relays: allocations at the node's TURN servers.
     """
 
     peer_id: str
@@ -57,15 +56,15 @@ class NodeView(ABC):
 
     @abstractmethod
     async def serve_quic(self, path: DatagramPath) -> Carrier:
-        """Be the QUIC server on a path, with the node's key; see `QuicCarrier.serve`."""
+        """Act as the QUIC server on a path, with the node's key; see `QuicCarrier.serve`."""
 
     @abstractmethod
     def known_address(self, peer_key: bytes) -> PeerAddress | None:
-        """What a peer (its Ed25519 key) said last of where it is; None when the node has heard nothing of it."""
+        """The last address that a peer (by its Ed25519 key) sent itself; None where it has sent none."""
 
 
 class AttemptContext(Protocol):
-    """One run of a plugin on one side, as the plugin may use it; `Plugin` documents each method and attribute."""
+    """One run of a plugin on one side; `Plugin` documents each method and attribute."""
 
     @property
     def node(self) -> NodeView: ...
@@ -73,7 +72,7 @@ class AttemptContext(Protocol):
     def peer(self) -> PeerAddress: ...
     @property
     def path(self) -> JudgedPath:
-        """What the run works on.
+        """The path that the run works on.
 
         Raises:
           PluginError: the plugin makes no path.

@@ -1,7 +1,7 @@
-"""Which plugins there are: those that the `register` decorator took, and those that a node loads.
+"""The registry of plugins: those registered by the `register` decorator, and those that a node loads.
 
-Plugins are found through the entry-point group ``warpgate.strategies``: an entry point names a module, importing it
-runs the decorators.
+Plugins are found through the entry-point group ``warpgate.strategies``.  An entry point names a module, and importing
+it runs the decorators.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ logger: logging.Logger = logging.getLogger(__name__)
 ENTRY_POINT_GROUP: Final = "warpgate.strategies"
 
 plugin_registry: Final[dict[str, type[Plugin]]] = {}
-"""Every class that `register` has taken, by name, in the order of registration."""
+"""Every registered class, by name, in the order of registration."""
 
 _P = TypeVar("_P", bound=type[Plugin])
 
 
 def register(*, phase: Phase | None) -> Callable[[_P], _P]:
-    """Class decorator: declare a plugin for a phase of the walk; ``phase=None`` keeps it out of the walk.
+    """Class decorator that registers a plugin for a phase of the walk; with ``phase=None`` it is in no walk.
 
     Raises:
       PluginError: a declaration is missing or wrong, or the name is another plugin's.
@@ -60,7 +60,7 @@ def register(*, phase: Phase | None) -> Callable[[_P], _P]:
 
 
 def _checked_name(cls: type[Plugin]) -> str:
-    """The plugin's name; `PluginError` when its declaration is missing something or wrong."""
+    """The plugin's name; `PluginError` where a declaration is missing or wrong."""
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not name.isidentifier() or name == OWNER:
         raise PluginError(f"{cls.__name__}: a plugin's name is an identifier, not {name!r}")
@@ -84,7 +84,14 @@ def technique_of(plugin: type[Plugin]) -> Technique:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginStatus:
-    """One line of ``node.plugins``: a plugin, or an entry point that gave none; `problem` is None when all is well."""
+    """An entry of ``node.plugins``: a plugin, or an entry point that failed.
+
+    Attributes:
+      name: of the plugin, or of the entry point.
+      phase: the plugin's phase.
+      source: the class, or the entry point's target.
+      problem: why it is not used; None where it is.
+    """
 
     name: str
     phase: str | None = None
@@ -97,7 +104,7 @@ class LoadedPlugins:
     """The plugins of one node.
 
     Attributes:
-      plugins: by name.
+      plugins: plugin name -> class.
       messages: wire name -> (plugin, message type).
       problems: what was skipped, and why.
     """
@@ -114,12 +121,12 @@ def load_plugins(
 ) -> LoadedPlugins:
     """Import every advertised plugin and choose among them.
 
-    What cannot be imported, or whose name or message is taken, is skipped, logged, and listed in
+    A plugin that cannot be imported, or whose name or message names collide, is skipped, logged, and listed in
     `LoadedPlugins.problems`.
 
     Args:
-      select: names of registered plugins, or plugin classes; None takes every plugin that is registered.
-      entry_points: instead of those of the installed packages.
+      select: names of registered plugins, or plugin classes; None takes every registered plugin.
+      entry_points: used in place of those of the installed packages.
 
     Raises:
       ConfigError: there is no plugin at all, or `select` names one that does not exist.
@@ -170,6 +177,6 @@ def _source(plugin: type[Plugin]) -> str:
 
 
 def status_of(loaded: LoadedPlugins) -> tuple[PluginStatus, ...]:
-    """``node.plugins``: what is there, then what was skipped."""
+    """The content of ``node.plugins``: the plugins, then those that were skipped."""
     present = [PluginStatus(name=name, phase=p.phase, source=_source(p)) for name, p in loaded.plugins.items()]
     return (*present, *loaded.problems)
