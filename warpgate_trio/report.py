@@ -1,7 +1,7 @@
 """What a walk did and why it ended: the typed answer to "why are these two peers (not) connected?".
 
-`ConnectError` and `Pipe.report` carry it; `warpgate_trio.walk.recorder` writes it.  All of it is plain data:
-``msgspec.to_builtins(report)`` is what the command line prints as JSON.
+`ConnectError` and `Pipe.report` have the report; `warpgate_trio.walk.recorder` makes it.  It is plain data: the command
+line prints ``msgspec.to_builtins(report)`` as JSON.
 """
 
 from __future__ import annotations
@@ -32,42 +32,42 @@ __all__ = [
 
 
 class LookupOutcome(Enum):
-    """What came of asking one server for the record of a key (docs/contacts.md)."""
+    """The result of asking one server for the record of a key (docs/contacts.md)."""
 
     RECORD = "record"
-    """It has one that can be used."""
+    """The server has a usable record."""
     NOBODY = "nobody"
-    """It says that nobody is registered by that key who has published one."""
+    """The server has no record of that key."""
     TOO_MANY = "too_many"
-    """It takes no further lookups from here now."""
+    """The server accepts no further lookups from this node for now."""
     UNSUPPORTED = "unsupported"
-    """It keeps no key records: it is of an older release."""
+    """The server does not store key records: it is of an older release."""
     FORBIDDEN = "forbidden"
-    """Its rules do not let us ask: those of a broker (ACL), for the topics of key records."""
+    """The rules of an MQTT broker (ACL) do not let this node read the topics of key records."""
     SILENT = "silent"
-    """It is not connected, or does not answer."""
+    """The server is not connected, or does not answer."""
     OTHER_KEY = "other_key"
-    """It shows the record of another key."""
+    """The server returned the record of another key."""
     FORGED = "forged"
-    """It shows a record that is not signed by its key."""
+    """The server returned a record that is not signed by its key."""
     MALFORMED = "malformed"
-    """It shows what is no record."""
+    """The server returned bytes that are not a record."""
     UNKNOWN_VERSION = "unknown_version"
-    """The peer is of a later release."""
+    """The record is of a later release."""
     EXPIRED = "expired"
-    """It shows a record that is not good any more."""
+    """The record has expired."""
     NOT_YET_VALID = "not_yet_valid"
-    """It shows a record from the future: a clock is wrong."""
+    """The record's time of issue is in the future: a clock is wrong."""
     ROLLED_BACK = "rolled_back"
-    """It shows an older record than was seen before."""
+    """The record is older than one that was seen before."""
 
 
 class Lookup(msgspec.Struct, frozen=True):
-    """One server and what it said of a key.
+    """The result of looking up a key at one server.
 
     Attributes:
-      server: its URL, without a password.
-      outcome: what came of it.
+      server: the server's URL, without a password.
+      outcome: the result.
     """
 
     server: str
@@ -75,48 +75,48 @@ class Lookup(msgspec.Struct, frozen=True):
 
 
 class Verdict(Enum):
-    """The one reason that explains most of a walk's end."""
+    """How a walk ended: the reason that explains most."""
 
     CONNECTED = "connected"
     REFUSED = "refused"
-    """The peer's ``authorize`` said no."""
+    """The peer's ``authorize`` refused this node."""
     NOT_ACCEPTING = "not_accepting"
-    """The peer was reached and does not take Pipes."""
+    """The peer was reached and does not accept Pipes."""
     BUSY = "busy"
-    """The peer was reached and has no room now."""
+    """The peer was reached and has no room for another Pipe now."""
     UNSUPPORTED = "unsupported"
-    """The peer speaks a version of the protocol that this release does not."""
+    """The two releases have no common protocol version, or the peer lacks a plugin that was needed."""
     WRONG_PEER = "wrong_peer"
     """Every path that opened led to another node."""
     NOTHING_TO_TRY = "nothing_to_try"
     """No combo was valid: no common address family, or the options exclude everything."""
     CLOCK_OFF = "clock_off"
-    """Signals are refused for their time, and correcting it did not help."""
+    """The peer refused signals for their timestamps, and correcting these by its clock did not help."""
     NO_DNS = "no_dns"
     """The names of all signal servers, or of all STUN servers, cannot be resolved, and no direct path worked."""
     NO_SIGNAL = "no_signal"
     """No signal server that the two share could be reached, and no direct path worked."""
     PEER_OFFLINE = "peer_offline"
-    """The signal servers are there, the peer is not; no direct path worked."""
+    """The signal servers were reached, but the peer is not connected to them; no direct path worked."""
     PEER_SILENT = "peer_silent"
-    """Signals were handed to the peer, which never answered; no direct path worked."""
+    """A signal server accepted the signals, but the peer never answered; no direct path worked."""
     BROKE_OFF = "broke_off"
     """A path was found and proven, and then broke before the peer accepted."""
     TIMED_OUT = "timed_out"
-    """The time that the caller or ``budgets.total`` gave was over."""
+    """The caller's timeout, or ``budgets.total``, was over."""
     NO_BETTER_PATH = "no_better_path"
-    """A search behind a Pipe has found none; the Pipe stays on its path."""
+    """A search for a better path of a Pipe found none; the Pipe stays on its path."""
     UNREACHABLE = "unreachable"
     """Nothing answered on any path that was tried."""
     NO_RELAY_CONFIGURED = "no_relay_configured"
     """Everything direct failed, the peer answers signals, and there is no relay that the two may use."""
     RELAY_FAILED = "relay_failed"
-    """Everything direct failed, the peer answers signals, and no relay brought the two together."""
+    """Everything direct failed, the peer answers signals, and no relay worked."""
     RELAY_FORBIDS = "relay_forbids"
-    """Everything direct failed, and the relay's server forbids it to send to where the peer is."""
+    """Everything direct failed, and the TURN server forbids sending to the peer's address."""
 
     def __str__(self) -> str:
-        """Its value, which is what the JSON and the documentation call it."""
+        """The value, by which the JSON and the documentation name it."""
         return self.value
 
 
@@ -146,11 +146,11 @@ ADVICE: Final = {
     Verdict.RELAY_FAILED: "Check the relays: the report's rows of `turn` and `ws_relay` say what the servers answered.",
     Verdict.RELAY_FORBIDS: "Have the TURN server allow its own address (coturn: allowed-peer-ip), or use another.",
 }
-"""What would help; `BETTER_ADVICE` where more is known than the verdict."""
+"""What would help, by verdict; `BETTER_ADVICE` is more specific."""
 
 
 class Known(Enum):
-    """What advice goes by besides the verdict, in words; `REMEDIES` has what would help against each."""
+    """A known obstacle, in words, on which the advice depends besides the verdict; `REMEDIES` says what would help."""
 
     NO_RELAY_TOKEN = "neither side has the relay token of a server that both use"
     NO_COMMON_SERVER = "the two have no rendezvous server in common"
@@ -163,7 +163,7 @@ class Known(Enum):
     TAKEN = "the peer serves one Pipe, and has it"
 
     def __str__(self) -> str:
-        """Its value."""
+        """The value."""
         return self.value
 
 
@@ -184,7 +184,7 @@ REMEDIES: Final = {
     Known.BOTH_SYMMETRIC: "Forward a port to one side (`listen --port`), give it IPv6, or another router.",
     Known.TAKEN: "Wait until the peer is free: it serves one caller at a time, and has one.",
 }
-"""What would help against each."""
+"""What would help against each obstacle."""
 
 _BETTER: Final = {
     Verdict.BUSY: (Known.TAKEN,),
@@ -204,11 +204,11 @@ _BETTER: Final = {
     ),
 }
 BETTER_ADVICE: Final = {(verdict, known): REMEDIES[known] for verdict, some in _BETTER.items() for known in some}
-"""What would help, where more is known than the verdict."""
+"""What would help, by verdict and known obstacle."""
 
 
 def advise(verdict: Verdict, known: Collection[Known] = ()) -> str:
-    """One sentence on what would help, by the first of `Known` that has one for this verdict."""
+    """One sentence on what would help, by the first known obstacle that has one for this verdict."""
     return next(
         (BETTER_ADVICE[verdict, each] for each in Known if (verdict, each) in BETTER_ADVICE and each in known),
         ADVICE[verdict],
@@ -223,19 +223,25 @@ class Outcome(Enum):
     """Another combo won while this one was under way."""
     FAILED = "failed"
     TIMED_OUT = "timed_out"
-    """Its phase's budget, the plugin's ceiling or the overall deadline was over."""
+    """Its phase's budget, the plugin's timeout or the walk's deadline was over."""
     NOT_STARTED = "not_started"
     """Another combo won before this one's turn."""
     HOPELESS = "hopeless"
-    """Known to be impossible; skipped, or tried only in the last round."""
+    """Expected to fail, and not tried: hopeless combos are tried only in a walk's last round."""
 
 
 class ComboReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One combo's fate; times in milliseconds from the start of the walk, or of the search.
+    """The outcome of one combo; times are in milliseconds from the start of the walk, or of the search.
 
-    `target` is the endpoint that was dialled, by us or (for `reverse_connect`) by the peer: kind, transport, address,
-    as in ``"nic tcp 192.168.1.9:4433"``; of a relay its server's URL, without a password.  `cleanup_ms` is what a combo
-    took to end after it was told to.
+    Attributes:
+      phase, plugin, af, route: what the combo is.
+      target: the endpoint that was dialled, by this node or (for `reverse_connect`) by the peer: kind, transport and
+        address, as in ``"nic tcp 192.168.1.9:4433"``.  For a rendezvous server that relays, its URL without a password.
+      likelihood: the planner's expectation, a value of `Likelihood`.
+      outcome: how it ended.
+      error: why, in one sentence; for a hopeless combo why it is hopeless.
+      started_ms, ended_ms: when its attempt began and ended; None where it did not.
+      cleanup_ms: how long it took to end after its cancellation.
     """
 
     phase: str | None
@@ -252,15 +258,15 @@ class ComboReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SignalReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of what a walk said to the peer by signal.
+    """The walk's signals to the peer, and their results.
 
     Attributes:
-      sent: there was something to say.
-      delivery: the best that a signal server did with it: ``"nobody_home"`` (it knows that the peer is not there),
-        ``"full"`` (the peer takes nothing at the moment), ``"queued"`` (it tells no more) or ``"delivered"``; None
-        where none took it, or nobody waited for its word.
-      answered: the peer has answered, other than about the time.
-      clock_corrected: it has told its time, and signals went by that.
+      sent: a signal was sent, or at least begun.
+      delivery: the best result that a signal server reported: ``"nobody_home"`` (the peer is not connected to it),
+        ``"full"`` (the peer's mailbox is full), ``"queued"`` (the server reports no more than that it took the signal)
+        or ``"delivered"``; None where no server took a signal, or its report was not waited for.
+      answered: the peer answered, with something other than its time.
+      clock_corrected: the peer told its time, and later signals were stamped by it.
     """
 
     sent: bool
@@ -270,22 +276,23 @@ class SignalReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ConnectReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole walk: a call's, or that of a search for another path behind a Pipe.
+    """A whole walk: that of a call, or that of a later search for another path of a Pipe.
 
     Attributes:
       peer: the peer's id.
-      session: 32 hex digits that both sides' logs name.
-      verdict, advice: the one reason, and one sentence on what would help.
-      elapsed_ms: from the call, or the search's beginning, to the Pipe, or its path, or to giving up.
-      combos: every combo that was planned, in the order of their plan.
-      lacks: what this side was without, one sentence each; empty where there is a Pipe.
-      notes: what else is worth knowing, one sentence each (names that do not resolve, dead servers, a corrected clock,
-        plugins that were skipped).
-      began_ms: from the call that made the Pipe to the beginning of a search behind it, and on the side that was called
-        from the Pipe; 0 for a call.
-      known: what explains that there is no Pipe, or none but by a relay; each has its own of `REMEDIES`.
-      signals: what became of what the peer was told by signal.
-      peer_nats: what the peer's address says of its NATs, a sentence for each address family.
+      session: 32 hex digits, which the logs of both sides name.
+      verdict: how the walk ended, and why.
+      advice: one sentence on what would help.
+      elapsed_ms: milliseconds from the beginning of the walk to its end.
+      combos: every planned combo, in the order of the plan.
+      notes: further remarks, one sentence each (names that do not resolve, dead servers, a corrected clock, plugins
+        that were skipped).
+      lacks: what this side lacked, one sentence each; empty where there is a Pipe.
+      began_ms: for a search, milliseconds from the call that made the Pipe to the beginning of the search (on the
+        responder's side, from the Pipe); 0 for a call.
+      known: the obstacles because of which there is no Pipe, or only one by a relay; see `REMEDIES`.
+      signals: the signals to the peer, and their results.
+      peer_nats: the peer's NATs by its address, one sentence for each address family.
     """
 
     peer: str
@@ -303,12 +310,12 @@ class ConnectReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def winner(self) -> ComboReport | None:
-        """The combo that made the Pipe, or its other path."""
+        """The combo that made the Pipe, or its further path; None where there is none."""
         return next((combo for combo in self.combos if combo.outcome is Outcome.WON), None)
 
 
 class PathReport(msgspec.Struct, frozen=True, kw_only=True):
-    """How a Pipe travels, in plain words; `PathInfo` has what they mean."""
+    """A Pipe's path as plain data; `PathInfo` explains the attributes."""
 
     phase: str | None
     plugin: str
@@ -318,7 +325,7 @@ class PathReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PathChangeReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One change of a Pipe's path, in plain words; `PathChange` has what they mean.  The time is in milliseconds."""
+    """A change of a Pipe's path as plain data; `PathChange` explains the attributes.  Times are in milliseconds."""
 
     old: PathReport | None
     new: PathReport | None
@@ -329,11 +336,17 @@ class PathChangeReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WalkEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of a walk, or what becomes of the path that it has found, for live views.
+    """A step of a walk, or a later change of the path that it found, for live views.
 
-    `kind` is ``"phase"``, ``"combo_started"``, ``"combo_ended"`` or ``"note"``; once there is a Pipe, ``"path"``, with
-    `path` saying what changed, and ``"search"``, with the `report` of a search for another path that has ended.
-    `at_ms` runs from the start of the walk.
+    Attributes:
+      kind: ``"phase"``, ``"combo_started"``, ``"combo_ended"`` or ``"note"``; once there is a Pipe, ``"path"`` or
+        ``"search"``.
+      at_ms: milliseconds from the start of the walk.
+      phase: of ``"phase"``, ``"combo_started"`` and ``"combo_ended"``.
+      combo: of ``"combo_started"`` and ``"combo_ended"``.
+      text: of ``"note"``.
+      path: of ``"path"``: the change.
+      report: of ``"search"``: the report of a search for another path, which has ended.
     """
 
     kind: str

@@ -1,3 +1,3 @@
-"""What two sides work out to punch: candidates, checks, sprays, and what comes of it for two NATs."""
+"""Hole punching without I/O: candidates, connectivity checks, sprays, and the prospects between two NATs."""
 
 from __future__ import annotations

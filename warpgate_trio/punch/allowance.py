@@ -1,18 +1,19 @@
-"""How much that nobody asked for one address gets of a node, whoever claims to be there (docs/punching.md).  Pure.
+"""Limits what a node sends unsolicited to one address, whichever peers name it (docs/punching.md).  No I/O.
 
-A peer says where it is, and may name somebody else.  Openers die on the way and probes are few, but a peer that comes
-again and again, or many that name one address, must not add up, and where everybody is let in a peer costs nothing to
-make.  So what goes to one address is counted over all peers and attempts of the node.
+A peer tells its own addresses, and may name a third party's.  Openers expire on the way and probes are few.  But a peer
+that repeats its requests, or many peers that name one address, must not add up.  Where every peer is admitted, new
+peers cost nothing.  So the traffic to one address is counted over all peers and attempts of the node:
 
-* *Packets* that are sent unasked, UDP and SYNs alike.  Whoever has answered a probe of ours is there, and is sent no
-  more of them.  An authentic packet alone proves nothing: a peer that knows the key can send it under any address.
-* *Connections* that are opened because a peer asked, to one address and in all: they cost whoever is there a socket and
-  a handshake each.  One that leads to the peer is given back, since it went to nobody else; so is one that was never
-  made.
-* *Sprays*, which take sockets and ports by the hundred: one at a time for an address, and few for peers.  What they
-  take of our own NAT's ports it keeps for minutes, so that is counted over all of them, too.
+* *Packets* that are sent unsolicited, UDP and SYNs alike.  An address that has answered one of our probes belongs to
+  the peer, and gets no further unsolicited packets.  An authentic packet alone proves nothing: a peer that knows the
+  key can send it with a forged source address.
+* *Connections* that are opened at a peer's request, to one address and in all.  Each costs the target a socket and a
+  handshake.  A connection that leads to the peer is given back, since it reached no third party; so is one that was
+  never made.
+* *Sprays*, which take hundreds of sockets and ports: one at a time for an address, and few at peers' requests.  Our own
+  NAT keeps the ports that they used for minutes, so these are counted over all sprays, too.
 
-Under IPv6 a subscriber has a whole /64, and a liar 2**64 addresses to name there, so a /64 counts as one address.
+With IPv6 a subscriber has a whole /64, of which a liar can name 2**64 addresses, so a /64 counts as one address.
 """
 
 from __future__ import annotations
@@ -42,31 +43,35 @@ __all__ = [
 ]
 
 BURST: Final = 4096
-"""Packets to one address at once: two sprays of 1,024 openers and as many probes, 230 kB in all."""
+"""Packets to one address in a burst: two sprays of 1,024 openers and as many probes, 230 kB in all."""
 REFILL: Final = BURST / 120
-"""Packets per second after that: a spray a minute, 2 kB/s."""
+"""Packets per second to one address after that: a spray a minute, 2 kB/s."""
 MAX_TARGETS: Final = 4096
-"""Addresses that are counted at a time.  Those whose burst is whole again are forgotten for others; while there are
-none such, a new address gets nothing, or a liar could have one forgotten by naming many."""
+"""Addresses that are counted at a time.  Those whose burst is complete again are forgotten to make room.  While there
+are none such, nothing is sent to a new address; otherwise a liar could have one forgotten by naming many."""
 TARGET_DIALS: Final = 40
-"""Connections to one address at once: a `tcp_punch` has up to 38 under way, to foretold ports from two of its own."""
+"""Connections to one address in a burst: a `tcp_punch` has up to 38 under way, from two ports to predicted ones."""
 TARGET_DIALS_REFILL: Final = 0.5
 """Connections to one address per second after that."""
 DIALS: Final = 256
-"""Connections to all addresses at once, on behalf of peers: four of each attempt that runs for one."""
+"""Connections to all addresses in a burst, on behalf of peers: four for each concurrent attempt."""
 DIALS_REFILL: Final = 16.0
-"""Connections to all addresses per second after that: a network is scanned at leisure, if at all."""
+"""Connections to all addresses per second after that: too slow to scan a network."""
 
 MAX_SPRAYS: Final = 2
-"""Sprays for peers at a time: each may take 256 sockets, and peers that name ever other addresses all of them."""
+"""Concurrent sprays for peers: each may take 256 sockets, and peers that name many addresses could take all of them."""
 PORTS_KEPT: Final = 300.0
-"""Seconds for which a NAT is taken to keep a port that a spray has used: RFC 4787 REQ-5 recommends five minutes or
-more, and carriers take 65 s in the median (Richter et al. 2016)."""
+"""Seconds for which a NAT is assumed to keep the mapping of a port that a spray has used: RFC 4787 REQ-5 recommends
+five minutes or more; the median of carriers is 65 s (Richter et al. 2016)."""
 
 
 @final
 class Allowance:
-    """Counts by address: `burst` at once, `refill` per second after that.  `key` says what counts as one address."""
+    """A token bucket for each address: `burst` at once, `refill` per second after that.
+
+    Args:
+      key: maps an IP address to what counts as one address.
+    """
 
     def __init__(self, *, burst: float = BURST, refill: float = REFILL, key: Callable[[str], str] = subscriber) -> None:
         self._burst = burst
@@ -75,7 +80,7 @@ class Allowance:
         self._left: dict[str, TokenBucket] = {}
 
     def take(self, ip: str, now: float, packets: int = 1) -> bool:
-        """Whether so many more may go to `ip`; then they count."""
+        """Take `packets` for `ip` if that many may be sent there; False where they may not."""
         key = self._key(ip)
         bucket = self._left.get(key)
         if bucket is None:
@@ -85,7 +90,7 @@ class Allowance:
         return bucket.take(now, packets)
 
     def give_back(self, ip: str) -> None:
-        """One that was taken did not go there."""
+        """Return one that was taken for `ip` but did not count after all."""
         bucket = self._left.get(self._key(ip))
         if bucket is not None:
             bucket.give_back()
@@ -98,14 +103,14 @@ class Allowance:
 
 @final
 class DialBudget:
-    """Counts the connections that a node opens because peers asked, whichever peers these were."""
+    """Counts the connections that a node opens at the request of peers, over all peers."""
 
     def __init__(self) -> None:
         self._targets = Allowance(burst=TARGET_DIALS, refill=TARGET_DIALS_REFILL)
         self._all = Allowance(burst=DIALS, refill=DIALS_REFILL, key=lambda _: "all")
 
     def take(self, ip: str, now: float) -> bool:
-        """Whether one more connection may be opened to `ip`; then it counts, until it is given back."""
+        """Take one connection to `ip` if it may be opened; False where it may not."""
         if not self._targets.take(ip, now):
             return False
         if not self._all.take(ip, now):
@@ -114,24 +119,24 @@ class DialBudget:
         return True
 
     def give_back(self, ip: str) -> None:
-        """One that was taken was not made, or led to the peer who asked for it."""
+        """Return a connection that was not made, or that led to the peer which requested it."""
         self._targets.give_back(ip)
         self._all.give_back(ip)
 
 
 @final
 class Sprays:
-    """Those that a node has under way, and the ports that they have taken of its own NAT."""
+    """The sprays that a node has under way, and the ports of its own NAT that sprays have taken."""
 
     def __init__(self) -> None:
         self._held: list[tuple[bytes, str, bool]] = []
-        self._ports: deque[tuple[float, int, Collection[object]]] = deque()  # until when, how many, of which addresses
+        self._ports: deque[tuple[float, int, Collection[object]]] = deque()  # (until when, number, external addresses)
 
     def has_ports(self, count: int, ours: TransportProfile, now: float) -> bool:
-        """Whether so many more ports of our own NAT leave the subscriber a share of them (`MAX_SHARE`).
+        """Whether `count` more ports of our own NAT leave the subscriber enough of them (`MAX_SHARE`).
 
-        A carrier gives out a block of some thousand, and all else that the subscriber does lives on the rest: what a
-        relay needs, too.  Of another NAT, which is seen at other addresses, nothing is taken yet.
+        A carrier may give a subscriber a block of some thousand ports, which all of the subscriber's other traffic
+        shares, a relay's included.  Ports taken of a NAT with other external addresses do not count.
         """
         while self._ports and self._ports[0][0] <= now:
             self._ports.popleft()
@@ -140,7 +145,7 @@ class Sprays:
         return taken + count <= max(int(ours.ports * MAX_SHARE), 1)
 
     def take_ports(self, count: int, ours: TransportProfile, now: float) -> bool:
-        """The same; then they count, for `PORTS_KEPT`."""
+        """Take `count` ports for `PORTS_KEPT` seconds, if `has_ports`; else False."""
         if not self.has_ports(count, ours, now):
             return False
         self._ports.append((now + PORTS_KEPT, count, ours.external))
@@ -148,12 +153,12 @@ class Sprays:
 
     @contextmanager
     def hold(self, ip: str, session: bytes, *, for_peer: bool) -> Iterator[bool]:
-        """One spray at a time per external address of a peer, and few for peers; yields whether this one may go.
+        """Scope of a spray; yields whether it may begin: one at a time for an address, and few for peers.
 
-        Of two for one address the lower session goes on, so that two that wait for each other do not wait for ever.
+        A spray waits only for one of a lower session, so that two sides do not wait for each other for ever.
 
         Args:
-          for_peer: a peer has asked for it.  Peers that ask for all that there may be do not hold up what we ask for.
+          for_peer: whether a peer requested it.  Only those are limited to `MAX_SPRAYS`.
         """
         waits = any(at == ip and other < session for other, at, _ in self._held)
         full = for_peer and sum(theirs for _, _, theirs in self._held) >= MAX_SPRAYS

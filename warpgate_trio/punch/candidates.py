@@ -1,8 +1,8 @@
-"""Where a peer says that it can be met, and which of that is believed (docs/walk.md).  Pure.
+"""The candidates that a peer names for a punch, and which of them are accepted (docs/walk.md).  No I/O.
 
-A peer's claim aims our packets, so it is judged before one is sent: by the route that the combo is about, and by where
-we are ourselves.  What passes can still be a lie; then it is a few small packets to a public address, most of which die
-on the way (`checks.OPENER_HOPS`).
+A peer's candidates direct our packets, so they are judged before anything is sent: by the combo's route type, and by
+our own networks.  An accepted candidate may still be false.  Then it costs a few small packets to a public address,
+most of which expire on the way (`checks.OPENER_HOPS`).
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from ..sockaddr import TransportAddress, parse_ip, unmapped
 __all__ = ["MAX_CANDIDATES", "Candidate", "Candidates", "admit", "to_candidates"]
 
 MAX_CANDIDATES: Final = 16
-"""Candidates in one message: a few servers' views of one port, and predicted ports beside it."""
+"""Candidates in one message: the views that some servers have of one port, and predicted ports."""
 
 _NEVER: Final = (AddressScope.NO_HOST, AddressScope.LINK_LOCAL)
 
 
 @final
 class Candidate(msgspec.Struct, frozen=True, array_like=True):
-    """One transport address at which the sender may be met; `address` has 4 or 16 bytes."""
+    """A transport address at which the sender may be reached; `address` has 4 or 16 bytes."""
 
     address: Annotated[bytes, msgspec.Meta(min_length=4, max_length=16)]
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
 
 Candidates = Annotated[tuple[Candidate, ...], msgspec.Meta(max_length=MAX_CANDIDATES)]
-"""As a signal carries them."""
+"""Candidates in a signal."""
 
 
 def to_candidates(addresses: Sequence[TransportAddress]) -> tuple[Candidate, ...]:
-    """For a signal: each once, in order, at most `MAX_CANDIDATES`."""
+    """The candidates for a signal: without duplicates, in order, at most `MAX_CANDIDATES`."""
     distinct = list(dict.fromkeys((parse_ip(host).packed, port) for host, port in addresses))
     return tuple(Candidate(packed, port) for packed, port in distinct[:MAX_CANDIDATES])
 
@@ -53,16 +53,16 @@ def admit(
     same_host: bool,
     mapped: Sequence[TransportAddress] = (),
 ) -> list[TransportAddress]:
-    """Those of a peer's candidates that may be sent to.
+    """The candidates of a peer that this node may send to.
 
     Args:
-      loopback: the two are on one machine and meet there.
-      network_of: our own address in the one network in which the two meet; None: they meet across the internet.
-      ours: our own published endpoints, whose networks are not to be felt around in.
-      own: all addresses of our machine (`warpgate_trio.address.own`), which lead to it past firewalls.
-      same_host: the peer runs on it too; who does not is at none of them.
-      mapped: where STUN servers saw us.  Private addresses pass only if one of these is private too: the internet that
-        the two share is then a private one.
+      loopback: the combo is by loopback, on one host.
+      network_of: our own address in the network that the combo is in; None for a combo across the internet.
+      ours: our own published endpoints; across the internet their networks must not be probed.
+      own: all addresses of this host (`warpgate_trio.address.own`), which reach it past its firewall.
+      same_host: the peer is on this host.  Otherwise none of `own` can be the peer's.
+      mapped: our server-reflexive addresses.  Across the internet private candidates pass only if one of these is
+        private too: then the two sides share a private internet.
     """
     networks = [
         ip_interface((endpoint.ip, endpoint.prefix)).network
@@ -79,7 +79,7 @@ def admit(
         if scope in _NEVER:
             continue
         if unmapped(ip) is not ip:
-            continue  # an IPv4 address that would be judged by the rules of IPv6
+            continue  # an embedded IPv4 address, which must not be judged by the rules of IPv6
         near = [network for network in networks if ip in network]
         if scope is AddressScope.LOOPBACK:
             good = loopback and ip.is_loopback
@@ -95,7 +95,7 @@ def admit(
 
 
 def _is_edge(ip: IPv4Address | IPv6Address, network: object) -> bool:
-    """Whether it is its network's own or broadcast address, which no host has (/31 and /32 have neither)."""
+    """Whether an address is its network's own or broadcast address, which no host has (/31 and /32 have neither)."""
     return (
         ip.version == 4
         and ip

@@ -1,26 +1,26 @@
 """Connectivity checks between two peers over UDP: which of the possible paths carry packets both ways.  No I/O.
 
-The laws that this follows were measured on real NATs (docs/punching.md, laws 3 to 5):
+The rules follow what was measured on real NATs (docs/punching.md, laws 3 to 5):
 
-* **Causality instead of clocks.**  A NAT that delivers packets to itself when nobody asked for them (``local``) keeps
-  the port of the first one that came too early, for as long as they go on coming.  So a side first sends *openers*,
-  whose TTL takes them through its own NATs and not to the peer's; then it tells the peer, by signal; only then does
-  either side send *probes* with full TTL.
-* **Any authenticated source is a candidate** (peer-reflexive, RFC 8445 §7.3.1.3): the port that a NAT shows to a peer
-  is often not the one that it showed to a STUN server.
-* **Who was heard is answered**, at once and with full TTL: its packet has passed our NAT, and an answer is hardly
-  larger.  Where it says that it is may still be a lie (whoever knows the key can send under anybody's address), so it
-  counts as unasked until an answer to one of our own probes has come from there.
+* **Causality instead of clocks.**  Some NATs deliver unsolicited packets to themselves (``local``).  Such a NAT then
+  keeps the port of the first packet that came too early occupied, for as long as such packets keep coming.  So a side
+  first sends *openers*, whose TTL takes them through its own NATs but not to the peer's.  Then it tells the peer, by
+  signal.  Only then does either side send *probes* with full TTL.
+* **Any authenticated source is a candidate** (peer-reflexive, RFC 8445 §7.3.1.3): the mapping that a NAT uses towards
+  a peer is often not the one that a STUN server saw.
+* **An authentic probe is answered** at once and with full TTL: it has passed our NAT, and the answer is hardly larger.
+  Its source address may still be forged, by anybody who knows the key.  So answers count as unsolicited until one of
+  our own probes was answered from there.
 
-A *pair* is one of our sockets and one remote address.  What may be sent to a pair follows from the stage:
+A *pair* is one of our sockets and one remote address.  What may be sent on a pair depends on the stage:
 
-    stage     a pair that was announced      a pair that was heard       by
+    stage     an announced pair              a pair with a peer's probe  entered by
     OPENING   openers                        probes                      `PathChecks.add`
     PROBING   probes                         probes                      `PathChecks.probe`
     ENDED     nothing                        answers only                `PathChecks.end`
 
-Everything unasked comes out of one packet budget per attempt, and every probe has a transaction of its own, so what
-is replayed or forged is told from what is fresh.
+All unsolicited packets come out of one packet budget per attempt.  Every probe has its own transaction id, so that
+replayed and forged packets are recognized.
 """
 
 from __future__ import annotations
@@ -46,31 +46,32 @@ __all__ = [
 ]
 
 OPENER_HOPS: Final = 5
-"""TTL of an opener: past a home's NAT and a carrier's two or three hops further on, and not past the middle of a path
-between two homes, which is ten to twenty hops long."""
+"""TTL of an opener: enough for a home NAT and a carrier's NAT two or three hops further on, but not for more than half
+of a path between two homes, which is ten to twenty hops long."""
 OPENER_TIMES: Final = (0.0, 0.01, 0.03, 0.06)
-"""Seconds after the first one, so that several have gone before the peer's first probe can arrive (one and a half round
-trips later): at 5 % loss all four are lost once in 160,000 times.  Then one each `OPENER_PERIOD`."""
+"""Seconds after the first opener at which the first ones are sent: several before the peer's first probe can arrive,
+one and a half round trips later.  At 5 % loss all four are lost once in 160,000 times.  After them there is one each
+`OPENER_PERIOD`."""
 OPENER_PERIOD: Final = 0.25
 """Seconds between two openers of a pair, after the first few (`OPENER_TIMES`)."""
 PROBE_PERIOD: Final = 0.05
 """Seconds between two probes of a pair: the Ta of RFC 8445 §14.2."""
 MAX_PROBES: Final = 40
-"""Probes of one pair that were not answered: two seconds' worth."""
+"""Unanswered probes of one pair: two seconds' worth."""
 MAX_PACKETS: Final = 2048
-"""Openers and probes of one attempt, all pairs together: 1,024 openers of a spray and as many again.  68 bytes each."""
+"""Openers and probes of one attempt on all pairs: 1,024 openers of a spray and as many again, of 68 bytes each."""
 MAX_HEARD: Final = 64
-"""Sources that nobody announced and that are remembered as peer-reflexive candidates: two sides with 256 sockets meet
-in a handful of pairs."""
+"""Sources that were not announced and are remembered as peer-reflexive candidates: two sides with 256 sockets meet in
+a handful of pairs."""
 MAX_ANSWERS: Final = 1024
 """Answers to authenticated probes in one attempt, each as large as its probe."""
 MAX_TRANSACTIONS: Final = 4096
-"""Own probes whose answers are waited for, and as many ids of the peer's that are known for replays."""
+"""Own probes that wait for an answer, and as many of the peer's transaction ids that are remembered against replays."""
 _AT_ONCE: Final = -math.inf
 
 
 class Stage(Enum):
-    """How far the two sides have come; see the module's page."""
+    """The stage of the checks; see the module's docstring."""
 
     OPENING = "opening"
     PROBING = "probing"
@@ -78,13 +79,13 @@ class Stage(Enum):
 
 
 Pair = tuple[int, TransportAddress]
-"""One of our sockets, by its number, and an address of the peer's."""
+"""The number of one of our sockets, and an address of the peer."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A packet to send: from which socket, to where, and with which TTL (None: the usual)."""
+    """A packet to send: from which socket, to where, and with which TTL (None for the default)."""
 
     socket: int
     data: bytes
@@ -97,8 +98,8 @@ class _PairState:
     __slots__ = ("answered", "due", "heard", "openers", "probes", "silent", "waiting")
 
     def __init__(self, *, silent: bool) -> None:
-        self.silent = silent  # opened for, never probed unless it is heard
-        self.waiting = False  # for its first opener
+        self.silent = silent  # not probed before the peer's probe arrives on it
+        self.waiting = False  # its first opener was not sent yet
         self.openers = 0
         self.probes = 0
         self.heard = False
@@ -111,20 +112,20 @@ class PathChecks:
     """The checks of one attempt, on one side.
 
     Args:
-      codec: makes and reads probes.
-      entropy: ``entropy(n)`` gives unpredictable bytes.
-      burst, pause: of packets that nobody asked for, after `burst` of them there is a pause of so many seconds; a
-        thousand at once overrun queues and tables.
-      max_packets: of those in all.
-      max_probes: of those on one pair.
-      allow: asked about each of them, and each answer to where none of ours was answered, with the address that it
-        goes to; what it refuses is not sent.
-      on_heard: called with a pair on which an authentic probe of the peer came in, once per pair.
-      on_confirmed: called with a pair that carries packets both ways and its round trip in seconds, once per pair.
+      codec: encodes and decodes probes.
+      entropy: ``entropy(n)`` returns n unpredictable bytes.
+      burst, pause: after `burst` unsolicited packets there is a pause of `pause` seconds; a thousand at once overrun
+        queues and tables.
+      max_packets: the largest number of openers and probes in all.
+      max_probes: the largest number of unanswered probes of one pair.
+      allow: called with the destination address of each opener and probe, and of each answer to an address from which
+        none of our probes was answered; where it returns False, the packet is not sent.
+      on_heard: called with a pair on which an authentic probe of the peer arrived, once per pair.
+      on_confirmed: called with a pair that carries packets both ways and its round-trip time in seconds, once per pair.
 
     Attributes:
-      packets: openers and probes so far.
-      mapped: where the peer sees us, by socket, as its answers say.
+      packets: the number of openers and probes sent.
+      mapped: by socket, the mapping of ours that the peer sees, as its answers say.
     """
 
     def __init__(
@@ -164,14 +165,15 @@ class PathChecks:
         self.packets: int = 0
         self.mapped: dict[int, TransportAddress] = {}
 
-    # -- what the attempt says ---------------------------------------------------------------------------------------
+    # -- input from the attempt --------------------------------------------------------------------------------------
 
     def add(self, pairs: Iterable[Pair], now: float, *, silent: bool = False, opening: bool = True) -> None:
-        """Announced pairs; those that are known already stay as they are.
+        """Add announced pairs; known pairs are not changed.
 
         Args:
-          silent: not probed unless it is heard: the peer may come from there, and is not expected to be reached there.
-          opening: send openers, to a silent pair one; without, nothing goes out before `probe`.
+          silent: do not probe the pairs before a probe of the peer arrives on them: the peer may send from there, but
+            probably cannot be reached there.
+          opening: send openers (on a silent pair only one); otherwise nothing is sent before `probe`.
         """
         for pair in pairs:
             self._announced.add(pair[1][0])
@@ -188,7 +190,7 @@ class PathChecks:
         return self._unopened if self.packets < self._max_packets else 0
 
     def probe(self, now: float) -> None:
-        """The peer has opened its NAT, and we ours: from now on probes go out."""
+        """Begin to send probes: both sides have opened their NATs."""
         if self.stage is Stage.OPENING:
             self.stage = Stage.PROBING
             for pair, state in self._pairs.items():
@@ -196,30 +198,30 @@ class PathChecks:
                     self._schedule(pair, now)
 
     def end(self) -> None:
-        """Send nothing unasked any more; go on answering, since the peer may not have heard us yet."""
+        """Send nothing unsolicited any more, but answer probes, since the peer may not have received ours yet."""
         self.stage = Stage.ENDED
         self._queue.clear()
         self._unopened = 0
-        self._sent.clear()  # a megabyte after a spray, and this object lives as long as the port that carries the Link
+        self._sent.clear()  # a megabyte after a spray, and this object lives as long as the port of the Link
         self._pairs.clear()
 
     # -- time and what is sent ---------------------------------------------------------------------------------------
 
     @property
     def deadline(self) -> float:
-        """When `handle_timer` wants to be called; infinity when there is nothing to say unasked."""
+        """When `handle_timer` is to be called; infinity when there is nothing to send unsolicited."""
         if not self._queue:
             return math.inf
         at = self._queue[0][0]
         return at if at == _AT_ONCE else max(at, self._free_at)
 
     def transmit(self, now: float) -> list[Outgoing]:
-        """What is to be sent now."""
+        """Return the packets that are to be sent now."""
         packets, self._outbox = self._outbox, []
         return packets
 
     def handle_timer(self, now: float) -> None:
-        """Say what is due: openers and probes, no more than a burst."""
+        """Queue the openers and probes that are due, at most one burst."""
         packets: list[Outgoing] = []
         while self._queue and self._queue[0][0] <= now and len(packets) < self._burst:
             if now < self._free_at and self._queue[0][0] != _AT_ONCE:
@@ -227,7 +229,7 @@ class PathChecks:
             at, _, pair = heapq.heappop(self._queue)
             state = self._pairs[pair]
             if at != state.due:
-                continue  # it was put off, or brought forward
+                continue  # the pair was rescheduled
             state.due = math.inf
             self._unopened -= state.waiting
             state.waiting = False
@@ -261,7 +263,7 @@ class PathChecks:
     def _schedule(self, pair: Pair, at: float) -> None:
         state = self._pairs[pair]
         state.due = at
-        self._order += 1  # of packets that are due at one time, in the order in which they were asked for
+        self._order += 1  # packets that are due at the same time are sent in the order of their scheduling
         heapq.heappush(self._queue, (at, self._order, pair))
 
     def _request(self, pair: Pair, now: float, hops: int | None) -> Outgoing | None:
@@ -274,9 +276,9 @@ class PathChecks:
     # -- packets -----------------------------------------------------------------------------------------------------
 
     def receive(self, socket: int, data: bytes, source: TransportAddress, now: float) -> None:
-        """A datagram that looks like STUN; `transmit` has the answer, if there is one.
+        """Process a datagram that looks like STUN; `transmit` returns the answer, if there is one.
 
-        What is not an authentic probe of the peer's changes nothing.
+        Anything but an authentic probe or answer of the peer is ignored.
         """
         probe = self._codec.read(data)
         if probe is None:
@@ -289,7 +291,7 @@ class PathChecks:
     def _answered(self, socket: int, probe: Probe, source: TransportAddress, now: float) -> None:
         pair, sent_at = self._sent.get(probe.transaction) or (None, now)
         if pair != (socket, source):
-            return  # replayed, too old, or not where we sent to
+            return  # replayed, too old, or not from where the probe was sent to
         self._sent.pop(probe.transaction)
         if probe.mapped is not None:
             self.mapped[socket] = probe.mapped
@@ -316,7 +318,7 @@ class PathChecks:
                 state = self._pairs[pair] = _PairState(silent=False)
             state.heard = True
             if not state.answered:
-                # Our probe goes back before all that waits, in a pause too: RFC 8445 §7.3.1.4's triggered check.
+                # Our probe back is sent before all others, even in a pause: the triggered check of RFC 8445 §7.3.1.4.
                 self._schedule(pair, _AT_ONCE)
             self._on_heard(pair)
         if not (state is not None and state.answered) and not self._allow(source[0]):

@@ -1,21 +1,25 @@
-"""Whether two peers' NATs let them punch, or spray: rules over two profiles (docs/punching.md).  Pure.
+"""Whether the NATs of two peers allow a punch or a spray: rules over two profiles (docs/punching.md).  No I/O.
 
-Theory of operation.  With M for mapping and F for filtering, a packet of A to the endpoint that B announced can be the
-first to get in at B when
+Theory of operation.  M is a side's mapping and F its filtering (RFC 4787).  A packet of A to the endpoint that B
+announced can be the first to pass B's NAT if
 
-    D(A→B) = F_B is by nothing: the mapping that a server saw is there, whatever B's next one will be;
-             or M_B is endpoint-independent, or B's next port is predicted,
-             and F_B is not by port, or A comes from where it said that it would (M_A independent, or predicted)
+    D(A→B) = F_B is endpoint-independent: the mapping that a server saw is open, whatever B's next one will be;
+             or M_B is endpoint-independent or B's next port is predicted,
+             and F_B is not port-dependent or A sends from the announced endpoint (M_A independent, or predicted)
 
-and a pair can punch when D(A→B) or D(B→A), as the other side answers to the source that it sees.  It has to answer by
-the mapping that let A in.  Where M_B is dependent, and F_B by nothing, it does if that answer is the first that it
-sends to A.  Over UDP it is, since B waits to be heard (`udp_punch`).  Over TCP both send at once: if A comes from where
-it said, B has sent there before, by another mapping, from which its answer comes; and A has to let that in too.
+A pair can punch if D(A→B) or D(B→A), since the other side answers to the source that it sees.  The answer has to leave
+by the mapping that let A in.  Where M_B is endpoint-dependent and F_B endpoint-independent, it does so only if it is
+the first packet of B to A:
 
-A side that nothing translates is endpoint-independent by nature, so firewalls, IPv6's above all, always can.
+* Over UDP it is, since B waits for A's packet (`udp_punch`).
+* Over TCP both sides send at once.  If A sends from the announced endpoint, B has sent there before.  B's answer then
+  leaves by that other mapping, and A's NAT has to let it in, too.
 
-The logic is of three values.  HOPELESS takes two profiles in which everything that decides is known; an unknown never
-makes it, and neither does one's age (whose profile is stale passes `profile.UNKNOWN` in its place).
+A side without address translation is endpoint-independent by nature.  So sides with only a firewall, as with IPv6, can
+always punch.
+
+The logic has three values.  A pair is HOPELESS only if every deciding property of both profiles is known.  For a stale
+profile the caller passes `profile.UNKNOWN`, which never makes a pair hopeless.
 """
 
 from __future__ import annotations
@@ -30,13 +34,13 @@ from .spray import Role, SprayPlan, plan_both_hard, plan_spray, seen_at_one_addr
 __all__ = ["Outlook", "SprayOutlook", "punch_outlook", "spray_outlook"]
 
 LIKELY_SPRAY: Final = 0.5
-"""The computed chance from which a spray is likely rather than doubtful."""
+"""The computed probability from which a spray is likely rather than doubtful."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """What is to be expected of a punch, and one sentence on why."""
+    """How likely a punch is, and the reason in one sentence."""
 
     likelihood: Likelihood
     why: str
@@ -45,13 +49,13 @@ class Outlook:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SprayOutlook:
-    """What is to be expected of a spray.
+    """How likely a spray is.
 
     Attributes:
       likelihood, why: as in `Outlook`.
-      role: ours; None when there is nothing to spray for.
-      plan: what it takes; None when `role` is, and when it is not worth a packet.
-      probability: the computed one, by the profiles' claims.
+      role: our role; None where a spray is not needed or not possible.
+      plan: its size; None where `role` is None, and where the spray is not worth a packet.
+      probability: computed from what the profiles claim.
     """
 
     likelihood: Likelihood
@@ -86,7 +90,7 @@ def _and(a: bool | None, b: bool | None) -> bool | None:
 
 
 def _announced(profile: TransportProfile) -> bool | None:
-    """Whether packets of this side come from where it says that they will."""
+    """Whether packets of this side come from the endpoint that it announces."""
     independent = profile.endpoint_independent
     if independent or profile.predictable:
         return True
@@ -94,12 +98,12 @@ def _announced(profile: TransportProfile) -> bool | None:
 
 
 def is_unforeseeable(profile: TransportProfile) -> bool:
-    """Whether nobody can tell where packets to somebody new will come from, and that is known."""
+    """Whether it is known that the mapping towards a new destination cannot be predicted."""
     return _announced(profile) is False
 
 
 def _gets_in(source: TransportProfile, target: TransportProfile) -> bool | None:
-    """D(source→target)."""
+    """D(source→target); see the module's docstring."""
     by_port = (
         None if target.filtering is Filtering.UNKNOWN else target.filtering is not Filtering.ADDRESS_AND_PORT_DEPENDENT
     )
@@ -108,7 +112,7 @@ def _gets_in(source: TransportProfile, target: TransportProfile) -> bool | None:
 
 
 def _meets(source: TransportProfile, target: TransportProfile, *, at_once: bool) -> bool | None:
-    """Whether a packet of `source` gets in at `target`, and its answer back."""
+    """Whether a packet of `source` passes the NAT of `target`, and the answer passes back."""
     if not at_once:
         return _gets_in(source, target)
     moves = _announced(source)
@@ -117,7 +121,7 @@ def _meets(source: TransportProfile, target: TransportProfile, *, at_once: bool)
 
 
 def _barred(ours: TransportProfile, peers: TransportProfile, shared_address: bool) -> Outlook | None:
-    """What decides before mapping and filtering do."""
+    """The outlook where something decides before mapping and filtering do; else None."""
     if ours.blocked or peers.blocked:
         side = "our" if ours.blocked else "the peer's"
         return _hopeless(f"{side} network lets nothing of this transport out")
@@ -132,10 +136,11 @@ def _barred(ours: TransportProfile, peers: TransportProfile, shared_address: boo
 def punch_outlook(
     ours: TransportProfile, peers: TransportProfile, *, at_once: bool = False, shared_address: bool = False
 ) -> Outlook:
-    """Whether the two can punch.  Symmetric in the two sides but for the sentence.
+    """Whether the two sides can punch.  Symmetric in the two sides, except for the sentence.
 
-    `at_once`: both send at one instant, as over TCP; else in turn, as over UDP.
-    `shared_address`: both look the same from outside, so that their packets have to be led back by the NAT they share.
+    Args:
+      at_once: both sides send at the same time, as over TCP; otherwise in turn, as over UDP.
+      shared_address: both have the same external address, so that the NAT which they share has to hairpin.
     """
     barred = _barred(ours, peers, shared_address)
     if barred is not None:
@@ -159,7 +164,7 @@ def spray_outlook(
     we_are_lower: bool = True,
     shared_address: bool = False,
 ) -> SprayOutlook:
-    """Whether a spray is worth it, which part is ours, and how large it is; for `we_are_lower` see `spray_roles`."""
+    """Whether a spray is worthwhile, our role in it, and its size; for `we_are_lower` see `spray_roles`."""
     barred = _barred(ours, peers, shared_address)
     if barred is not None and barred.likelihood is Likelihood.HOPELESS:
         return SprayOutlook(likelihood=barred.likelihood, why=barred.why)

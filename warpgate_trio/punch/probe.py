@@ -1,11 +1,11 @@
-"""The packets by which two peers look for a way: STUN Binding messages under a key of the session.  No I/O.
+"""The packets of connectivity checks: STUN Binding messages, authenticated by a secret of the attempt.  No I/O.
 
-They are STUN (RFC 8489), so that they pass where STUN passes and one owner of a socket can tell them from QUIC by the
-first byte (RFC 9443), and carry a MESSAGE-INTEGRITY-SHA256 cut to 16 bytes.  The keys come from a secret that the two
-sides told each other under the seal of a signal.  Each direction has a key of its own: a packet that a NAT, or somebody
-else, sends back to where it came from is not authentic there.
+They are STUN (RFC 8489), so that they pass where STUN passes and can be told from QUIC on the same socket by the first
+byte (RFC 9443).  They carry a MESSAGE-INTEGRITY-SHA256 truncated to 16 bytes.  The keys are derived from a secret that
+one side sent the other in a sealed signal.  Each direction has its own key, so a packet that is reflected to its sender
+is not authentic there.
 
-A request has 40 bytes and a response 52 (IPv4) or 64: with the headers of UDP and IP nothing is amplified by more than
+A request has 40 bytes and a response 52 (IPv4) or 64.  With the headers of UDP and IP nothing is amplified by more than
 a third.
 """
 
@@ -26,11 +26,11 @@ SECRET_LENGTH: Final = 16
 MAC_LENGTH: Final = 16
 """Bytes, the least that RFC 8489 §14.6 allows: a forger has to guess 128 bits within seconds."""
 MAX_PROBE: Final = 256
-"""Bytes of what is looked at at all: a probe of a later release may have a few attributes more."""
+"""Bytes of the largest datagram that is decoded: a probe of a later release may have some further attributes."""
 
 
 class ProbeKind(Enum):
-    """Which of the two it is."""
+    """The kind of a packet."""
 
     REQUEST = "request"
     RESPONSE = "response"
@@ -39,7 +39,7 @@ class ProbeKind(Enum):
 @final
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """An authentic packet of the peer's; `mapped` is where the peer saw us, in a response."""
+    """An authentic packet of the peer; in a response, `mapped` is our address as the peer saw it."""
 
     kind: ProbeKind
     transaction: bytes
@@ -48,11 +48,11 @@ class Probe:
 
 @final
 class ProbeCodec:
-    """Makes our probes and reads the peer's.
+    """Encodes our probes and decodes the peer's.
 
     Args:
       secret: `SECRET_LENGTH` bytes that the two sides share.
-      initiator: which of the two we are.
+      initiator: whether this side is the initiator.
     """
 
     def __init__(self, secret: bytes, *, initiator: bool) -> None:
@@ -64,11 +64,11 @@ class ProbeCodec:
         self._ours, self._theirs = keys if initiator else reversed(keys)
 
     def request(self, transaction: bytes) -> bytes:
-        """A probe."""
+        """Encode a probe."""
         return encode(BINDING, MessageClass.REQUEST, transaction, integrity_sha256=self._ours, sha256_length=MAC_LENGTH)
 
     def response(self, transaction: bytes, mapped: TransportAddress) -> bytes:
-        """The answer to a probe that came from `mapped`."""
+        """Encode the answer to a probe that came from `mapped`."""
         return encode(
             BINDING,
             MessageClass.SUCCESS,
@@ -79,7 +79,7 @@ class ProbeCodec:
         )
 
     def read(self, data: bytes) -> Probe | None:
-        """The peer's probe or answer in a datagram; None for whatever else it may be."""
+        """Decode a probe or an answer of the peer; None for any other datagram."""
         if len(data) > MAX_PROBE:
             return None
         try:
