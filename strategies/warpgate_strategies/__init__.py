@@ -1,1 +1,1 @@
-"""The built-in plugins, one module each, found through the entry-point group ``warpgate.strategies`` like anybody's."""
+"""The built-in plugins, one module each, found through the entry-point group ``warpgate.strategies`` like others."""

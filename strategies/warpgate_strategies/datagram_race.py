@@ -1,11 +1,11 @@
-"""From ports and candidates to one proven carrier over UDP; what `udp_punch` and `random_probe` share.
+"""From ports and candidates to one proven carrier over UDP: the common part of `udp_punch`, `random_probe` and `turn`.
 
-`DatagramRace` feeds the connectivity checks of `warpgate_trio.punch.checks` with packets and time, and races what they
-find.  The initiator dials QUIC on the first pair that carries packets both ways, and on further ones a moment later if
-that does not lead to a handshake at once.  The responder serves QUIC on every pair on which it has heard the peer, and
-takes the one on which the peer proves itself: that is the one that the initiator has chosen.
+`DatagramRace` drives the connectivity checks of `warpgate_trio.punch.checks` and races the pairs that they find.  The
+initiator dials QUIC on the first pair that carries packets both ways, and on further pairs a moment later if that
+handshake does not succeed at once.  The responder serves QUIC on every pair on which a probe of the peer arrived, and
+takes the pair on which the peer sends its PROOF: that is the one which the initiator chose.
 
-Ports belong to the race: those that the winner does not need are closed with it.
+Ports belong to the race.  Those that the winner does not need are closed at its end.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ logger: logging.Logger = logging.getLogger(__name__)
 __all__ = ["LINGER", "DatagramRace", "open_datagram_race"]
 
 LINGER: Final = 5.0
-"""Seconds for which the winner's port goes on answering probes: the peer may not have heard ours yet."""
+"""Seconds for which the winner's port goes on answering probes: the peer may not have received ours yet."""
 STAGGER: Final = 0.2
-"""Seconds from one dialling to the next: a handshake is one round trip, and nearly always the first one wins."""
+"""Seconds between two handshakes: one takes a round trip, and nearly always the first one wins."""
 MAX_DIALS: Final = 4
-"""Pairs that are dialled in one race because they answered; and as many that were only heard, which proves less."""
+"""Pairs dialled in one race because they answered a probe, and as many that only sent one, which proves less."""
 
 
 @asynccontextmanager
 async def open_datagram_race(
     plugin: Plugin, secret: bytes, *, burst: int = MAX_PACKETS, pause: float = 0.0, max_probes: int = MAX_PROBES
 ) -> AsyncGenerator[DatagramRace]:
-    """A race of one attempt; see the module's page.  Its arguments are those of `PathChecks`.
+    """The race of one attempt; see the module's docstring.  The arguments are those of `PathChecks`.
 
-    What `DatagramRace.first` gave outlives the block, unless that is left by an exception.
+    The result of `DatagramRace.first` outlives the block, unless the block is left by an exception.
     """
     race = DatagramRace(plugin, secret, burst=burst, pause=pause, max_probes=max_probes)
     try:
@@ -67,18 +67,18 @@ async def open_datagram_race(
                 try:
                     yield race
                 finally:
-                    race._nursery = None  # its tasks end, and packets still come in
+                    race._nursery = None  # its tasks end, but packets still arrive
     finally:
         race._end()
 
 
 @final
 class DatagramRace:
-    """See the module's page; made by `open_datagram_race`.
+    """See the module's docstring; made by `open_datagram_race`.
 
     Attributes:
-      checks: its state; whoever changes it says so by `changed`.
-      ports: by the numbers that the checks know them by.
+      checks: the connectivity checks; call `changed` after changing them.
+      ports: the ports; the index is the number in `Pair`s.
     """
 
     def __init__(self, plugin: Plugin, secret: bytes, *, burst: int, pause: float, max_probes: int) -> None:
@@ -104,7 +104,7 @@ class DatagramRace:
         )
 
     def use(self, port: DatagramPort) -> int:
-        """Take a port for the race, which owns it from now on; its number in `Pair`s."""
+        """Add a port, which the race owns from now on; returns its number in `Pair`s."""
         number = len(self.ports)
         self.ports.append(port)
         port.listen_for_probes(partial(self._receive, number))
@@ -112,27 +112,27 @@ class DatagramRace:
 
     @property
     def heard(self) -> bool:
-        """Whether anything of the peer's has come in."""
+        """Whether an authentic packet of the peer has arrived."""
         return bool(self._used)
 
     def changed(self) -> None:
-        """The checks have something new to send."""
+        """Tell the race that the checks have something new to send."""
         self._wake.set()
 
     async def send_now(self) -> None:
-        """Send what is due, in this task: openers have to be on their way before the signal that tells of them."""
+        """Send what is due in the calling task, since openers have to leave before the signal that announces them."""
         self.checks.handle_timer(trio.current_time())
         await self._send(self.checks.transmit(trio.current_time()))
 
     async def wait_opened(self) -> None:
-        """Wait until an opener is on its way to every pair, at the pace that was asked for."""
+        """Wait until an opener was sent on every pair, at the pace of the race."""
         self.changed()
         while self.checks.unopened:
             self._sent = trio.Event()
             await self._sent.wait()
 
     async def first(self) -> Carrier | Link:
-        """The winner, for as long as it takes: a carrier that we dialled, or a Link that the peer proved itself on."""
+        """Wait for the winner, without a time limit: a carrier that we dialled, or a Link whose peer is proven."""
         return await self._winner.first()
 
     # -- packets -----------------------------------------------------------------------------------------------------
@@ -155,13 +155,13 @@ class DatagramRace:
 
     async def _send(self, packets: Iterable[Outgoing]) -> None:
         for (number, hops), group in groupby(packets, key=lambda each: (each.socket, each.hops)):
-            with suppress(trio.ClosedResourceError):  # that port broke; there may be others
+            with suppress(trio.ClosedResourceError):  # this port broke; there may be others
                 await self.ports[number].send([(each.data, each.remote) for each in group], hops=hops)
 
     # -- what the checks find ----------------------------------------------------------------------------------------
 
     def _heard(self, pair: Pair) -> None:
-        """The peer's packet came in on a pair, and so will ours there: it has opened its NAT by sending."""
+        """Try a pair on which a probe of the peer arrived: by sending it, the peer has opened its NAT for us."""
         self._try(pair, None)
 
     def _confirmed(self, pair: Pair, rtt: float) -> None:
@@ -171,7 +171,7 @@ class DatagramRace:
         if self._nursery is None or pair in self._used or self.ports[pair[0]].closed:
             return
         if self._plugin.inbound:
-            # Before the next packet of the batch is looked at: it may be the first one of the handshake.
+            # The path is opened before the next packet of the batch is processed, which may begin the handshake.
             self._nursery.start_soon(self._serve, self.ports[pair[0]].open_path(pair[1]))
         elif self._dials[rtt is not None] < MAX_DIALS:
             self._dials[rtt is not None] += 1
@@ -184,14 +184,14 @@ class DatagramRace:
         answered = rtt is not None
         at = self._next_dial[answered] = max(self._next_dial[answered] + STAGGER, trio.current_time())
         await trio.sleep_until(at)  # pacing, as with the Happy Eyeballs of RFC 8305
-        await self.send_now()  # our own probe goes before the handshake: the peer takes that from a pair it has heard
+        await self.send_now()  # our probe has to arrive before the handshake, which the peer else does not accept
         try:
             path = self.ports[pair[0]].open_path(pair[1])
             if answered:
                 self._plugin.hold_phase()
             with panics_as_errors():
                 carrier = await QuicCarrier.dial(path, peer_key=self._plugin.peer.public_key, initial_rtt=rtt)
-        except (CarrierError, trio.ClosedResourceError) as error:  # somebody else's key, too: others may be the peer's
+        except (CarrierError, trio.ClosedResourceError) as error:  # also with another node's key: another pair may work
             logger.debug("no QUIC over %s: %s", pair[1], error)
             return
         except Exception:
@@ -215,18 +215,18 @@ class DatagramRace:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _tell_what_was_seen(self) -> None:
-        """Where the peer saw our ports, beside where servers did: the NAT may be another one than it was."""
+        """Report the mappings that the peer saw, beside those that servers saw: the NAT may have changed."""
         sightings = tuple(
             Sighting(announced=announced, observed=observed)
             for number, observed in self.checks.mapped.items()
             for announced in list(self.ports[number].mapped.values())[:1]
-            if isinstance(self.ports[number], UdpPort)  # a relay's address is not our NAT's
+            if isinstance(self.ports[number], UdpPort)  # a relayed address is not our NAT's
         )
         if sightings and self._plugin.route_type is RouteType.EXT_BIND:
             self._plugin.node.nat.observe_udp(family_of(self._plugin), Evidence(sightings=sightings, received=True))
 
     def _end(self) -> None:
-        """Close what the winner does not need, and what nobody came for."""
+        """End the checks, and close all ports that the winner does not need."""
         self.checks.end()
         self._ends_at = trio.current_time() + LINGER
         self._tell_what_was_seen()

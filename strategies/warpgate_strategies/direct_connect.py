@@ -1,6 +1,6 @@
 """``direct_connect``: plain TCP to an address that the peer listens on.
 
-Works when the peer has a public address or a mapped port, on one LAN, and on one machine.
+It works where the peer has a public address or a mapped port, within a LAN, and on one host.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["DirectConnect", "dial"]
 
 
 async def dial(plugin: Plugin) -> Carrier:
-    """Connect to the attempt's target and pin the peer's key; the socket is closed if that fails or is cancelled."""
+    """Connect to the attempt's target and pin the peer's key.  The socket is closed on failure and cancellation."""
     family = trio.socket.AF_INET if plugin.af == IP4 else trio.socket.AF_INET6
     sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
     try:

@@ -1,7 +1,7 @@
-"""``fan_out``: race several named plugins against one peer, the first path wins.
+"""``fan_out``: race several named plugins towards one peer; the first path wins.
 
 ``node.connect(peer, plugin=["direct_connect", "my_plugin"])`` is this plugin with those two.  Each candidate starts a
-moment after the one before it, so that a quick one spares the others their work.
+moment after the previous one, so that the later ones need not run where an earlier one is quick.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["FanOut"]
 
 STAGGER: Final = 0.05
-"""Seconds between two starts: several times what a connect takes in one network, unnoticed by a person."""
+"""Seconds between two starts: several times a connect within one network, and too short for people to notice."""
 DEFAULT_CANDIDATES: Final = ("direct_connect", "reverse_connect")
 
 

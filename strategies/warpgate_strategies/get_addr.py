@@ -1,7 +1,7 @@
 """``get_addr``: ask a peer, over the signal channel, for its present address.
 
-Every signal carries its sender's current signed address, and the node learns it; so question and answer are empty.
-A walk asks when the address that it was given has expired, or does not lead anywhere.
+Every signal carries its sender's current signed address, which the receiving node stores, so question and answer are
+empty.  A node asks before a walk when the address that it has is not valid now, and a walk asks when it takes a while.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["AddressIs", "AskAddress", "GetAddr"]
 
 @final
 class AskAddress(Message, frozen=True):
-    """Where are you now?"""
+    """The question for the peer's present address."""
 
 
 @final
 class AddressIs(Message, frozen=True):
-    """Where I am stands in the envelope."""
+    """The answer; the address is in the envelope."""
 
 
 @final

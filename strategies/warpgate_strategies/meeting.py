@@ -1,4 +1,4 @@
-"""What the techniques have in common in which both sides send at once: whose addresses are told, and which believed."""
+"""The common part of plugins with which both sides send at once: which candidates are announced, and which accepted."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LOOPBACK: Final = {4: "127.0.0.1", 6: "::1"}
 
 
 def local_ip(plugin: Plugin) -> str | None:
-    """What to bind to: the address in the common network, or loopback; None on the way across the internet."""
+    """The address to bind: the one in the common network, or loopback; None for a path across the internet."""
     if plugin.route_type is RouteType.LOOPBACK_BIND:
         return LOOPBACK[plugin.af]
     return None if plugin.src is None else str(plugin.src)
 
 
 def family_of(plugin: Plugin) -> Literal[4, 6]:
-    """The combo's address family, as a type checker likes it."""
+    """The combo's address family, with a literal type."""
     return 4 if plugin.af == IP4 else 6
 
 
@@ -36,10 +36,13 @@ def own_candidates(
     mapped: Mapping[TransportAddress, TransportAddress],
     predicted: Sequence[TransportAddress] = (),
 ) -> list[TransportAddress]:
-    """Where the peer may meet a port of ours, the likeliest first.
+    """Our candidates for a port, the likeliest first.
 
-    Across the internet as servers saw it, or as it is where none did and nothing may be in between; `predicted` is
-    where a NAT without a fixed mapping will show it to the peer.
+    Across the internet these are the predicted and the server-reflexive addresses, or the local address where there are
+    none.
+
+    Args:
+      predicted: the predicted external addresses behind a NAT with endpoint-dependent mapping.
     """
     if plugin.route_type is not RouteType.EXT_BIND:
         return [local]
@@ -50,7 +53,7 @@ def own_candidates(
 def admitted(
     plugin: Plugin, candidates: Sequence[Candidate], mapped: Mapping[TransportAddress, TransportAddress]
 ) -> list[TransportAddress]:
-    """The peer's candidates that may be sent to; see `warpgate_trio.punch.candidates.admit`."""
+    """The accepted candidates of the peer; see `warpgate_trio.punch.candidates.admit`."""
     ours = [endpoint for _, endpoint in plugin.node.address.endpoints()]
     return admit(
         candidates,

@@ -1,8 +1,8 @@
-"""``random_probe``: meet where one side's NAT gives out ports that nobody can tell (docs/punching.md).
+"""``random_probe``: a spray, for pairs where one side's NAT assigns unpredictable ports (docs/punching.md).
 
-One side is *easy*: the world sees its one socket at one address and port.  The other is *hard*: each socket and each
-destination get a port of their own.  The easy side opens its NAT for K ports of the hard side's range, with packets
-that die on the way; then the hard side sends from N sockets to the easy side's one address.  They meet if one of the N
+One side is *easy*: its socket has one mapping towards all destinations.  The other is *hard*: each socket has another
+mapping for each destination.  The easy side opens its NAT for K ports of the hard side's range, with packets that
+expire on the way.  Then the hard side sends from N sockets to the easy side's one mapping.  They meet if one of the N
 ports is one of the K, which is a birthday problem (`warpgate_trio.punch.spray`).
 
     initiator                                                        responder
@@ -14,8 +14,8 @@ ports is one of the K, which is a birthday problem (`warpgate_trio.punch.spray`)
      │  hard: probes from N sockets                                  │  hard: probes from N sockets
      │◄──────────────────── answers, and QUIC as in udp_punch ──────►│
 
-Whichever side initiates, both roles come from the profiles that the two have measured.  A profile is a claim: it makes
-the work less or orders it, and never more than the caps of `warpgate_trio.punch.spray`.
+Whichever side initiates, both roles follow from the profiles that the two sides have measured.  A profile is a claim:
+it can order and reduce the work, but not exceed the caps of `warpgate_trio.punch.spray`.
 """
 
 from __future__ import annotations
@@ -60,24 +60,24 @@ __all__ = ["Opened", "RandomProbe", "SprayAgreed", "SprayBusy", "SprayForMe"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_PROBES: Final = 4
-"""Probes of one of the N sockets: the first one that arrives will do, and 256 times 40 would be a flood."""
+"""Probes of each of the N sockets: one that arrives is enough, and 40 from each of 256 sockets would be a flood."""
 RETRY_AFTER: Final = 2.0
-"""Seconds after which a spray that was in the way is over."""
+"""Seconds after which another spray is expected to be over."""
 MIN_RETRY: Final = 0.5
-"""Seconds that we wait at least before we ask again, whatever the peer says."""
+"""Seconds that this side waits at least before it asks again, whatever the peer says."""
 MAX_ASKS: Final = 8
-"""Times that one peer may ask in one attempt: one that waits as it is told to needs five in the time that it has."""
+"""Requests that one peer may send in one attempt: with the required waits it needs five in the time that it has."""
 FORETELLING: Final = 1.0
-"""Seconds that a side whose next port can be foretold leaves to `udp_punch`, which foretells it at the same time."""
+"""Seconds that a side with predictable ports leaves to `udp_punch`, whose prediction other mappings would upset."""
 MAX_ADDRESSES: Final = 2
-"""External addresses of a peer that are sprayed at: a pool may have more, and one socket is behind one of them."""
+"""External addresses of a peer that are sprayed at: a pool may have more, but one socket is behind one of them."""
 
 Secret = Annotated[bytes, msgspec.Meta(min_length=SECRET_LENGTH, max_length=SECRET_LENGTH)]
 
 
 @final
 class SprayForMe(PathRequest, frozen=True, kw_only=True):
-    """Let us spray: `secret` is the key of the probes, `candidates` are where servers see the initiator's socket."""
+    """The request: `secret` is the key of the probes, `candidates` are the initiator's server-reflexive addresses."""
 
     secret: Secret
     candidates: Candidates
@@ -85,7 +85,7 @@ class SprayForMe(PathRequest, frozen=True, kw_only=True):
 
 @final
 class SprayAgreed(Message, frozen=True, kw_only=True):
-    """The responder's role and addresses; if it is easy, its NAT is open by now."""
+    """The answer: the responder's role and candidates; if it is easy, it has opened its NAT."""
 
     role: Role
     candidates: Candidates
@@ -93,14 +93,14 @@ class SprayAgreed(Message, frozen=True, kw_only=True):
 
 @final
 class SprayBusy(Message, frozen=True, kw_only=True):
-    """Another spray at the initiator's address is under way; ask again after so many seconds."""
+    """Another spray to the initiator's address, or for other peers, is under way; ask again after so many seconds."""
 
     retry_after: Annotated[float, msgspec.Meta(gt=0, le=60)]
 
 
 @final
 class Opened(Message, frozen=True):
-    """The initiator, which is easy, has opened its NAT."""
+    """The initiator has opened its NAT; sent if it is easy, or if both sides are hard."""
 
 
 @final
@@ -122,9 +122,9 @@ class RandomProbe(Plugin):
 
     async def run(self, reply: Message | None = None) -> Carrier | Link:
         secret = reply.secret if isinstance(reply, SprayForMe) else self.node.host.entropy(SECRET_LENGTH)
-        await self.node.nat.wait_looked("udp", 4)  # the roles follow from it, and a spray would upset the measurement
+        await self.node.nat.wait_looked("udp", 4)  # the roles depend on it, and a spray would upset the measurement
         if reply is None and self._ours().allocation is Allocation.SEQUENTIAL:
-            await trio.sleep(FORETELLING)  # pacing: a mapping in between would move the port that the peer was told
+            await trio.sleep(FORETELLING)  # pacing: a mapping in between would change the port predicted to the peer
         async with open_datagram_race(self, secret, burst=BURST, pause=BURST_INTERVAL, max_probes=MAX_PROBES) as race:
             port = await self.node.nat.take_udp(4)
             number = race.use(port)
@@ -137,7 +137,7 @@ class RandomProbe(Plugin):
 
     async def _ask(self, race: DatagramRace, number: int, secret: bytes, mine: Candidates) -> Carrier | Link:
         if not self.node.nat.sprays.has_ports(self._ports_taken(self._role()), self._ours(), trio.current_time()):
-            raise AttemptFailed(_NO_PORTS)  # before the peer takes some of its own for nothing
+            raise AttemptFailed(_NO_PORTS)  # before the peer uses its own ports in vain
         request = SprayForMe(af=4, route_type=self.route_type, secret=secret, candidates=mine)
         await self.send_signal(request)
         answer = await self.receive_signal()
@@ -163,7 +163,7 @@ class RandomProbe(Plugin):
             await trio.sleep(RETRY_AFTER)  # pacing: the peer's own call has the lower session, and goes first
 
     async def _listen_to_peer(self) -> None:
-        """Hear of it if the peer gives up."""
+        """Receive the peer's refusal or failure, which ends the attempt."""
         while True:
             await self.receive_signal()
 
@@ -207,7 +207,7 @@ class RandomProbe(Plugin):
         return spray_roles(self._ours(), self._theirs(), we_are_lower=self.node.peer_id < self.peer.peer_id)
 
     def _ports_taken(self, role: Role | None) -> int:
-        """How many ports of our own NAT a spray takes at most."""
+        """The largest number of our own NAT's ports that a spray takes."""
         if role is Role.HARD:
             return plan_spray(self._ours()).sockets
         plan = plan_both_hard(self._ours(), self._theirs())
@@ -220,7 +220,7 @@ class RandomProbe(Plugin):
         return theirs
 
     async def _prepare(self, race: DatagramRace, number: int, role: Role, candidates: Candidates) -> None:
-        """Do what comes before the peer is told: openers of the easy side, sockets of the hard one."""
+        """Prepare before the peer is told: send the openers of an easy side, open the sockets of a hard one."""
         theirs = self._admitted(race, number, candidates)
         now = trio.current_time()
         if not self.node.nat.sprays.take_ports(self._ports_taken(role), self._ours(), now):
@@ -230,7 +230,7 @@ class RandomProbe(Plugin):
             addresses = list(dict.fromkeys(ip for ip, _ in theirs))[:MAX_ADDRESSES]
             ports = draw_ports(self.node.host.random, plan.openers, low=plan.low, high=plan.high)
             logger.info("spray: %d openers to %s, ports %d to %d", len(ports), addresses, plan.low, plan.high)
-            # The mapped ports too: a NAT that is taken for hard may not be.  Two addresses share the openers.
+            # The announced candidates too: a NAT that counts as hard may not be.  Two addresses share the openers.
             pairs = [*theirs, *[(ip, port) for port in ports for ip in addresses][: plan.openers]]
             race.checks.add([(number, remote) for remote in pairs], now, silent=True)
             await race.wait_opened()
@@ -253,10 +253,10 @@ class RandomProbe(Plugin):
             await race.wait_opened()
 
     async def _open_sockets(self, race: DatagramRace, count: int) -> Sequence[int]:
-        """As many as this process can spare, and the system gives; at least one."""
+        """Open up to `count` sockets, as many as the process can spare and the system allows; at least one."""
         ip = race.ports[0].local[0]
         numbers: list[int] = []
-        with suppress(OSError):  # EMFILE, ENOBUFS: fewer of them are worth less, and not nothing
+        with suppress(OSError):  # EMFILE, ENOBUFS: fewer sockets are worth less, but not nothing
             for _ in range(min(count, self.node.host.spare_descriptors())):
                 numbers.append(race.use(await self.node.udp_ports.open(ip)))
         if not numbers:

@@ -1,7 +1,7 @@
-"""``return_addr``: tell a peer, over the signal channel, where we are now.
+"""``return_addr``: send a peer our present address over the signal channel.
 
-The counterpart of ``get_addr``, unasked: a node that has moved tells those who will look for it.  The peer takes it to
-heart only if it would let us in.
+It is the counterpart of ``get_addr`` without a question: a node that has moved tells the peers that will look for it.
+The peer stores the address only if it admits the sender.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["NewAddress", "ReturnAddr"]
 
 @final
 class NewAddress(Message, frozen=True):
-    """I am where the envelope says."""
+    """The sender's present address, which is in the envelope."""
 
 
 @final

@@ -1,7 +1,7 @@
 """``reverse_connect``: ask the peer, over the signal channel, to connect to us directly.
 
-For when we can be reached and the peer cannot.  The request names one of our own endpoints; the node of the peer
-judges it by the same rules as its own combos before this plugin's other half dials it.
+It is for pairs of which only the initiator can be reached.  The request names one of our own endpoints.  The peer's
+node judges it by the same rules as its own combos before this plugin dials it there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["DialMe", "ReverseConnect"]
 
 @final
 class DialMe(PathRequest, frozen=True):
-    """Please connect to this endpoint of mine, for this session and attempt."""
+    """A request to connect to one of the sender's endpoints, for this session and attempt."""
 
 
 @final

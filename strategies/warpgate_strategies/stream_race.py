@@ -1,11 +1,11 @@
 """From TCP ports and candidates to one proven carrier; the other half of `tcp_punch`.
 
-A race has ports; on each it accepts, and from each it connects to what it is told.  Whatever is established is a
-candidate: the initiator does TLS as the client on all of them and takes the first that holds the peer's key; the
-responder takes the one on which the peer proves itself, which is the one that the initiator has chosen.
+A race has ports.  On each it accepts connections, and from each it connects to given candidates.  The initiator runs
+TLS as the client on every established connection, and takes the first whose other end has the peer's key.  The
+responder takes the connection on which the peer sends its PROOF: that is the one which the initiator chose.
 
-How a socket comes about is left to the systems: it connects, or, where the peer's SYN came first, the listener has it
-and connecting fails with EADDRNOTAVAIL until the race is over.
+The operating systems decide how a connection is established.  It connects; or, where the peer's SYN came first, the
+listener has it, and connecting fails with EADDRNOTAVAIL until the race is over.
 """
 
 from __future__ import annotations
@@ -40,38 +40,39 @@ logger: logging.Logger = logging.getLogger(__name__)
 Args = TypeVarTuple("Args")
 
 PATIENCE: Final = 0.5
-"""Seconds for one SYN to be answered, where nobody knows how far the peer is; then it is taken for lost, since the
-system itself would repeat it only after a second (RFC 6298 §2)."""
+"""Seconds for one SYN to be answered, where the distance to the peer is not known.  Then it counts as lost, since the
+system itself would retransmit it only after a second (RFC 6298 §2)."""
 MIN_PATIENCE: Final = 0.2
 """Seconds for one SYN on a short path: as long as a busy system may need to answer."""
 LATE: Final = 1.5
-"""Round trips of a signal, whose way is the longer one as a rule, after which a SYN is taken for lost."""
+"""Signal round trips after which a SYN counts as lost; signals mostly take the longer way."""
 REPEAT_MARGIN: Final = 0.1
-"""Seconds before the system's next repeat at which a connect is given up, as no system wakes us on time."""
+"""Seconds before the system's next retransmission at which a connect is given up, as timers may fire late."""
 MIN_PAUSE: Final = 0.002
 """Seconds between a refusal and the next try at least, on a LAN where refusals take no time."""
 ACCEPT_PAUSE: Final = 0.1
 """Seconds before the next try when a connection cannot be accepted."""
 UNSENT_PAUSE: Final = 0.1
-"""Seconds before the next try when the system sends no SYN.  Mostly the listener has the peer's, half open
-(EADDRNOTAVAIL), and that may come to nothing: 256 tries at `MIN_PAUSE` would be over before.  And when none may be
-sent, as we have met others at that address often enough."""
+"""Seconds before the next try when no SYN was sent.  Either the system sends none, mostly because the listener has the
+peer's half-open connection (EADDRNOTAVAIL), which may still fail: 256 tries at `MIN_PAUSE` would be used up before.  Or
+the dial budget of that address is used up."""
 REFUSALS: Final = (errno.ECONNREFUSED, errno.ECONNRESET)
-"""How somebody on the way, or at its end, says no: a SYN was sent."""
+"""Errors of a SYN that was sent and refused, by the target or on the way."""
 MAX_CONNECTS: Final = 256
-"""SYNs of one race, all ports and candidates together."""
+"""Connects of one race, over all ports and candidates."""
 MAX_OTHERS: Final = 3
-"""Connections to one candidate that were made and led to no handshake: somebody else is there."""
+"""Established connections to one candidate without a successful handshake: another host is there."""
 MAX_HANDSHAKES: Final = 16
-"""Connections that came to us, on which TLS is under way: strangers find the listener too, and give way to the peer."""
+"""Inbound connections on which TLS is under way.  Strangers may find the listener too; the oldest ones give way."""
 
 
 def before_a_repeat(patience: float) -> float:
-    """Seconds after which a connect is given up that is to be waited for so long: shortly before a second is full.
+    """The patience for a connect, in seconds, adjusted to end shortly before a full second.
 
-    The system repeats the SYN then (after 1, 3, 7 … seconds by RFC 6298, each of the first five by newer Linux).
-    Whoever gives up just after that kills the connection that the repeat makes: the peer takes it, and then hears
-    another first SYN.  With a patience of 1.03 s, each connect met that of the one before, until the walk was over.
+    At full seconds the system retransmits the SYN (after 1, 3, 7 … seconds by RFC 6298, in each of the first five by
+    newer Linux).  Giving up right after that kills the connection which the retransmission makes: the peer accepts it,
+    and then receives another first SYN.  With a patience of 1.03 s, each connect collided with the previous one, until
+    the walk was over.
     """
     if patience <= 1 - REPEAT_MARGIN:
         return patience
@@ -79,15 +80,15 @@ def before_a_repeat(patience: float) -> float:
 
 
 def syns(patience: float) -> int:
-    """How many SYNs a connect sends that is waited for, at most: the system repeats it at full seconds."""
+    """The largest number of SYNs that a connect of this patience sends: the system retransmits at full seconds."""
     return 1 + int(patience)
 
 
 @asynccontextmanager
 async def open_stream_race(plugin: Plugin) -> AsyncGenerator[StreamRace]:
-    """A race of one attempt; its tasks end with the block, and what they hold is closed.
+    """The race of one attempt; its tasks end with the block, and their connections are closed.
 
-    What `StreamRace.first` gave outlives the block, unless that is left by an exception.
+    The result of `StreamRace.first` outlives the block, unless the block is left by an exception.
     """
     with Winner() as winner:
         async with open_background_nursery() as nursery:
@@ -96,7 +97,7 @@ async def open_stream_race(plugin: Plugin) -> AsyncGenerator[StreamRace]:
 
 @final
 class StreamRace:
-    """See the module's page; made by `open_stream_race`."""
+    """See the module's docstring; made by `open_stream_race`."""
 
     def __init__(self, plugin: Plugin, nursery: trio.Nursery, winner: Winner) -> None:
         self._plugin = plugin
@@ -108,24 +109,26 @@ class StreamRace:
         self._dials = nat.dials_for_peers if plugin.inbound else nat.own_dials
 
     def start(self, task: Callable[[*Args], Awaitable[object]], *args: *Args) -> None:
-        """Run a task until the race is over; what it raises ends the race."""
+        """Run a task until the race is over; an exception in it ends the race."""
         self._nursery.start_soon(task, *args)
 
     def accept_on(self, port: TcpPort) -> None:
-        """Take what comes to a port."""
+        """Accept connections on a port."""
         self._nursery.start_soon(self._accept, port)
 
     def connect(
         self, port: TcpPort, remotes: Sequence[TransportAddress], at: float, *, round_trip: float | None = None
     ) -> None:
-        """From an instant on (`trio.current_time`), connect from a port to each candidate until one works.
+        """From the instant `at` on, connect from a port to each candidate, again and again until one works.
 
-        `round_trip` is that of a signal to the peer, in seconds, if it was measured.
+        The first SYNs leave in the candidates' order.  Where both sides' ports were predicted, each SYN gets the next
+        mapping; the sides meet if the n-th SYN of each goes to the mapping of the other's n-th SYN.
 
-        The first SYNs leave in the candidates' order.  Where both sides' ports were foretold, each SYN has a mapping of
-        its own, the next one; they meet if the n-th SYN of each goes to where the other's n-th one comes from.
+        Args:
+          at: on the clock of `trio.current_time`.
+          round_trip: seconds of a signal to the peer and back, if measured.
         """
-        # At our own endpoints, TCP would meet itself.
+        # A connection to one of our own endpoints would be one to ourselves.
         others = [each for each in remotes if each != port.local and each not in port.mapped.values()]
         patience = max(PATIENCE, 2 * (self._plugin.node.signal_rtt or 0.0))
         if round_trip is not None:
@@ -142,7 +145,7 @@ class StreamRace:
             await gone.wait()
 
     async def first(self) -> Carrier | Link:
-        """The winner, for as long as it takes: a carrier that we dialled, or a Link that the peer proved itself on."""
+        """Wait for the winner, without a time limit: a carrier that we dialled, or a Link whose peer is proven."""
         return await self._winner.first()
 
     async def _accept(self, port: TcpPort) -> None:
@@ -150,8 +153,8 @@ class StreamRace:
             try:
                 sock, remote = await port.accept()
             except trio.ClosedResourceError:
-                break  # the boundary that the port was for has passed
-            except OSError as error:  # EMFILE and the like: it stays in the backlog, until something is closed
+                break  # the port was closed by its owner
+            except OSError as error:  # EMFILE and the like: the connection stays in the backlog
                 logger.debug("cannot accept on %s: %s", port.local, error)
                 await trio.sleep(ACCEPT_PAUSE)
                 continue
@@ -202,14 +205,14 @@ class StreamRace:
             finally:
                 if not somebody_else:
                     self._dials.give_back(remote[0])
-            # After a refusal within a round trip, with jitter, since fixed periods would keep the two sides apart
-            # (docs/punching.md, law 2); a SYN that was lost has been waited for.
+            # After a refusal the pause is up to a round trip, at random, since fixed periods would keep the two sides
+            # apart (docs/punching.md, law 2).  After a lost SYN there is none.
             took = min(trio.current_time() - began, patience)
             pause = 0.0 if waiting.cancelled_caught else UNSENT_PAUSE if unsent else random.random() * took
             await trio.sleep(MIN_PAUSE + pause)
 
     async def _handshake(self, sock: trio.socket.SocketType, remote: TransportAddress) -> bool:
-        """Whether the peer has proven itself on it."""
+        """Run the handshake on a connection; whether the other end is the peer."""
         plugin = self._plugin
         proven: Carrier | Link
         try:

@@ -9,18 +9,18 @@
      │◄────────────────────────────── ╲────╱ ───────────────────────────────────►│
      ├─ TLS, on what was established ───────────────────────────────────────────►│
 
-Crossing SYNs open both NATs, and become one connection (RFC 9293 §3.5).  The instant is on the responder's clock; the
-initiator knows that clock by the time servers that both have asked, or by the four times of the two signals, whichever
-is less uncertain.  Where a NAT answers a SYN that comes too early with a RST, both sides try again after about a round
-trip, with jitter: a fixed longer period would keep them apart for ever, as it was measured.
+Crossing SYNs open both NATs, and become one connection (RFC 9293 §3.5).  The instant is on the responder's clock.  The
+initiator knows that clock by the NTP servers that both sides have asked, or by the four timestamps of the two signals,
+whichever is less uncertain.  Where a NAT answers an early SYN with a RST, both sides try again after about a round
+trip, with jitter: measurements show that a fixed longer period can keep them apart for ever.
 
-Where the answer comes late or not at all, both sides still know two instants more: boundaries of the shared time, B and
-B + 1, and for each some ports that follow from a secret of the request (`warpgate_trio.clock.rendezvous`).  They meet
-there if both NATs preserve ports and the initiator knows from the peer's record where the peer is seen.
+Where the answer comes late or not at all, both sides still know two more instants: the boundaries B and B + 1 of the
+shared time.  For each boundary some ports follow from a secret in the request (`warpgate_trio.clock.rendezvous`).  The
+sides meet there if both NATs preserve ports and the initiator knows the peer's external address from its record.
 
-Where one side's NAT gives each destination another port and the other side's does not, the former connects from a
-second port, too, which it has told nobody: its NAT may let everybody in at the first, and would give what leaves from
-there another mapping.
+Where only one side's mapping is endpoint-dependent, that side also connects from a second port, which it does not
+announce.  Its NAT may have endpoint-independent filtering at the first port, and would use another mapping for
+connections from there.
 """
 
 from __future__ import annotations
@@ -55,22 +55,22 @@ if TYPE_CHECKING:
 __all__ = ["MeetByTcp", "MeetMeByTcp", "TcpPunch"]
 
 LEAD: Final = 0.01
-"""Seconds that the instant is put after the signal's expected arrival: signals are late more often than early."""
+"""Seconds from the signal's expected arrival to the instant: signals are late more often than early."""
 UNKNOWN_ONE_WAY: Final = 0.1
-"""Seconds that a signal is taken to need when nothing is known."""
+"""Seconds that a signal is assumed to take where nothing was measured."""
 MAX_WAIT: Final = 2.0
-"""Seconds that either side waits for an instant, whatever the other one says: then the phase is over anyway."""
+"""Seconds that a side waits for an instant at most, whatever the other side says: then the phase is over anyway."""
 SURE: Final = 0.02
-"""Seconds of uncertainty up to which two clocks are compared to tell how long a signal took."""
+"""Seconds of uncertainty up to which two clocks are compared to measure how long a signal took."""
 PERIOD: Final = 0.5
 """Seconds between boundaries: B and B + 1 both lie within a punch phase of 1.5 s, and clocks that are known to a
-quarter of a second, as NTP's are, name the same ones."""
+quarter of a second, as NTP's are, determine the same ones."""
 BOUNDARY_LEAD: Final = 0.15
 """Seconds from the answer's expected arrival to B."""
 BOUNDARY_PORTS: Final = 3
-"""Ports of each boundary: one may be another host's at either side."""
+"""Ports of each boundary: another host behind either NAT may use one of them."""
 PORT_RANGE: Final = (20000, 60000)
-"""Of the boundaries' ports, without those that systems and servers use by themselves."""
+"""The range of the boundaries' ports, without those that systems and servers commonly use."""
 SECRET_LENGTH: Final = 16
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
@@ -79,14 +79,14 @@ Uncertainty = Annotated[float, msgspec.Meta(ge=0)]
 
 @final
 class MeetByTcp(PathRequest, frozen=True, kw_only=True):
-    """Let us meet.
+    """The request.
 
     Attributes:
-      candidates: where the initiator is.
-      sent_at: when it said so, on its clock.
-      uncertainty: seconds by which that clock may be wrong; None: nobody knows.
-      bucket: the first of the two boundaries at which it will be, should the answer not arrive.
-      secret: what the ports of these follow from.
+      candidates: the initiator's candidates.
+      sent_at: the time of sending, on its clock.
+      uncertainty: seconds by which that clock may be wrong; None where that is unknown.
+      bucket: the first of the two boundaries at which it will connect if the answer does not arrive.
+      secret: determines the ports of the boundaries.
     """
 
     candidates: Candidates
@@ -98,7 +98,7 @@ class MeetByTcp(PathRequest, frozen=True, kw_only=True):
 
 @final
 class MeetMeByTcp(Message, frozen=True, kw_only=True):
-    """Where the responder is, and when it will connect; times are of its clock."""
+    """The answer: the responder's candidates, and the instant at which it will connect; times are on its clock."""
 
     candidates: Candidates
     received_at: Seconds
@@ -145,14 +145,14 @@ class TcpPunch(Plugin):
             port.close()
 
     async def _listen_to_peer(self) -> None:
-        """Hear of it if the peer gives up."""
+        """Receive the peer's refusal or failure, which ends the attempt."""
         while True:
             await self.receive_signal()
 
     # -- the two signals ---------------------------------------------------------------------------------------------
 
     async def _ask(self, race: StreamRace, port: TcpPort, mine: Candidates) -> None:
-        """Say where we are; hear where the peer is, and when we meet."""
+        """Send our candidates; receive the peer's, and the instant."""
         secret = self.node.host.entropy(SECRET_LENGTH)
         sent_at = self.clock.now()
         lead = 2 * self._expected_one_way() + BOUNDARY_LEAD
@@ -176,7 +176,7 @@ class TcpPunch(Plugin):
         if not isinstance(answer, MeetMeByTcp):
             raise AttemptFailed("the peer answered with something else")
         signal = None
-        with suppress(ValueError):  # the peer's times make no round trip: only NTP is left to go by
+        with suppress(ValueError):  # the timestamps are inconsistent: only NTP is left
             signal = from_signal(sent_at, answer.received_at, answer.sent_at, received_at)
         known = combine(_finite(self.clock.uncertainty()), answer.uncertainty, signal)
         wait = 0.0 if known is None else known.to_ours(answer.punch_at) - received_at
@@ -186,9 +186,9 @@ class TcpPunch(Plugin):
     def _answer(
         self, race: StreamRace, port: TcpPort, mine: Candidates, request: MeetByTcp, received_at: float
     ) -> None:
-        """Say where we are, and name the instant: when our answer has arrived, a moment later.
+        """Send our candidates and the instant, which is a moment after the answer's expected arrival.
 
-        Nothing here waits for the answer to be taken by a server: if it is not, there are the boundaries.
+        Nothing waits for a server to accept the answer: if it is lost, there are the boundaries.
         """
         sent_at = self.clock.now()
         took = self._one_way(request, received_at)
@@ -213,7 +213,7 @@ class TcpPunch(Plugin):
         await self._listen_to_peer()
 
     def _one_way(self, request: MeetByTcp, received_at: float) -> float | None:
-        """Seconds that this signal has taken, if both clocks are good enough to tell."""
+        """Seconds that this signal took, if both clocks are accurate enough to measure that."""
         uncertainty = self.clock.uncertainty() + (math.inf if request.uncertainty is None else request.uncertainty)
         took = received_at - request.sent_at
         return took if uncertainty <= SURE and 0 < took < MAX_WAIT else None
@@ -226,7 +226,7 @@ class TcpPunch(Plugin):
     def _punch(
         self, race: StreamRace, port: TcpPort, candidates: Candidates, wait: float, round_trip: float | None
     ) -> str:
-        """Connect to all candidates of the peer in `wait` seconds; the address of the first one."""
+        """Connect to all candidates of the peer in `wait` seconds; returns the address of the first one."""
         theirs = admitted(self, candidates, port.mapped)
         if not theirs:
             raise AttemptFailed("the peer named no place that may be sent to")
@@ -244,10 +244,10 @@ class TcpPunch(Plugin):
     async def _punch_from_another_port(
         self, race: StreamRace, theirs: Sequence[TransportAddress], at: float, round_trip: float | None
     ) -> None:
-        """Connect from a port that nobody has been told of, which is as good where our mappings differ anyway.
+        """Connect from a port that was not announced, which is as good where each destination has its own mapping.
 
-        Connecting from the one where the peer's SYNs come in, we had two connections between the same two ports, by two
-        mappings, and answered each with the other's numbers: four of 1,500 such pairs did not meet.
+        Connecting from the announced port made two connections between the same two ports, by two mappings, and each
+        was answered with the other's sequence numbers: four of 1,500 such pairs did not meet.
         """
         try:
             port = await TcpPort.open(await self.node.nat.source(family_of(self)))
@@ -260,7 +260,7 @@ class TcpPunch(Plugin):
     async def _keep_boundaries_in(
         self, scope: trio.CancelScope, race: StreamRace, port: TcpPort, boundaries: Sequence[Boundary], secret: bytes
     ) -> None:
-        """The initiator's: it goes by where the peer's record says that it is seen, until the answer comes."""
+        """Connect at the boundaries to the external address in the peer's record, until `scope` is cancelled."""
         external = _newest(self).nat_profiles.get(None, 4).udp.external[:1]
         seen = admitted(self, [Candidate(ip.packed, 1) for ip in external], port.mapped)
         with scope:
@@ -268,13 +268,13 @@ class TcpPunch(Plugin):
                 await self._keep_boundaries(race, boundaries, secret, seen[0][0])
 
     async def _keep_boundaries(self, race: StreamRace, boundaries: Sequence[Boundary], secret: bytes, ip: str) -> None:
-        """Be at the boundaries' ports at their instants."""
+        """Accept on, and connect from, the boundaries' ports at their instants."""
         if self.route_type is not RouteType.EXT_BIND or self.af != IP4 or not self._both_preserve_ports():
             return
         try:
             local = await self.node.nat.source(4)
         except OSError:
-            return  # the network has just gone
+            return  # the network is down
         async with AsyncExitStack() as stack:
             for boundary in boundaries:
                 wait = boundary.instant - self.clock.now()
@@ -282,7 +282,7 @@ class TcpPunch(Plugin):
                     continue
                 at = trio.current_time() + wait
                 for number in bucket_ports(secret, boundary.bucket, BOUNDARY_PORTS, *PORT_RANGE):
-                    with suppress(OSError):  # another program has that port
+                    with suppress(OSError):  # another program uses that port
                         port = await TcpPort.open(local, number)
                         stack.callback(port.close)
                         race.accept_on(port)

@@ -1,4 +1,4 @@
-"""``turn``: meet at a relay, where no direct path was found (RFC 8656); nobody's NAT matters to it.
+"""``turn``: relay by TURN servers where no direct path was found (RFC 8656), independent of both sides' NATs.
 
     initiator                          its TURN server                       responder
      ├─ MeetByRelay(secret) ──────────────────────────── by signal ────────────►│ a UDP port of its own
@@ -9,11 +9,12 @@
      ├─ CreatePermission, ChannelBind ──────►│                                  │
      ├─ QUIC ═══════════════════════════════►│═════════════════════════════════►│
 
-The first signal goes before there is an address to tell, so that the two get their ports at the same time.
-One relay is enough where the other side sends UDP and is seen at one address: permissions are for addresses, so the
-port that its NAT shows is learned from its probes.  Where it is not, or nothing was heard for two round trips, the
-responder gets a relay too, and the two meet from relay to relay, which depends on nobody's NAT.  A side without TURN
-servers sends to the other's relay from a UDP port.
+The first signal is sent before there is an address to announce, so that both sides obtain their ports at the same time.
+
+One allocation is enough where the other side can send UDP and has one external address.  Permissions are for addresses,
+so the port of its mapping is learned from its probes.  Otherwise, or where no probe arrived for two round trips, the
+responder gets an allocation too.  Then the two sides send from relay to relay, which depends on no NAT.  A side without
+TURN servers sends to the other's relay from a UDP port.
 """
 
 from __future__ import annotations
@@ -51,18 +52,25 @@ if TYPE_CHECKING:
 __all__ = ["MeetByRelay", "MeetMeByRelay", "Turn"]
 
 SILENCE: Final = 0.2
-"""Seconds beyond two round trips without a probe, after which the responder gets a relay of its own: a lost probe or
-two, which go out each 50 ms.  And seconds for a UDP port that STUN servers have seen, before it does without."""
+"""Seconds beyond two round trips without a probe, after which the responder gets an allocation of its own.  That allows
+for one or two lost probes, which are sent every 50 ms.  It also waits that long for a UDP port that STUN servers have
+seen, before it goes on without."""
 SILENCE_UNKNOWN: Final = 1.0
-"""Seconds for the same where no round trip was measured."""
+"""Seconds without a probe, in place of two round trips and `SILENCE`, where no round trip was measured."""
 
 Secret = Annotated[bytes, msgspec.Meta(min_length=SECRET_LENGTH, max_length=SECRET_LENGTH)]
 
 
 @final
 class MeetByRelay(PathRequest, frozen=True, kw_only=True):
-    """Let us meet at a relay: `secret` is the key of the probes.  `relaying`: the initiator gets a relay, and says in a
-    `MeetMeByRelay` where; else it sends from a UDP port that is `seen` there."""
+    """The request.
+
+    Attributes:
+      secret: the key of the probes.
+      relaying: the initiator gets an allocation, and announces it in a `MeetMeByRelay`; otherwise it sends from a UDP
+        port.
+      seen: the server-reflexive addresses of that UDP port.
+    """
 
     secret: Secret
     relaying: bool
@@ -71,8 +79,8 @@ class MeetByRelay(PathRequest, frozen=True, kw_only=True):
 
 @final
 class MeetMeByRelay(Message, frozen=True):
-    """Where a side is: its addresses at relays, and where its UDP port is seen, if it sends from one.  A further one
-    has what came later."""
+    """A side's relayed addresses, and the server-reflexive ones of its UDP port, if it sends from one.  A later message
+    has what was added since."""
 
     relayed: Candidates
     seen: Candidates
@@ -99,7 +107,7 @@ class Turn(Plugin):
 
 @final
 class _Meeting:
-    """One run: our ports, and what they are aimed at."""
+    """One run: our ports, and the addresses that they send to."""
 
     def __init__(self, plugin: Turn, race: DatagramRace) -> None:
         self._plugin = plugin
@@ -107,9 +115,9 @@ class _Meeting:
         self._relay: RelayPort | None = None
         self._direct: UdpPort | None = None
         self._numbers: dict[RelayPort | UdpPort, int] = {}
-        self._invited = trio.Event()  # the peer knows that we call
-        self._told = trio.Event()  # the peer has heard where we are
-        self._permitted = trio.Event()  # our server lets through what it is asked to
+        self._invited = trio.Event()  # the request was sent
+        self._told = trio.Event()  # our addresses were sent
+        self._permitted = trio.Event()  # our server has granted permissions, or we send without it
 
     # -- the two halves ----------------------------------------------------------------------------------------------
 
@@ -129,7 +137,7 @@ class _Meeting:
                 if not peer_has:
                     raise AttemptFailed(str(error)) from error
                 await self._get_direct()
-            await self._invited.wait()  # signals may overtake each other
+            await self._invited.wait()  # signals may be reordered
             await self._tell()
         self._told.set()
         theirs = await self._hear()
@@ -151,12 +159,12 @@ class _Meeting:
         servers = plugin.node.relays.servers
         ours = plugin.node.address.nat_profiles.get(None, family_of(plugin)).udp
         if request.relaying and not ours.blocked:
-            if servers:  # a relay of our own may be wanted after all
+            if servers:  # an allocation of our own may be needed later
                 plugin.nursery.start_soon(plugin.node.relays.prime, family_of(plugin))
-            # Where we can do without, a network that lets no UDP out must not hold us up until that is sure.
+            # Where TURN is possible, a network that blocks UDP must not delay it until that is certain.
             with suppress(AttemptFailed), trio.move_on_after(SILENCE if servers else math.inf):
                 await self._get_direct()
-        # A port that no STUN server has seen leads nowhere for the most part.
+        # A port that no STUN server has seen mostly cannot send to the relay either.
         if self._direct is None or not self._direct.mapped or len(ours.external) > 1:
             try:
                 await self._get_relay(self._let_in(request.seen))
@@ -166,7 +174,7 @@ class _Meeting:
         await self._tell()
         self._told.set()
         theirs = await self._hear() if request.relaying else MeetMeByRelay(relayed=(), seen=request.seen)
-        if self._relay is None and not theirs.relayed:  # the initiator has got none
+        if self._relay is None and not theirs.relayed:  # the initiator has no allocation
             try:
                 await self._get_relay(self._let_in(theirs.seen))
             except StunError as error:
@@ -188,7 +196,7 @@ class _Meeting:
         return theirs
 
     async def _fall_back(self, theirs: MeetMeByRelay) -> None:
-        """Nothing is heard by way of their relay: meet it from one of ours."""
+        """Get an allocation of our own where no probe arrives by way of the peer's relay."""
         rtt = self._plugin.node.signal_rtt
         await trio.sleep(SILENCE_UNKNOWN if rtt is None else 2 * rtt + SILENCE)  # the measure of silence
         if self._race.heard:
@@ -199,7 +207,7 @@ class _Meeting:
             await self._tell()
 
     async def _listen(self) -> None:
-        """What the peer has to say later, and that it gives up; what our own server says explains more."""
+        """Receive further addresses of the peer, and its failure; an error of our own server is to be raised before."""
         await self._permitted.wait()
         while True:
             message = await self._plugin.receive_signal()
@@ -228,7 +236,7 @@ class _Meeting:
     # -- where the peer is -------------------------------------------------------------------------------------------
 
     def _known_ips(self) -> list[str]:
-        """The addresses that the peer's packets may come from, by what it has published."""
+        """The addresses that the peer's packets may come from, by its published address."""
         peer = self._plugin.node.known_address(self._plugin.peer.public_key) or self._plugin.peer
         family = family_of(self._plugin)
         found = [each.ip for _, each in peer.endpoints() if each.kind is not EndpointKind.NIC and each.af == family]
@@ -243,7 +251,7 @@ class _Meeting:
         return admitted(self._plugin, candidates, mapped)
 
     def _aim(self, theirs: MeetMeByRelay) -> None:
-        """Meet the peer where it says that it is: its relay from any port of ours, its own port from a relay alone."""
+        """Probe the peer's addresses: its relay from any port of ours, its own port only from our relay."""
         relayed, seen = self._admitted(theirs.relayed), self._admitted(theirs.seen)
         if self._direct is not None:
             self._permitted.set()
@@ -251,7 +259,7 @@ class _Meeting:
         if self._relay is not None:
             grants = self._relay.permit_nowait(ip for ip, _ in (*relayed, *seen))
             self._plugin.nursery.start_soon(self._probe_when_permitted, self._relay, grants, [*relayed, *seen])
-        elif theirs.relayed and not relayed:  # a relay learns from what comes where the peer is, another port cannot
+        elif theirs.relayed and not relayed:  # with an allocation, arriving probes would still tell the peer's address
             raise AttemptFailed("the peer named no place that may be sent to")
 
     async def _probe_when_permitted(
@@ -264,7 +272,7 @@ class _Meeting:
         refused = {grant.peer[0]: grant.error for grant in grants if grant.error is not None}
         allowed = [remote for remote in remotes if remote[0] not in refused]
         if refused and not allowed and self._direct is None:
-            await self._told.wait()  # its own server may tell it why
+            await self._told.wait()  # so that the peer has our addresses, and its own server may tell it the reason
             raise _refusal(relay, refused)
         self._permitted.set()
         self._probe(relay, allowed)

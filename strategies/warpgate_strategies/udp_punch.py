@@ -1,4 +1,4 @@
-"""``udp_punch``: meet over UDP, through the NATs of both sides (docs/punching.md, laws 3 to 5).
+"""``udp_punch``: punch over UDP through the NATs of both sides (docs/punching.md, laws 3 to 5).
 
     initiator                                                                   responder
      │ a port that a STUN server has seen                                        │
@@ -10,8 +10,8 @@
      │◄───────────────────────────────────────────────────────────────── answers ┤
      ├─ QUIC, on the pair that answered ────────────────────────────────────────►│
 
-No clock is needed for it, since each side sends only after the other has said that its NAT is open.  Within one
-network, and on one machine, the same exchange opens the firewalls of the hosts.
+No clock is needed, since each side sends probes only after the other has said that its NAT is open.  Within one
+network, and on one host, the same exchange opens the firewalls of the hosts.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Secret = Annotated[bytes, msgspec.Meta(min_length=SECRET_LENGTH, max_length=SECR
 
 @final
 class MeetByUdp(PathRequest, frozen=True, kw_only=True):
-    """Let us meet: `secret` is the key of the probes, `candidates` are where the initiator is."""
+    """The request: `secret` is the key of the probes, `candidates` are the initiator's."""
 
     secret: Secret
     candidates: Candidates
@@ -56,7 +56,7 @@ class MeetByUdp(PathRequest, frozen=True, kw_only=True):
 
 @final
 class MeetMeByUdp(Message, frozen=True):
-    """Where the responder is; its NATs are open for the initiator."""
+    """The answer: the responder's candidates; its NATs are open for the initiator."""
 
     candidates: Candidates
 
@@ -106,7 +106,7 @@ class UdpPunch(Plugin):
             return await race.first()
 
     async def _go(self) -> None:
-        """Tell the peer that it may probe; and hear of it if the peer gives up."""
+        """Tell the peer that it may probe; then receive its refusal or failure, which ends the attempt."""
         with suppress(SignalError, AttemptFailed):  # without it the pair may still work, by our probes alone
             await self.send_signal(Go())
         while True:
@@ -131,7 +131,7 @@ class UdpPunch(Plugin):
         race.changed()
 
     async def _port(self) -> tuple[UdpPort, list[TransportAddress]]:
-        """A port to meet at, and where the peer will see it if that is not where servers saw it."""
+        """A port, and its predicted external addresses, if these differ from what servers saw."""
         ip = local_ip(self)
         if ip is not None:
             return await self.node.udp_ports.open(ip), []
@@ -155,9 +155,9 @@ class UdpPunch(Plugin):
     def _waits_to_be_heard(self) -> bool:
         """Whether we must not send first.
 
-        Where our NAT lets everybody in, and gives each destination a port of its own, the peer gets in at the port that
-        a server saw, and our answer leaves by it, if it is the first packet that goes to the peer; if we have sent
-        before, it leaves by another port, which the peer's NAT does not know.
+        That is where our filtering is endpoint-independent and our mapping endpoint-dependent.  The peer can then send
+        to the port that a server saw.  Our answer leaves by the same port if it is our first packet to the peer.  If we
+        have sent before, it leaves by another port, which the peer's NAT does not know.
         """
         if self.route_type is not RouteType.EXT_BIND:
             return False

@@ -1,4 +1,4 @@
-"""Which of a race's candidates wins: the first that has proven itself."""
+"""The winner of a race: the first candidate that is proven."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["Winner"]
 
 @final
 class Winner:
-    """The place for one winner: a carrier that we dialled, or a Link that the peer proved itself on.
+    """Holds one winner during a ``with`` block: a carrier that we dialled, or a Link whose peer is proven.
 
-    For the time of a ``with`` block.  What `first` gave outlives it, unless it is left by an exception; all else that
-    was offered is closed.
+    The result of `first` outlives the block, unless the block is left by an exception.  All other candidates that were
+    offered are closed.
     """
 
     def __init__(self) -> None:
@@ -36,12 +36,12 @@ class Winner:
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._over = True
-        # Cancelled on the way out, what was taken is in nobody's hands.
+        # Where the block was left by an exception, nobody has the winner any more.
         if self._found is not None and (exc_type is not None or not self._taken):
             self._found.close_nowait()
 
     def offer(self, candidate: Carrier | Link) -> None:
-        """It has proven itself, and belongs to this place from now on: it is closed at once where it comes late."""
+        """Offer a proven candidate, which this object owns from now on.  One that comes late is closed at once."""
         if self._found is not None or self._over:
             candidate.close_nowait()
         else:
@@ -49,7 +49,7 @@ class Winner:
             self._arrived.set()
 
     async def first(self) -> Carrier | Link:
-        """Wait for the winner, for as long as it takes."""
+        """Wait for the winner, without a time limit."""
         await self._arrived.wait()
         assert self._found is not None
         self._taken = True

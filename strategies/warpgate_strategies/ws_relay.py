@@ -1,7 +1,7 @@
-"""``ws_relay``: by a rendezvous server that both sides use, on the connections that both have open to it.
+"""``ws_relay``: relay by a rendezvous server of both sides, on the connections that both have open to it.
 
-It works wherever signals do, through networks that block UDP and through those that let only HTTPS out.  The server
-passes on ciphertext: TLS is from node to node.  Its first two flights ride in the call and in its answer, so that the
+It works wherever signals do: through networks that block UDP, and through those that let only HTTPS out.  The server
+forwards ciphertext: TLS is from node to node.  Its first two flights are in the call and in its answer, so that the
 first byte comes back 6 round trips after the call.
 """
 
@@ -28,18 +28,18 @@ _Flight = Annotated[bytes, msgspec.Meta(min_length=1, max_length=8192)]  # a Cli
 
 @final
 class ClientHello(PathRequest, frozen=True, kw_only=True):
-    """The call: the caller's first flight."""
+    """The call, with the client's first flight."""
 
     flight: _Flight
 
 
 @final
 class ServerFlight(Message, frozen=True, kw_only=True, omit_defaults=True):
-    """Its answer: the server's flight."""
+    """The answer, with the server's flight."""
 
     flight: _Flight
     has_room: bool = False
-    """A commit would be accepted: see `Plugin.has_room`."""
+    """Whether a COMMIT would be accepted: see `Plugin.has_room`."""
 
 
 @final

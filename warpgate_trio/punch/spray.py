@@ -1,17 +1,17 @@
-"""The arithmetic of spraying: how many packets a range of ports is worth, who sends which, and how fast.  Pure.
+"""The arithmetic of sprays: how many packets to send for a range of ports, which side sends which, how fast.  No I/O.
 
-When one side's NAT maps endpoint-dependently and gives out random ports (the *hard* side), and the other side's filters
-by port (the *easy* side), neither knows a port to send to.  The easy side opens K different ports of the hard side's
-range with packets from its one mapped socket; the hard side sends from N sockets to that one endpoint, and so gets N
-ports of the same range.  They meet when one of the N is among the K: with P ports, 1 - C(P-N, K) / C(P, K), which is
-98.35 % for N = 256, K = 1,024 and the full range, and needs a fraction of the packets where a carrier gives each
-customer a block.
+The *hard* side's NAT has endpoint-dependent mapping and assigns random ports.  The *easy* side's mapping is
+endpoint-independent, but its filtering is port-dependent.  So neither side knows a port to send to.  The easy side
+opens its NAT for K different ports of the hard side's range, with packets from its one mapped socket.  The hard side
+sends from N sockets to that one endpoint, and so gets N mappings in the same range.  They meet if one of the N ports is
+among the K.  With P ports the probability is 1 - C(P-N, K) / C(P, K).  That is 98.35 % for N = 256, K = 1,024 and the
+full range; where a carrier gives each customer a block of ports, a fraction of the packets is enough.
 
 When both sides are hard, each sends from ports that it cannot choose to ports that it does not know, and both have to
-be right: about 1 - exp(-nA·nB / (PA·PB)), hopeless over full ranges and 1 in 5 within two small blocks.
+match: about 1 - exp(-nA·nB / (PA·PB)).  That is hopeless over full ranges, and 1 in 5 within two small blocks.
 
-A range and a role are what a peer claims about itself.  They order the work and may make it less; the caps below are
-what any peer can make us do, whatever it says.
+Ranges and roles are claims of the peer.  They order the work and may reduce it.  The caps below bound what any peer can
+make this node do, whatever it claims.
 """
 
 from __future__ import annotations
@@ -49,47 +49,48 @@ __all__ = [
 ]
 
 MAX_SOCKETS: Final = 256
-"""Sockets of the hard side (N): what file descriptors (1,024 by default; `Host.spare_descriptors` where there are
-fewer) and the flow tables of home routers bear; 512 failed behind one whose table has about 256 entries, 256 passed."""
+"""Sockets of the hard side (N): as many as file descriptors (1,024 by default; `Host.spare_descriptors` where there are
+fewer) and the flow tables of home routers allow.  Behind one with about 256 entries, 512 failed and 256 passed."""
 MAX_OPENERS: Final = 1024
-"""Openers of the easy side (K), and packets of a side when both are hard: 98.35 % against 256 sockets over all ports;
-doubling it would add 1.6 points, and is what a stranger can make us send to one address."""
+"""Openers of the easy side (K), and packets of a side when both are hard: 98.35 % against 256 sockets over all ports.
+Doubling would add 1.6 points; it is also the number that a stranger can make this node send to one address."""
 TARGET: Final = 0.999
-"""The chance that is planned for where the caps allow it; above, losses on the way matter more."""
+"""The probability that is planned for where the caps allow it; above, packet loss matters more."""
 MIN_CHANCE: Final = 0.1
-"""The least chance that is worth two sides' packets when both are hard: 1 in 10 costs some 20,000 packets a hit."""
+"""The least probability that is worth the packets when both sides are hard: 1 in 10 costs some 20,000 packets a hit."""
 HAIRPINNING: Final = 0.24
-"""The chance that a NAT which two share leads packets back in, where that is not known: of a symmetric one it cannot
-be measured.  24 % of 335 did over UDP (Ford, Srisuresh and Kegel 2005, section 6)."""
+"""The probability that a NAT which both sides share hairpins, where that is not known: of a symmetric NAT it cannot be
+measured.  24 % of 335 NATs did over UDP (Ford, Srisuresh and Kegel 2005, section 6)."""
 MAX_SHARE: Final = 0.5
-"""Share of a range that sockets may use up: in a carrier's block the customer's other traffic lives on the rest."""
+"""Share of a range that sockets may use up: in a carrier's block the customer's other traffic needs the rest."""
 BURST: Final = 25
-"""Packets sent at once; small against every router's queue."""
+"""Packets sent at once; few against every router's queue."""
 BURST_INTERVAL: Final = 0.01
-"""Seconds between two bursts: 2,500 packets/s, 1,024 in 0.41 s, as they were measured to pass; some 2 Mbit/s."""
+"""Seconds between two bursts: 2,500 packets/s, 1,024 in 0.41 s, a rate that was measured to pass; some 2 Mbit/s."""
 
 
 class Role(Enum):
-    """Who does what in a spray."""
+    """A side's role in a spray."""
 
     EASY = "easy"
-    """One mapped socket, K openers: the side whose endpoint stays what it is."""
+    """One mapped socket and K openers: the side with a constant external endpoint."""
     HARD = "hard"
-    """N sockets, one packet each: the side whose next port nobody knows."""
+    """N sockets with one packet each: the side whose next port cannot be predicted."""
     BOTH = "both"
-    """Both sides are hard: each sends from many sockets to drawn ports."""
+    """Both sides are hard: each sends from many sockets to random ports."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SprayPlan:
-    """What one spray takes.
+    """The size of a spray.
 
     Attributes:
-      sockets: N, of a hard side.
-      openers: K, of the easy side; when both are hard, the packets of each side, `openers / sockets` from each socket.
-      low, high: the range that the hard side's ports are expected in: where the easy side sends to.
-      probability: that it meets, if every packet arrives and the ranges are right; 0 when it is not worth a packet.
+      sockets: N, the sockets of a hard side.
+      openers: K, the openers of the easy side; when both are hard, the packets of each side, `openers / sockets` from
+        each socket.
+      low, high: the range in which the hard side's ports are expected, to which the easy side sends.
+      probability: that the sides meet, if the ranges are right; 0 where the spray is not worth a packet.
     """
 
     sockets: int
@@ -104,10 +105,15 @@ class SprayPlan:
 
 
 def spray_probability(sockets: int, openers: int, ports: int, *, delivery: float = 1.0) -> float:
-    """The chance that one of `openers` different ports is one of `sockets` different ones among `ports`.
+    """The probability that one of `openers` different ports is one of `sockets` different ones among `ports`.
 
-    `delivery` is the chance that a packet arrives; lost ones count as not sent.  Exact without losses (hypergeometric),
-    and with them by their expected number.  ValueError for negative numbers or more than there are ports.
+    It is exact without loss (hypergeometric); with loss it uses the expected number of packets that arrive.
+
+    Args:
+      delivery: the probability that a packet arrives.
+
+    Raises:
+      ValueError: a number is negative, or more than there are ports.
     """
     if not (0 <= sockets <= ports and 0 <= openers <= ports and 0 <= delivery <= 1):
         raise ValueError(f"{sockets} sockets and {openers} openers do not fit into {ports} ports")
@@ -124,10 +130,13 @@ def spray_probability(sockets: int, openers: int, ports: int, *, delivery: float
 def both_hard_probability(
     packets_a: int, packets_b: int, ports_a: int, ports_b: int, *, filters_a_by_port: bool, filters_b_by_port: bool
 ) -> float:
-    """The chance when both sides send packets from new ports of their own range to drawn ports of the other's.
+    """The probability when both sides send from new ports of their own range to random ports of the other's.
 
-    Where a side does not filter by port, any packet that hits one of its open ports gets in: the other side's own port
-    does not matter.  ValueError for a range without ports.
+    Where a side's filtering is not port-dependent, any packet to one of its open ports passes: the sender's port does
+    not matter.
+
+    Raises:
+      ValueError: a range has no ports, or a number is negative.
     """
     if min(ports_a, ports_b) < 1 or min(packets_a, packets_b) < 0:
         raise ValueError("a spray needs ports on both sides and no negative packets")
@@ -141,12 +150,13 @@ def both_hard_probability(
 
 
 def spray_roles(ours: TransportProfile, peers: TransportProfile, *, we_are_lower: bool) -> Role | None:
-    """Our role in a spray; None when both sides are known to be easy, and there is nothing to spray for.
+    """Our role in a spray; None when both sides are known to be easy, and need no spray.
 
-    The side that is known to be endpoint-independent is easy, the one known not to be is hard, and one of which nothing
-    is known is the other's counterpart; whoever initiates.  `we_are_lower` (our peer id is lower than the peer's)
-    decides when nothing is known of either: then the lower is easy.  Both sides come to matching roles when they look
-    at the same two profiles.
+    A side that is known to be endpoint-independent is easy; one known not to be is hard; an unknown side is the other's
+    counterpart.  Which side initiates does not matter.  Both sides come to matching roles by the same two profiles.
+
+    Args:
+      we_are_lower: our peer id is lower than the peer's.  Where nothing is known of either side, the lower one is easy.
     """
     us, them = ours.endpoint_independent, peers.endpoint_independent
     if us is None and them is None:
@@ -167,10 +177,10 @@ def plan_spray(
     max_openers: int = MAX_OPENERS,
     delivery: float = 1.0,
 ) -> SprayPlan:
-    """What a spray against a hard side takes: the fewest sockets and openers for `TARGET`, within the caps.
+    """The size of a spray against a hard side: the fewest sockets and openers for `TARGET`, within the caps.
 
-    Both sides may compute it from the hard side's profile and come to the same numbers.  The limits can be lowered,
-    never raised above `MAX_SOCKETS` and `MAX_OPENERS`; at least one packet each is planned.
+    Both sides can compute it from the hard side's profile, with the same result.  The limits can be lowered, but not
+    raised above `MAX_SOCKETS` and `MAX_OPENERS`.  At least one packet of each side is planned.
     """
     ports = hard.ports
     sockets_cap = max(1, min(max_sockets, MAX_SOCKETS, int(ports * MAX_SHARE)))
@@ -179,7 +189,7 @@ def plan_spray(
     sockets = min(sockets_cap, balanced)
     openers = openers_cap
     if spray_probability(sockets, openers, ports, delivery=delivery) > TARGET:
-        low, high = 1, openers_cap  # the chance grows with the openers, so the fewest are found by halving
+        low, high = 1, openers_cap  # the probability grows with the openers: bisect for the fewest
         while low < high:
             middle = (low + high) // 2
             if spray_probability(sockets, middle, ports, delivery=delivery) > TARGET:
@@ -192,12 +202,14 @@ def plan_spray(
 
 
 def plan_both_hard(ours: TransportProfile, peers: TransportProfile) -> SprayPlan:
-    """What a spray between two hard sides takes of us, and whether it is worth it: else its probability is 0.
+    """The size of a spray between two hard sides; its probability is 0 where it is not worth a packet.
 
-    The numbers are the same on both sides, and no more than either side's range and filter are known to bear: what is
-    unknown of a filter is taken for the strictest.  Where both are seen at one address, their NAT has to lead packets
-    back in, too: for that small chance a spray would take ports of which there may be less than the outside shows, as
-    whoever is behind a second carrier's NAT has to share that one's, and which a relay needs next.
+    The numbers are the same on both sides.  They use at most half of the smaller range, and unknown filtering counts as
+    the strictest.
+
+    Where both sides have the same external address, their NAT has to hairpin, too.  A spray for that small probability
+    would take ports that a relay needs next.  There may be fewer of these than seen from outside, since a subscriber
+    behind a second NAT of a carrier shares that one's ports.
     """
     smaller = min(ours.ports, peers.ports)
     packets = max(1, min(MAX_OPENERS, int(smaller * MAX_SHARE)))
@@ -221,12 +233,12 @@ def plan_both_hard(ours: TransportProfile, peers: TransportProfile) -> SprayPlan
 
 
 def seen_at_one_address(ours: TransportProfile, peers: TransportProfile) -> bool:
-    """Whether servers saw both at one address, so that the NAT which has it stands before both."""
+    """Whether servers saw both sides at the same external address, so that both are behind that NAT."""
     return not set(ours.external).isdisjoint(peers.external)
 
 
 def _hairpinning(ours: TransportProfile, peers: TransportProfile) -> float:
-    """The chance that the NAT which both are behind leads packets back in: whoever has seen it do so is right."""
+    """The probability that the common NAT hairpins; it does where either side has observed it."""
     known = {ours.hairpin, peers.hairpin} - {None}
     return HAIRPINNING if not known else float(True in known)
 
@@ -238,10 +250,12 @@ def _filters_by_port(profile: TransportProfile) -> bool:
 def draw_ports(
     random: Random, count: int, *, low: int = ALL_PORTS[0], high: int = ALL_PORTS[1], first: Collection[int] = ()
 ) -> list[int]:
-    """`count` different ports of a range, in random order, or all of them where it has fewer.
+    """Draw `count` different ports of a range in random order, or all of them where it has fewer.
 
-    Those of `first` that are ports come before the drawn ones, and count.  At most `MAX_OPENERS`, whatever is asked
-    for.  ValueError for a range that is none.
+    The valid ports of `first` come before the drawn ones and are counted.  There are at most `MAX_OPENERS` in all.
+
+    Raises:
+      ValueError: the range is invalid.
     """
     if not 0 < low <= high <= 65535:
         raise ValueError(f"a range of ports lies within 1 to 65535, not {low} to {high}")
@@ -254,19 +268,19 @@ def draw_ports(
 
 
 def batches(count: int) -> Iterator[int]:
-    """How many packets to send before each pause of `BURST_INTERVAL`, until `count` have been sent."""
+    """The sizes of the bursts for `count` packets, with a pause of `BURST_INTERVAL` after each."""
     while count > 0:
         yield min(count, BURST)
         count -= BURST
 
 
 def spray_duration(count: int) -> float:
-    """Seconds that sending `count` packets takes by `batches`; no pause follows the last."""
+    """Seconds that it takes to send `count` packets by `batches`, without a pause after the last burst."""
     return max(0, ceil(count / BURST) - 1) * BURST_INTERVAL
 
 
 def balanced_for(probability: float, ports: int) -> int:
-    """N = K for a chance over a number of ports, by the approximation sqrt(-P·ln(1 - p)); for people and tables."""
+    """N = K for a probability p over P ports, by the approximation sqrt(-P·ln(1 - p)); for documentation."""
     if not 0 <= probability < 1:
         raise ValueError(f"no number of packets makes a chance of {probability}")
     return ceil(sqrt(-ports * log(1 - probability)))
