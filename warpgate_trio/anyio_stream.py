@@ -1,6 +1,6 @@
 """A Pipe as an `anyio.abc.ByteStream`, for libraries that are written for anyio (docs/applications.md).
 
-It runs under anyio's Trio backend, as the node does.  Only who imports this module needs anyio, so it is an extra:
+It runs under anyio's Trio backend, as the node does.  Only this module needs anyio, which is an extra:
 ``pip install 'warpgate-trio[anyio]'``.
 """
 
@@ -25,13 +25,13 @@ __all__ = ["PipeAttribute", "PipeByteStream"]
 
 @final
 class PipeAttribute(anyio.TypedAttributeSet):
-    """What a `PipeByteStream` knows beside `anyio.abc.SocketAttribute`: ``stream.extra(PipeAttribute.peer_id)``.
+    """Attributes of a `PipeByteStream` besides `anyio.abc.SocketAttribute`: ``stream.extra(PipeAttribute.peer_id)``.
 
     Attributes:
       pipe: the Pipe.
-      peer_id: who is at the other end, proven.
-      label: what the Pipe was opened with.
-      path: how it travels now.
+      peer_id: the peer's proven id.
+      label: the label that the Pipe was opened with.
+      path: the Pipe's present path.
     """
 
     pipe: Pipe = anyio.typed_attribute()
@@ -42,7 +42,7 @@ class PipeAttribute(anyio.TypedAttributeSet):
 
 @contextmanager
 def _in_anyios_terms(doing: str) -> Iterator[None]:
-    """Trio's errors of a stream as anyio's, with the same sentences."""
+    """Raise Trio's stream errors as anyio's, with the same messages."""
     try:
         yield
     except trio.BusyResourceError as error:
@@ -57,9 +57,11 @@ def _in_anyios_terms(doing: str) -> Iterator[None]:
 class PipeByteStream(ByteStream):
     """A view of a Pipe: it has no buffer and no state of its own, and closes the Pipe when it is closed.
 
-    Left by an exception, ``async with`` aborts the Pipe, as the Pipe's own does: the peer does not take that for the
-    end.  `extra` has the addresses, the ports and the family of `anyio.abc.SocketAttribute`, of the path as it is when
-    it is asked, but no ``raw_socket``, as a path may be QUIC, and gives way to another one; and all of `PipeAttribute`.
+    An ``async with`` block that is left by an exception aborts the Pipe, as the Pipe's own does, so that the peer does
+    not mistake this for the end of the stream.
+
+    `extra` has all of `PipeAttribute`, and of `anyio.abc.SocketAttribute` the addresses, the ports and the family of
+    the present path.  There is no ``raw_socket``, since a path may be QUIC, and may be replaced by another one.
     """
 
     def __init__(self, pipe: Pipe) -> None:
@@ -87,7 +89,7 @@ class PipeByteStream(ByteStream):
         return data
 
     async def send(self, item: bytes) -> None:
-        """Send all of `item`; a cancelled call has sent some first part of it.
+        """Send all of `item`; a cancelled call may have sent a part of it.
 
         Raises:
           anyio.BusyResourceError: another task is sending.
@@ -98,12 +100,12 @@ class PipeByteStream(ByteStream):
             await self._pipe.send_all(item)
 
     async def send_eof(self) -> None:
-        """Say that no more comes from here; receiving goes on.  Errors as in `send`."""
+        """End this side's direction of the stream; receiving goes on.  Errors as in `send`."""
         with _in_anyios_terms("writing to"):
             await self._pipe.send_eof()
 
     async def aclose(self) -> None:
-        """Close both directions; abruptly where it is cancelled already.  See `Pipe.aclose`."""
+        """Close both directions; a cancelled call closes abruptly.  See `Pipe.aclose`."""
         await self._pipe.aclose()
 
     async def __aexit__(

@@ -1,4 +1,4 @@
-"""`Conflict`: what one task at a time may do."""
+"""`Conflict`: detects that two tasks do what only one may do at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Conflict"]
 
 @final
 class Conflict:
-    """At most one task inside; the next one gets `trio.BusyResourceError` (trio's own helper is private)."""
+    """Admits one task at a time; the next one gets `trio.BusyResourceError` (trio's own helper is private)."""
 
     __slots__ = ("_held", "_message")
 

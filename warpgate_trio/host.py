@@ -1,9 +1,9 @@
-"""The only seam between the package and the machine.
+"""The only interface between the package and the host that it runs on.
 
-Sockets come from `trio.socket`.  Everything else that a machine answers is asked of a `Host`: its interfaces and
-routes, the wall clock, entropy, randomness, and which machine this is.  `current()` is the real machine unless a
-provider is installed for the running `trio.run`, as `trio.socket.set_custom_socket_factory` does it for sockets; with
-both installed, the code that users run is, line for line, the code that is simulated.
+Sockets come from `trio.socket`.  Everything else comes from a `Host`: interfaces and routes, the wall clock, entropy,
+randomness, and the host's fingerprint.  `current()` is the real host unless a provider is installed for the running
+`trio.run`, as `trio.socket.set_custom_socket_factory` installs one for sockets.  With both installed, the simulator
+runs exactly the code that users run.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ __all__ = [
 logger: logging.Logger = logging.getLogger(__name__)
 
 RESERVED_DESCRIPTORS: Final = 64
-"""File descriptors that sockets opened in bulk leave to the rest of the process, or a quarter where that is less:
-connections that come in, names that are looked up, the application's files.  Of the usual limits, 1,024 and 256, most
+"""File descriptors that sockets opened in bulk leave to the rest of the process (or a quarter of the limit where that
+is less): for inbound connections, name lookups and the application's files.  Of the usual limits, 1,024 and 256, most
 is left for a spray."""
 LIST_LASTS: Final = 0.02
-"""Seconds for which a list of the machine's interfaces is good.  The system takes up to a millisecond to make it, and a
-call asks for it nine times in a row before it is sent and five times when it is answered.  What differs is told by
-`wait_change`, which never takes an old one."""
+"""Seconds for which a list of the host's interfaces is reused.  The system takes up to a millisecond to make it, and a
+call needs it nine times in a row before it is sent and five times when it is answered.  `wait_change` always uses a new
+list."""
 HOST_SALT_LENGTH: Final = 8
 HOST_ID_LENGTH: Final = 16
 _FINGERPRINT_LENGTH: Final = 32  # of SHA-256
@@ -69,8 +69,8 @@ class InterfaceAddress:
     Attributes:
       ip: the address, without an IPv6 scope id (the interface's index is the scope).
       prefix: the length of its network's prefix, in bits.
-      is_deprecated: on its way out (RFC 4862 §5.5.4): still good, and nothing new should start from it.
-      is_temporary: one of those that change every day, so that who is called cannot be followed by it (RFC 8981).
+      is_deprecated: deprecated (RFC 4862 §5.5.4): still valid, but nothing new should begin from it.
+      is_temporary: a temporary address, which changes every day so that the host cannot be tracked by it (RFC 8981).
     """
 
     ip: IPv4Address | IPv6Address
@@ -84,12 +84,12 @@ class Interface:
     """A network interface that is up.
 
     Attributes:
-      name: as the operating system calls it.
-      index: the kernel's number for it, unique on this machine (made up where the system does not say).
+      name: the operating system's name for it.
+      index: the kernel's number for it, unique on this host (invented where the system does not tell).
       addresses: in the order in which the operating system lists them.
-      is_loopback: whether it leads only to this machine.
-      is_virtual: whether it leads only to containers or virtual machines on this machine, going by its name.
-      is_excluded: whether the configuration leaves it out; its addresses are this machine's nevertheless.
+      is_loopback: whether it leads only to this host.
+      is_virtual: whether, by its name, it leads only to containers or virtual machines on this host.
+      is_excluded: whether the configuration excludes it; its addresses are this host's nevertheless.
     """
 
     name: str
@@ -101,17 +101,17 @@ class Interface:
 
     @property
     def is_used(self) -> bool:
-        """Whether a node publishes its addresses, measures it, and binds sockets to it."""
+        """Whether a node publishes its addresses, measures its NATs, and binds sockets to it."""
         return not (self.is_loopback or self.is_virtual or self.is_excluded)
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Whom an interface's packets to the internet are handed to.
+    """The router to which an interface sends packets to the internet.
 
     Attributes:
       interface: the interface's index.
-      ip: its address on that network; of IPv6 mostly a link-local one.
+      ip: the router's address on that network; with IPv6 mostly a link-local one.
     """
 
     interface: int
@@ -119,21 +119,20 @@ class Gateway:
 
 
 class Host(Protocol):
-    """What the package asks of a machine, sockets apart."""
+    """What the package needs of a host, apart from sockets."""
 
     def interfaces(self) -> tuple[Interface, ...]:
-        """The interfaces that are up now, or were a moment ago (`LIST_LASTS`), those without an address too.
+        """The interfaces that are up, those without an address included; the list may be `LIST_LASTS` old.
 
-        Addresses that cannot be used are left out: not yet known to be nobody else's (tentative), or known to be
-        somebody else's (RFC 4862 §5.4).  Where the system tells nothing of its interfaces, there is one for each
-        address that its routes name.
+        Addresses that cannot be used are left out: tentative ones, and duplicates (RFC 4862 §5.4).  Where the system
+        does not list its interfaces, there is one interface for each source address of its routes.
         """
         ...
 
     async def wait_change(self) -> None:
         """Wait until the interfaces that are up, or their addresses, differ from what they are now.
 
-        It may return without need, after more changes than the system could tell of one by one.
+        It may return without a difference, after more notifications than the system could queue.
         """
         ...
 
@@ -142,30 +141,30 @@ class Host(Protocol):
         ...
 
     def gateways(self) -> tuple[Gateway, ...]:
-        """Who may be asked for what a router does for its network, by default routes.  Sends no packet."""
+        """The routers of this host's default routes, which may be asked for port mappings.  Sends no packet."""
         ...
 
     def name(self) -> str:
-        """By what name its network knows this machine, in lower case; empty where it has none but "localhost"."""
+        """This host's name in lower case; empty where it has none but "localhost"."""
         ...
 
     def environment(self) -> Mapping[str, str]:
-        """The variables that this machine sets for its programs, for what they say of its network."""
+        """The environment variables, some of which describe the network (proxies)."""
         ...
 
     def wall_time(self) -> float:
-        """Unix seconds, as this machine believes; it may be wrong and it may jump."""
+        """Unix time in seconds by this host's clock, which may be wrong and may jump."""
         ...
 
     def asleep(self) -> float:
-        """Seconds that this machine has slept (suspend, hibernation) since it booted; 0.0 where it does not tell.
+        """Seconds that this host has slept (suspend, hibernation) since it booted; 0.0 where the system does not tell.
 
-        What Trio's clock leaves out, so two readings tell of a sleep between them that no timer has noticed.
+        Trio's clock stands still meanwhile, so two readings show a sleep between them, which no timer notices.
         """
         ...
 
     def entropy(self, n: int) -> bytes:
-        """`n` unpredictable bytes, fit for keys."""
+        """`n` unpredictable bytes, suitable for keys."""
         ...
 
     @property
@@ -174,13 +173,13 @@ class Host(Protocol):
         ...
 
     def spare_descriptors(self) -> int:
-        """How many sockets may be opened in bulk: what the process may have, less what it has open, less a reserve."""
+        """How many sockets may be opened in bulk: the limit of the process minus its open descriptors and a reserve."""
         ...
 
     def machine_fingerprint(self) -> bytes:
-        """32 bytes that two processes share when they share a loopback interface.
+        """32 bytes that are equal in two processes if they share a loopback interface.
 
-        It identifies the machine and never leaves it: what is published is a `host_id`, salted per record.
+        They identify the host and never leave it: what is published is a `host_id`, salted for each record.
         """
         ...
 
@@ -191,8 +190,8 @@ _provider: trio.lowlevel.RunVar[Callable[[], Host] | None] = trio.lowlevel.RunVa
 def current() -> Host:
     """The host that the calling code runs on.
 
-    Inside `trio.run` the provider of `set_provider` is asked, every time.  Without one, and outside of `trio.run`
-    (worker threads included), it is the real machine.
+    Inside `trio.run` the provider of `set_provider` is called each time.  Without a provider, and outside of `trio.run`
+    (worker threads included), it is the real host.
     """
     try:
         provider = _provider.get()
@@ -202,10 +201,13 @@ def current() -> Host:
 
 
 def set_provider(provider: Callable[[], Host] | None) -> Callable[[], Host] | None:
-    """Answer `current` with `provider()` for the rest of this `trio.run`; None goes back to the real machine.
+    """Make `current` return `provider()` for the rest of this `trio.run`; None goes back to the real host.
 
-    Returns what was installed before, to be put back, as `trio.socket.set_custom_socket_factory` does.  RuntimeError
-    outside of `trio.run`.
+    Returns:
+      The previous provider, to be restored, as `trio.socket.set_custom_socket_factory` does.
+
+    Raises:
+      RuntimeError: called outside of `trio.run`.
     """
     previous = _provider.get()
     _provider.set(provider)
@@ -213,12 +215,19 @@ def set_provider(provider: Callable[[], Host] | None) -> Callable[[], Host] | No
 
 
 def host_id(fingerprint: bytes, salt: bytes, public_key: bytes = b"") -> bytes:
-    """The 16-byte id under which a record names its machine to other processes on the same machine.
+    """The 16-byte id by which a record identifies its host to other processes on the same host.
 
-    It holds for the record of one key, 32 bytes: in a record of somebody else's it is worth nothing.  Without a key it
-    is what earlier releases published, which anybody could copy and nobody believes any more.  Nobody without the
-    fingerprint learns anything from it, nor that two records with different 8-byte salts are of one machine.
-    ValueError for other lengths.
+    It is valid for the records of one key only, so that copying it into another record is useless.  Without the host's
+    fingerprint it reveals nothing, not even that two records with different salts are of one host.
+
+    Args:
+      fingerprint: the host's, 32 bytes.
+      salt: 8 bytes.
+      public_key: the record's key, 32 bytes.  Without it, the result is the id of earlier releases, which could be
+        copied and is not accepted any more.
+
+    Raises:
+      ValueError: an argument has another length.
     """
     if len(fingerprint) != _FINGERPRINT_LENGTH or len(salt) != HOST_SALT_LENGTH:
         raise ValueError(f"a host id is of a {_FINGERPRINT_LENGTH}-byte fingerprint and a {HOST_SALT_LENGTH}-byte salt")
@@ -231,10 +240,10 @@ def host_id(fingerprint: bytes, salt: bytes, public_key: bytes = b"") -> bytes:
 
 @final
 class RealHost:
-    """The machine that this process runs on.
+    """The host that this process runs on.
 
-    Where it cannot be asked, as all descriptors are in use, its interfaces and gateways are taken to be what they were:
-    who holds a path must not give it up for that.
+    Where it cannot be examined, since all descriptors are in use, the last known interfaces and gateways are returned:
+    a path must not be given up for that.
     """
 
     __slots__ = ("_gateways", "_listed", "_listed_at", "_random")
@@ -251,7 +260,7 @@ class RealHost:
         return self._list()
 
     def _list(self) -> tuple[Interface, ...]:
-        """The interfaces as they are in this moment."""
+        """The interfaces at this moment."""
         with _keeping_what_was():
             self._listed = self._read_list()
             self._listed_at = time.monotonic()
@@ -271,7 +280,7 @@ class RealHost:
         }
         try:
             flags = {name: set(stats.flags.split(",")) for name, stats in psutil.net_if_stats().items() if stats.isup}
-        except OSError as error:  # no /proc, or one that may not be read: what has an address is taken for up
+        except OSError as error:  # no /proc, or no permission: interfaces with an address count as up
             if error.errno in EXHAUSTED:
                 raise
             flags = {name: set() for name in addresses}
@@ -307,7 +316,7 @@ class RealHost:
     def asleep(self) -> float:
         if sys.platform != "linux":
             return 0.0
-        # In this order a pause between the two readings makes it less: nobody hears of a sleep that there was not.
+        # In this order a pause between the two readings reduces the result, so it cannot look like a sleep.
         with_sleep = time.clock_gettime(time.CLOCK_BOOTTIME)
         return max(0.0, with_sleep - time.clock_gettime(time.CLOCK_MONOTONIC))
 
@@ -319,7 +328,7 @@ class RealHost:
         return self._random
 
     def spare_descriptors(self) -> int:
-        if sys.platform == "win32":  # sockets are no files there, and nothing like this limits them
+        if sys.platform == "win32":  # sockets are not files there, and have no such limit
             return _NO_LIMIT
         import resource
 
@@ -338,7 +347,7 @@ _REAL_HOST: Final = RealHost()
 _IP_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 # Shell patterns, in lower case, for the names of interfaces that lead only to containers and virtual machines on this
-# machine.  A peer elsewhere cannot reach an address on one, and often has an interface with the very same address.
+# host.  A peer elsewhere cannot reach an address on one, and often has an interface with the same address.
 _VIRTUAL_NAMES: Final = (
     "docker*",  # docker0, docker_gwbridge
     "br-" + 12 * "[0-9a-f]",  # Docker's user-defined networks; another br-*, such as OpenWrt's br-lan, is a real one
@@ -355,7 +364,7 @@ _VIRTUAL_NAMES: Final = (
 
 _NO_LIMIT: Final = 1 << 20  # of descriptors
 
-# Kernel indexes are small (and 32 bits wide at most); those that we make up start above.
+# Kernel indexes are small (and 32 bits wide at most); invented ones start above.
 _FIRST_INVENTED_INDEX: Final = 1 << 20
 
 
@@ -366,9 +375,9 @@ def _is_virtual(name: str) -> bool:
     return _is_virtual_name(name.lower()) is not None
 
 
-# Of an IPv6 address, in the kernel's if_addr.h.
+# Flags of an IPv6 address, in the kernel's if_addr.h.
 _TEMPORARY: Final = 0x01
-_OPTIMISTIC: Final = 0x04  # in use while it is being looked for (RFC 4429)
+_OPTIMISTIC: Final = 0x04  # in use during duplicate address detection (RFC 4429)
 _DAD_FAILED: Final = 0x08
 _DEPRECATED: Final = 0x20
 _TENTATIVE: Final = 0x40
@@ -380,10 +389,16 @@ def _interfaces(
     index_of: Callable[[str], int | None],
     states: AddressStates,
 ) -> tuple[Interface, ...]:
-    """What psutil says, (address, netmask) pairs by name and flags by name of those that are up, as `Interface`s."""
+    """Make `Interface`s from psutil's data.
+
+    Args:
+      addresses: (address, netmask) pairs by interface name.
+      flags: by the names of the interfaces that are up.
+    """
     merged: dict[str, dict[InterfaceAddress, None]] = {name: {} for name in flags}
     for name, pairs in addresses.items():
-        # An address with a label ("eth0:backup", Linux) is listed apart; it is of the interface before the colon.
+        # An address with a label ("eth0:backup", Linux) is listed separately; it belongs to the interface before the
+        # colon.
         owner = name if name in flags else name.partition(":")[0]
         if owner in merged:
             for text, mask in pairs:
@@ -406,7 +421,7 @@ def _interfaces(
                 name=name,
                 index=_FIRST_INVENTED_INDEX + position if index is None else index,
                 addresses=tuple(found),
-                # Windows has no flags: there, an interface with nothing but loopback addresses is one.
+                # Windows has no flags: there, an interface with only loopback addresses is a loopback interface.
                 is_loopback="loopback" in flags[name] or bool(found and all(each.ip.is_loopback for each in found)),
                 is_virtual=_is_virtual(name),
             )
@@ -418,7 +433,7 @@ _SMALLEST_NETWORK: Final = 30
 
 
 def _likely_gateways(interfaces: Sequence[Interface]) -> tuple[Gateway, ...]:
-    """Where the system does not tell: routers of homes mostly have the first address of their network."""
+    """A guess, where the system does not tell: home routers mostly have the first address of their network."""
     return tuple(
         Gateway(interface.index, ip_network((own.ip, own.prefix), strict=False)[1])
         for interface in interfaces
@@ -427,9 +442,9 @@ def _likely_gateways(interfaces: Sequence[Interface]) -> tuple[Gateway, ...]:
     )
 
 
-# Where the interfaces cannot be listed, our own addresses are those from which packets to these would leave.  None is
-# sent.  The first of a family are documentation's (RFC 5737, RFC 3849), for which the default route speaks; then
-# private networks, to which a VPN may lead.
+# Where the interfaces cannot be listed, our own addresses are the source addresses of packets to these destinations;
+# none is sent.  After loopback come addresses for documentation (RFC 5737, RFC 3849), which the default route covers,
+# and private networks, to which a VPN may lead.
 _LANDMARKS: Final = tuple(
     ip_address(text)
     for text in ("127.0.0.1", "::1", "192.0.2.1", "2001:db8::1", "10.0.0.1", "172.16.0.1", "192.168.0.1", "fd00::1")
@@ -439,7 +454,7 @@ _LANDMARKS: Final = tuple(
 def _interfaces_by_routes(
     source_address: Callable[[IPv4Address | IPv6Address], IPv4Address | IPv6Address | None],
 ) -> tuple[Interface, ...]:
-    """One interface for each address that the routes name; nobody tells its real name, index and prefix."""
+    """One interface for each source address of the routes; its real name, index and prefix are unknown."""
     sources = dict.fromkeys(source for dest in _LANDMARKS if (source := source_address(dest)) is not None)
     return tuple(
         Interface(
@@ -454,17 +469,17 @@ def _interfaces_by_routes(
 
 
 def _source_address(dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
-    """Raises OSError where the machine is exhausted."""
-    # Connecting a datagram socket only looks up the route: it neither sends nor waits, hence no trio.socket, which
-    # could not be asked outside of trio.run either.  Port 9 (discard), since some systems refuse port 0.
-    if dest.is_unspecified:  # Linux would take it for this machine
+    """See `Host.source_address`; raises OSError where the host is out of descriptors or memory."""
+    # Connecting a datagram socket only looks up the route: it neither sends nor waits.  So trio.socket is not needed,
+    # which could not be used outside of trio.run either.  Port 9 (discard), since some systems refuse port 0.
+    if dest.is_unspecified:  # Linux would take it for this host
         return None
     family = socket_family(str(dest))
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((str(dest), 9))
             source = _parse_ip(probe.getsockname()[0])
-    except OSError as error:  # no route, no such family on this machine, or a destination that nothing can be sent to
+    except OSError as error:  # no route, no such family on this host, or a destination that nothing can be sent to
         if error.errno in EXHAUSTED:
             raise
         return None
@@ -473,7 +488,7 @@ def _source_address(dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Addres
 
 @contextmanager
 def _keeping_what_was() -> Iterator[None]:
-    """What the body would find out anew stays as it is where the machine is exhausted."""
+    """Suppress errors of a host without free descriptors or memory, so that the last known state is kept."""
     try:
         yield
     except OSError as error:
@@ -482,7 +497,7 @@ def _keeping_what_was() -> Iterator[None]:
         logger.debug("the machine cannot be asked for its network: %s", error)
 
 
-@functools.cache  # said once
+@functools.cache  # logged once
 def _tell_of_missing_list(why: str) -> None:
     logger.warning("this system does not list its network interfaces (%s): only addresses on its routes are known", why)
 
@@ -494,7 +509,7 @@ def _open_descriptors(limit: int) -> int:
         if folder is not None:
             with suppress(FileNotFoundError, PermissionError):  # no /proc
                 return len(os.listdir(folder)) - 1  # without the one that lists them
-        lowest_free = os.open(os.devnull, os.O_RDONLY)  # POSIX: so many at least are open
+        lowest_free = os.open(os.devnull, os.O_RDONLY)  # POSIX takes the lowest free one: at least that many are open
     except OSError:  # EMFILE
         return limit
     os.close(lowest_free)
@@ -504,11 +519,11 @@ def _open_descriptors(limit: int) -> int:
 def _kernel_index(name: str) -> int | None:
     try:
         return socket.if_nametoindex(name)
-    except OSError:  # it has just gone, or Windows, where psutil's friendly names are not the ones that this call knows
+    except OSError:  # it has just gone; or Windows, where this call does not know psutil's friendly names
         return None
 
 
-@functools.lru_cache(maxsize=2048)  # asked of the same addresses and masks all the time, of which some have hundreds
+@functools.lru_cache(maxsize=2048)  # called with the same addresses and masks again and again; some hosts have hundreds
 def _parse_ip(text: str) -> IPv4Address | IPv6Address:
     return parse_ip(text)
 

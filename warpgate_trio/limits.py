@@ -1,20 +1,19 @@
-"""Who stands behind an address, as far as limits are concerned, and how what is scarce is shared among them.
+"""Limits by subscriber: which addresses count as one subscriber, and how scarce resources are shared among them.
 
-Whoever has one IPv6 address has its whole /64 (RFC 6177), 2**64 addresses to come from, so that is the least that a
-limit has to count.  An ordinary home has a /56, 256 of those, and a business a /48: whoever counts /64s alone is
-exhausted by one customer.  So what is shared is shared by *tiers*, the /48 first, within it the /56, within that the
-/64; of IPv4 the /24, which one customer of a hoster may have, and the address.  An IPv4 address in IPv6 form counts as
-what it is.
+A subscriber with one IPv6 address has its whole /64 (RFC 6177) of 2**64 addresses, so a limit has to count at least
+/64s.  An ordinary home has a /56, with 256 of these, and a business a /48: a limit that counts only /64s is exhausted
+by one customer.  So resources are shared by *tiers*: first by /48, within it by /56, within that by /64; with IPv4 by
+/24, which one customer of a hoster may have, and by address.  An IPv4-mapped IPv6 address counts as the IPv4 address.
 
-* `Gate` counts connections.  When it is full, a newcomer takes the place of one of the heaviest: of the /48 that holds
-  most, in there of the /56 that holds most, and so on, provided that the newcomer's own prefix stays the lighter one.
-  So somebody with a few connections is served while somebody with many of them holds everything.
-* `Budget` counts bytes.  Nothing can be taken back there, so nobody gets more than a share of what is still free
-  (dynamic thresholds: Choudhury and Hahne, 1998); whoever comes later finds something left.
+* `Gate` counts connections.  When it is full, a newcomer takes a place of the heaviest holder: of the /48 that holds
+  most, within it of the /56 that holds most, and so on, provided that the newcomer's own prefix stays the lighter one.
+  So a subscriber with few connections is served though another one holds all the places.
+* `Budget` counts bytes.  They cannot be taken back, so a network gets only a share of what is still free (dynamic
+  thresholds: Choudhury and Hahne, 1998), and something is left for those that come later.
 
-What is counted for one alone has two simpler means.  A `TokenBucket` bounds how often, `TokenBuckets` has one for each
-of many, and a `BoundedMap` bounds of how many anything is remembered.  They know no clock: `now` is in seconds of any
-that does not jump.
+There are simpler means for single counts.  A `TokenBucket` bounds a rate, `TokenBuckets` has one for each of many keys,
+and a `BoundedMap` bounds how many keys are remembered.  They have no clock: `now` is in seconds of any clock that does
+not jump.
 """
 
 from __future__ import annotations
@@ -46,31 +45,32 @@ SHARE: Final = 0.5
 """Share of what is free that one /48 or /24 may hold of a `Budget`: alone it gets a third of all, ten of them leave
 a sixth."""
 WIDER: Final = 4
-"""Times as often as one subscriber a network may that has several: of IPv6 a /56, and a /48 as often again."""
-_UNNAMED_SHARE: Final = 8  # One in so many places more for connections whose proxy has not yet said who they are of.
-_TIERS: Final[dict[int, tuple[int, ...]]] = {4: (3, 4), 6: (6, 7, 8)}  # Bytes of the prefixes, by IP version.
+"""Factor between the rates of a network and of the next smaller one within it: a /56 may do four times what a /64 may,
+and a /48 four times what a /56 may."""
+_UNNAMED_SHARE: Final = 8  # 1/8 more places, for connections whose proxy has not named the subscriber yet.
+_TIERS: Final[dict[int, tuple[int, ...]]] = {4: (3, 4), 6: (6, 7, 8)}  # Prefix lengths in bytes, by IP version.
 
 
 @lru_cache(maxsize=1024)
 def subscriber(host: str) -> str:
-    """A key for the subscriber that has an address (an IP literal, with or without a scope)."""
+    """A key for the subscriber of an address (an IP literal, with or without a scope)."""
     ip = unmapped(parse_ip(host))
     return ip.packed[:8].hex() if ip.version == 6 else str(ip)
 
 
 @lru_cache(maxsize=1024)
 def prefixes(host: str) -> tuple[bytes, ...]:
-    """The prefixes that an address is counted under, the shortest first.  No two of different kinds are equal."""
+    """The prefixes that an address is counted under, the shortest first.  Those of different tiers are never equal."""
     ip = unmapped(parse_ip(host))
     return tuple(ip.packed[:length] for length in _TIERS[ip.version])
 
 
 @final
 class Place:
-    """One place of a `Gate`, for the time of `Gate.admit`.
+    """One place of a `Gate`, held during `Gate.admit`.
 
     Attributes:
-      scope: is cancelled when the place goes to somebody else.
+      scope: cancelled when the place is given to another subscriber.
     """
 
     __slots__ = ("_gate", "path", "scope")
@@ -81,30 +81,30 @@ class Place:
         self.path: tuple[bytes, ...] | None = None
 
     def name(self, host: str) -> bool:
-        """Say whose place it is that was given to nobody in particular; False: there is none for that subscriber."""
+        """Name the subscriber of a place that was taken without one; False where there is no place for it."""
         self._gate._unnamed.discard(self)
         return self._gate._enter(self, host)
 
 
 @final
 class _Group:
-    """A prefix: how many places are held under it, and by which parts of it."""
+    """A prefix: how many places are held under it, and by which longer prefixes."""
 
     __slots__ = ("_by_weight", "_most", "held", "parts", "places")
 
     def __init__(self) -> None:
         self.held = 0
         self.parts: dict[bytes, _Group] = {}
-        self.places: dict[Place, None] = {}  # of the longest prefixes alone; in the order of their coming
+        self.places: dict[Place, None] = {}  # only of the longest prefixes; in the order of arrival
         self._by_weight: dict[int, dict[bytes, None]] = {}
         self._most = 0
 
     def heaviest(self) -> bytes:
-        """The part that holds most."""
+        """The part that holds most places."""
         return next(iter(self._by_weight[self._most]))
 
     def reweigh(self, key: bytes, by: int) -> None:
-        """A part holds one more, or one less."""
+        """Note that a part holds one more (`by` is 1) or one less (-1)."""
         part = self.parts[key]
         if part.held:
             equals = self._by_weight[part.held]
@@ -118,18 +118,18 @@ class _Group:
             del self.parts[key]
         self._most = max(self._most, part.held)
         if self._most not in self._by_weight:
-            self._most -= 1  # what held most was this part, and now it holds one less
+            self._most -= 1  # this part held most, and now it holds one less
 
 
 @final
 class Gate:
-    """Counts what is under way, in all and per subscriber; see the module's page for who gets in when it is full.
+    """Bounds connections, in all and per subscriber; the module's docstring says which one gives way when it is full.
 
     Args:
       total: places in all.
-      per_address: of one IPv4 address or IPv6 /64.
-      oldest_first: which one of the heaviest subscriber gives way.  The oldest, where what is honest is over soon; the
-        youngest, where what is honest stays.
+      per_address: places of one IPv4 address or IPv6 /64.
+      oldest_first: whether the heaviest subscriber loses its oldest or its youngest connection.  The oldest is right
+        where honest connections are short, the youngest where they are long.
     """
 
     def __init__(self, *, total: int, per_address: int, oldest_first: bool = False) -> None:
@@ -142,17 +142,17 @@ class Gate:
 
     @property
     def held(self) -> int:
-        """Places that are taken, those of nobody in particular included."""
+        """Places that are taken, those without a named subscriber included."""
         return self._all.held + len(self._unnamed)
 
     @contextmanager
     def admit(self, host: str | None) -> Generator[Place | None]:
-        """Hold one place for `host` during the body; yields None, and holds none, when there is none.
+        """Hold one place for `host` during the body; yields None where there is none.
 
-        The body is cancelled, and left quietly, when its place goes to a lighter subscriber.
+        When the place is given to a lighter subscriber, the body is cancelled and left without an exception.
 
         Args:
-          host: an IP literal; None: a trusted proxy's connection, whose subscriber `Place.name` tells soon.
+          host: an IP literal; None for a connection of a trusted proxy, whose subscriber `Place.name` tells later.
         """
         place = Place(self)
         if not (self._enter(place, host) if host is not None else self._enter_unnamed(place)):
@@ -188,7 +188,7 @@ class Gate:
         return True
 
     def _leave(self, place: Place) -> None:
-        """Idempotent: who gave way leaves once more."""
+        """Free a place.  Idempotent, since a place that gave way is left a second time."""
         self._unnamed.discard(place)
         path, place.path = place.path, None
         if path is not None:
@@ -204,7 +204,7 @@ class Gate:
         return groups
 
     def _who_gives_way(self, path: tuple[bytes, ...]) -> Place | None:
-        """One of the heaviest, or None where the newcomer would be as heavy."""
+        """A place of the heaviest holder; None where the newcomer would be as heavy."""
         group = self._all
         for key in path:
             heaviest = group.heaviest() if group.parts else key
@@ -224,11 +224,11 @@ class Gate:
 
 @final
 class Budget:
-    """Counts bytes that are held, in all and per subscriber.
+    """Bounds bytes that are held, in all and per subscriber.
 
     Args:
       total: bytes in all.
-      per_address: of one IPv4 address or IPv6 /64.
+      per_address: bytes of one IPv4 address or IPv6 /64.
 
     Attributes:
       held: bytes that are held now.
@@ -241,7 +241,7 @@ class Budget:
         self.held: int = 0
 
     def take(self, host: str, amount: int) -> bool:
-        """Take bytes on behalf of `host`; False, and nothing is taken, where its share or all is used up."""
+        """Take bytes on behalf of `host`; where its share or the total is used up, take nothing and return False."""
         path = prefixes(host)
         if self._held[path[-1]] + amount > self._per_address_limit:
             return False
@@ -252,7 +252,7 @@ class Budget:
         return True
 
     def give_back(self, host: str, amount: int) -> None:
-        """Give back what was taken."""
+        """Return bytes that were taken."""
         self.held -= amount
         for prefix in prefixes(host):
             self._held[prefix] -= amount
@@ -262,7 +262,9 @@ class Budget:
 
 @final
 class TokenBucket:
-    """`burst` at once, `rate` per second after that; it begins full.  A clock that goes back earns nothing."""
+    """A token bucket: `burst` at once, `rate` per second after that.  It begins full.  A clock that goes back adds
+    nothing.
+    """
 
     __slots__ = ("_at", "_burst", "_rate", "_tokens")
 
@@ -270,15 +272,15 @@ class TokenBucket:
         self._rate = rate
         self._burst = float(burst)
         self._tokens = float(burst)
-        self._at = math.inf  # nothing is earned before the first use: it is full
+        self._at = math.inf  # nothing is added before the first use, as it is full
 
     def earn(self, now: float) -> None:
-        """Time has gone by."""
+        """Add the tokens of the time that has passed."""
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
         self._at = now
 
     def take(self, now: float, amount: float = 1.0) -> bool:
-        """Take so many if there are as many, else none."""
+        """Take `amount` tokens if there are as many; else take none and return False."""
         self.earn(now)
         if self._tokens < amount:
             return False
@@ -286,20 +288,20 @@ class TokenBucket:
         return True
 
     def spend(self, amount: float) -> None:
-        """Take so many though there may be fewer: what is missing has to be earned first."""
+        """Take `amount` tokens even if there are fewer; the debt has to be refilled first."""
         self._tokens -= amount
 
     def give_back(self, amount: float = 1.0) -> None:
-        """What was taken was not used."""
+        """Return tokens that were not used."""
         self._tokens = min(self._burst, self._tokens + amount)
 
     def seconds_until(self, now: float, amount: float = 1.0) -> float:
-        """Seconds until there are so many; 0.0: there are."""
+        """Seconds until there are `amount` tokens; 0.0 where there are."""
         missing = amount - self._tokens
         return max(0.0, self._at + missing / self._rate - now) if missing > 0 else 0.0
 
     def is_full(self, now: float) -> bool:
-        """Whether it is as good as a new one."""
+        """Whether it has its whole burst."""
         self.earn(now)
         return self._tokens >= self._burst
 
@@ -310,9 +312,9 @@ _Value = TypeVar("_Value")
 
 @final
 class BoundedMap(Generic[_Key, _Value]):
-    """What is remembered of at most `size` keys: one more, and the oldest falls out.
+    """A mapping of at most `size` keys; with one more, the oldest is dropped.
 
-    A key is as old as the last `put` or `use` of it.
+    The age of a key counts from its last `put` or `use`.
     """
 
     __slots__ = ("_items", "_size")
@@ -332,40 +334,40 @@ class BoundedMap(Generic[_Key, _Value]):
         return iter(self._items)
 
     def get(self, key: _Key) -> _Value | None:
-        """What is remembered, None for nothing; the key stays as old as it is."""
+        """The value of a key, or None; the key's age does not change."""
         return self._items.get(key)
 
     def use(self, key: _Key) -> _Value | None:
-        """The same, and the key is the youngest from now on."""
+        """The value of a key, or None; the key becomes the youngest."""
         value = self._items.get(key)
         if value is not None:
             self._items.move_to_end(key)
         return value
 
     def put(self, key: _Key, value: _Value) -> None:
-        """Remember something, in place of what was there; the key is the youngest then."""
+        """Set the value of a key, which becomes the youngest."""
         self._items[key] = value
         self._items.move_to_end(key)
         if len(self._items) > self._size:
             self._items.popitem(last=False)
 
     def pop(self, key: _Key) -> _Value | None:
-        """Forget a key; what it had, None for nothing."""
+        """Remove a key and return its value, or None."""
         return self._items.pop(key, None)
 
     def forget_while(self, is_over: Callable[[_Value], bool]) -> None:
-        """Forget the oldest one for as long as it is over."""
+        """Remove the oldest key as long as `is_over` is true for its value."""
         while self._items and is_over(next(iter(self._items.values()))):
             self._items.popitem(last=False)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all keys."""
         self._items.clear()
 
 
 @final
 class TokenBuckets(Generic[_Key]):
-    """A `TokenBucket` for each key, of `size` keys; of a key that was forgotten the bucket is full again."""
+    """A `TokenBucket` for each of at most `size` keys; the bucket of a key that was dropped is full again."""
 
     __slots__ = ("_buckets", "_burst", "_rate")
 
@@ -375,7 +377,7 @@ class TokenBuckets(Generic[_Key]):
         self._buckets: BoundedMap[_Key, TokenBucket] = BoundedMap(size)
 
     def take(self, key: _Key, now: float) -> bool:
-        """Take one of a key's, if there is one."""
+        """Take one token of a key; False where there is none."""
         bucket = self._buckets.use(key)
         if bucket is None:
             bucket = TokenBucket(self._rate, self._burst)
@@ -385,11 +387,11 @@ class TokenBuckets(Generic[_Key]):
 
 @final
 class SubscriberRates:
-    """How often who stands behind an address may: one address or /64 `burst` times at once and `rate` times a second,
-    each wider network that it is in `WIDER` times as often as the one within.
+    """Bounds the rate of each subscriber: `burst` at once and `rate` a second for an IPv4 address or /64, and `WIDER`
+    times as much for each wider network as for the next smaller one.
 
     Args:
-      size: prefixes that are counted; of one that was forgotten the bucket is full again.
+      size: the number of prefixes that are counted; the bucket of one that was dropped is full again.
     """
 
     __slots__ = ("_buckets", "_burst", "_rate")
@@ -400,9 +402,9 @@ class SubscriberRates:
         self._buckets: BoundedMap[bytes, TokenBucket] = BoundedMap(size)
 
     def take(self, host: str, now: float) -> bool:
-        """Take one of an address (an IP literal), if there is one of it and of each network around it.
+        """Take one token of an address (an IP literal) and of each network around it; False where one has none.
 
-        The widest is asked first: of a network that has no more, none of its many addresses is remembered.
+        The widest network is checked first.  Once it has no tokens, its many addresses do not take up memory.
         """
         taken: list[TokenBucket] = []
         path = prefixes(host)

@@ -1,5 +1,5 @@
-"""What Linux alone tells of its network: default routes, which IPv6 addresses are good, and when that has changed
-(rtnetlink(7)).
+"""Network information that only Linux provides: default routes, the states of IPv6 addresses, and notifications of
+changes (rtnetlink(7)).
 """
 
 from __future__ import annotations
@@ -27,36 +27,37 @@ __all__ = [
 ]
 
 POLL_INTERVAL: Final = 5.0
-"""Seconds between two looks at the interfaces, where the system does not tell when they change: what moves to another
-network is noticed before a ping would miss it."""
+"""Seconds between two checks of the interfaces, where the system does not notify of changes: a move to another network
+is noticed before a PING fails."""
 
 EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""Errors of a process or a machine that has no descriptor or no memory left: they say nothing of what was asked for."""
+"""Errors of a process or host without free descriptors or memory: they say nothing about the network."""
 _RTF_GATEWAY: Final = 0x0002
 Route: TypeAlias = tuple[str, IPv4Address | IPv6Address]
-"""The name of an interface, and whom packets are handed to there."""
+"""The name of an interface, and the address of the next hop."""
 AddressStates: TypeAlias = Mapping[tuple[str, IPv4Address | IPv6Address], int]
 """The kernel's flags of addresses, by interface and address."""
 
 
 def default_routes() -> list[Route]:
-    """The default routes that lead through a router, of the network namespace that this thread is in.
+    """The default routes through a router, in the network namespace of this thread.
 
-    Raises OSError where the machine is exhausted.
+    Raises:
+      OSError: the host is out of descriptors or memory (`EXHAUSTED`).
     """
     return [*parse_route(_read("route")), *parse_ipv6_route(_read("ipv6_route"))]
 
 
 def ipv6_states() -> AddressStates:
-    """The flags of the IPv6 addresses there; nothing without IPv6, or where the system does not tell.
+    """The flags of the IPv6 addresses in that namespace; empty without IPv6, or where the system does not tell.
 
-    Raises as `default_routes`.
+    Errors as in `default_routes`.
     """
     return parse_if_inet6(_read("if_inet6"))
 
 
 def _read(name: str) -> str:
-    try:  # of this thread: setns(2) and unshare(2) change one thread
+    try:  # by the thread: setns(2) and unshare(2) change the namespace of one thread
         with open(f"/proc/thread-self/net/{name}", encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
     except OSError as error:  # no such family, or no /proc
@@ -66,13 +67,15 @@ def _read(name: str) -> str:
 
 
 def parse_if_inet6(text: str) -> AddressStates:
-    """Its lines: address, index, length of the prefix, scope, flags, all in hexadecimal, and the interface's name."""
+    """Parse ``if_inet6``: lines of address, index, prefix length, scope and flags, all hexadecimal, and interface."""
     rows = (line.split() for line in text.splitlines())
     return {(row[5], IPv6Address(int(row[0], 16))): int(row[4], 16) for row in rows if len(row) == 6}
 
 
 def parse_route(text: str) -> list[Route]:
-    """Default routes: interface, destination, gateway, flags, three numbers, mask; addresses as the machine's words."""
+    """Parse ``route`` for default routes.  A line has interface, destination, gateway, flags, three numbers and mask;
+    addresses are hexadecimal in the host's byte order.
+    """
     rows = [row for row in map(str.split, text.splitlines()[1:]) if len(row) >= 8]
     return [
         (row[0], IPv4Address(int(row[2], 16).to_bytes(4, sys.byteorder)))
@@ -82,7 +85,9 @@ def parse_route(text: str) -> list[Route]:
 
 
 def parse_ipv6_route(text: str) -> list[Route]:
-    """Default routes: destination and length, source and length, next hop, three numbers, flags, interface."""
+    """Parse ``ipv6_route`` for default routes.  A line has destination and length, source and length, next hop, three
+    numbers, flags and interface.
+    """
     rows = [row for row in map(str.split, text.splitlines()) if len(row) == 10]
     return [
         (row[9], IPv6Address(int(row[4], 16)))
@@ -92,14 +97,14 @@ def parse_ipv6_route(text: str) -> list[Route]:
 
 
 _GROUPS: Final = 0x1 | 0x10 | 0x100  # RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
-_MESSAGES: Final = 64  # that are taken together: more are another piece of news
+_MESSAGES: Final = 64  # that are read together; further ones count as another change
 _MESSAGE: Final = 65536
 
 
 async def wait_difference(look: Callable[[], object]) -> None:
-    """Wait until `look`, which lists this machine's interfaces, returns something else than now.
+    """Wait until `look`, which lists this host's interfaces, returns something else than now.
 
-    It is asked when the system says that something may have changed, and where it says nothing every `POLL_INTERVAL`.
+    It is called when the system notifies of a possible change, and every `POLL_INTERVAL` where the system never does.
     """
     before = look()
     try:
@@ -115,7 +120,8 @@ async def wait_difference(look: Callable[[], object]) -> None:
 async def _open_news() -> trio.socket.SocketType:
     """A socket that becomes readable when an interface or an address of this network namespace changes.
 
-    OSError where the system has no netlink, or denies it: a sandbox, systemd's RestrictAddressFamilies, Android.
+    Raises:
+      OSError: the system has no netlink, or denies it: a sandbox, systemd's RestrictAddressFamilies, Android.
     """
     if sys.platform != "linux":
         raise OSError(errno.EAFNOSUPPORT, "only Linux has netlink")
@@ -129,10 +135,10 @@ async def _open_news() -> trio.socket.SocketType:
 
 
 async def _wait_news(news: trio.socket.SocketType) -> bool:
-    """Wait until something may have changed, on a socket of `_open_news`; whether more of it was missed.
+    """Wait on a socket of `_open_news` until something may have changed; True where notifications were lost.
 
-    What the messages say is not read: most repeat what is known (each router advertisement does), and the list of
-    interfaces tells more than they do.
+    The messages are not decoded: most repeat what is known (each router advertisement does), and the list of
+    interfaces has more information.
     """
     try:
         await news.recv(_MESSAGE)

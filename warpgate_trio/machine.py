@@ -1,4 +1,4 @@
-"""Which machine this is, so that two processes of one know each other as such (`host.host_id`)."""
+"""A fingerprint of this host, by which two processes recognize that they share one (`host.host_id`)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ __all__ = ["fingerprint"]
 
 
 def fingerprint() -> bytes:
-    """32 bytes that two processes share when they share a loopback interface; they never leave the machine."""
-    # Machine ids are copied with images and containers; a boot id tells two running copies apart, and a network
-    # namespace tells containers apart, which have the host's boot id and each a loopback interface of their own.
-    # Where these two are known they say it all: the containers of one pod share them, and have machine ids of their
-    # own, or none.
+    """32 bytes that are equal in two processes if they share a loopback interface; they never leave the host."""
+    # Machine ids are copied with images and containers.  The boot id distinguishes two running copies.  The network
+    # namespace distinguishes containers, which have the host's boot id but their own loopback interfaces.  Where these
+    # two are known they are sufficient: the containers of one pod share them, but have different machine ids, or none.
     boot_id, namespace = _read_line("/proc/sys/kernel/random/boot_id"), _network_namespace()
     parts = ("" if boot_id and namespace else _machine_id(), boot_id, namespace)
     return hashlib.sha256("\0".join(("warpgate-trio fingerprint v2", *parts)).encode()).digest()
@@ -34,8 +33,8 @@ def _machine_id() -> str:
     for path in ("/etc/machine-id", "/var/lib/dbus/machine-id", "/etc/hostid"):
         if text := _read_line(path):
             return text
-    # macOS, and systems without a machine id: the MAC address.  Without one this is a random number per process, and
-    # two processes on this machine then do not recognise each other, which costs them the loopback combos, no more.
+    # macOS, and systems without a machine id: the MAC address.  Without one this is a random number per process.  Two
+    # processes on this host then do not recognise each other, which costs them only the loopback combos.
     return f"mac-{uuid.getnode():012x}"
 
 
@@ -50,7 +49,7 @@ def _read_line(path: str) -> str:
 def _network_namespace() -> str:
     if sys.platform != "linux":
         return ""
-    try:  # of this thread, for which its sockets are made; setns(2) and unshare(2) change one thread
+    try:  # by the thread, in whose namespace its sockets are made: setns(2) and unshare(2) change one thread
         status = os.stat("/proc/thread-self/ns/net")
     except OSError:  # no /proc
         return ""

@@ -1,21 +1,21 @@
-"""The addresses of servers' names: looked up side by side, within bounds, and remembered.
+"""Resolves the host names of servers: concurrently, within bounds, and with a cache.
 
-Theory of operation.  `getaddrinfo` runs in a thread that nothing can cancel, and a resolver that does not answer keeps
-it for as long as the C library has patience: five seconds, or half a minute.  So a lookup is not its asker's but a task
-of `Names`, which waits for its thread to the end.  That bounds the threads exactly: one for a family of a name at a
-time, however many ask for it, and `MAX_LOOKUPS` in all.  Askers wait for as long as they like.
+Theory of operation.  `getaddrinfo` runs in a thread, which cannot be cancelled.  If a resolver does not answer, the
+thread lasts until the C library gives up: five seconds, or half a minute.  So a lookup is a task of `Names`, not of its
+caller, and waits for its thread to the end.  That bounds the threads exactly: one at a time for each family of a name,
+however many callers ask for it, and `MAX_LOOKUPS` in all.  Callers wait as long as they like.
 
-What was found is remembered (`NameCache`, which does no I/O).  For `FRESH` seconds it is taken as it is.  After that
-it is still used at once, while a new lookup is under way behind it, and when that fails or hangs, for `MAX_AGE`: a
-server rarely moves, and a resolver often fails.  So a name costs its asker time only where nothing is known of it; and
-who asks for several names together gets those that are known without waiting for the others for longer than `settle`.
+Results are cached (`NameCache`, which does no I/O).  For `FRESH` seconds a result is used as it is.  After that it is
+still used at once, while a new lookup runs in the background.  If that fails or hangs, the old result is used for up to
+`MAX_AGE`, since servers rarely move and resolvers often fail.  So a caller waits only for names of which nothing is
+known.  A caller that asks for several names gets the known ones without waiting longer than `settle` for the others.
 
-The names of servers that may be needed when there is no time, and perhaps no resolver, are looked up ahead, and again
-now and then (`Names.keep_fresh`).
+Some servers may be needed when there is no time, and perhaps no resolver.  Their names are looked up in advance, and
+regularly again (`Names.keep_fresh`).
 
-A lookup asks for each address family by itself, since there are resolvers that never answer about one of them; when one
-has come, the other gets `FAMILY_DELAY` more, and is added whenever it comes.  All addresses are kept, in the resolver's
-order: which of them is alive, only who talks to them can tell.
+A lookup queries each address family separately, since some resolvers never answer for one of them.  When one family's
+answer has arrived, the other has `FAMILY_DELAY` more; a later answer is still added.  All addresses are kept, in the
+resolver's order, since only a connection shows which of them work.
 """
 
 from __future__ import annotations
@@ -58,37 +58,36 @@ __all__ = [
 logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_LOOKUPS: Final = 16
-"""Threads that look up names at a time: a node names about eight servers, with two families each, and Trio has 40
-threads."""
+"""Concurrent threads for lookups: a node names about eight servers, with two families each, and Trio has 40 threads."""
 FAMILY_DELAY: Final = 0.05
-"""Seconds for the other family when one has come: the Resolution Delay of RFC 8305 §3."""
+"""Seconds to wait for the other family when one has arrived: the Resolution Delay of RFC 8305 §3."""
 STAGGER: Final = 0.25
 """Seconds from one address to the next, the Connection Attempt Delay of RFC 8305 §5; none after a failure."""
 MAX_NAMES: Final = 64
-"""Names that are remembered; the one that was asked for longest ago gives way."""
+"""Names in the cache; the one whose last lookup ended longest ago is dropped."""
 MAX_ADDRESSES: Final = 8
-"""Addresses of one family kept of a name: pools tell four."""
+"""Addresses of one family that are kept for a name: pools return four."""
 FRESH: Final = 30.0
-"""Seconds for which an answer is taken without asking again: the time to live of names that are meant to move."""
+"""Seconds for which a result is used without a new lookup: the TTL of names that are meant to move."""
 MAX_AGE: Final = 86400.0
-"""Seconds for which an answer is used while no newer one is to be had: resolvers are out for minutes, seldom for a day
-(RFC 8767 §5 says one to three days)."""
+"""Seconds for which a result is used while there is no newer one: resolvers fail for minutes, seldom for a day (RFC
+8767 §5 says one to three days)."""
 RETRY: Final = 1.0
-"""Seconds after a failure in which a name is not looked up again: RFC 2308 §7 lets a failure be kept for five minutes,
-but a node that has just woken up waits for its network."""
+"""Seconds after a failure in which a name is not looked up again: RFC 2308 §7 allows a failure to be cached for five
+minutes, but a host that has just woken up may still be waiting for its network."""
 KEPT_FRESH: Final = 300.0
-"""Seconds from one lookup of a name that is kept to the next.  `getaddrinfo` does not tell how long an answer is good.
-Names that are meant to move say half a minute to five minutes, so that what is known is seldom older than it may be;
-and the resolver hears of each name twelve times an hour from a node that is idle."""
+"""Seconds between lookups of a name that is kept fresh.  `getaddrinfo` does not return the TTL.  Names that are meant
+to move have one of half a minute to five minutes, so cached results are seldom outdated, and an idle node queries the
+resolver twelve times an hour for each name."""
 KEEP_RETRY: Final = 5.0
-"""Seconds from a lookup of these that has failed to the next, at first; they double up to `KEPT_FRESH`."""
+"""Seconds after a failed lookup of such a name until the next one, at first; they double up to `KEPT_FRESH`."""
 SETTLE: Final = 0.2
-"""Seconds that further names are waited for where one is known: several times what a resolver nearby takes."""
+"""Seconds to wait for further names where one is known: several times what a nearby resolver takes."""
 SLOW: Final = 1.0
-"""Seconds under way from which a lookup is said to have failed, in reports: what is slower than that spoils a punch."""
+"""Seconds after which a lookup that is still under way counts as failed in reports: a slower one spoils a punch."""
 
 
-# --- What is remembered, without I/O ----------------------------------------------------------------------------------
+# --- The cache, without I/O -------------------------------------------------------------------------------------------
 
 
 @final
@@ -102,13 +101,13 @@ class _Entry:
 
 @final
 class NameCache:
-    """What lookups have told, and when; times in seconds of any clock that does not jump."""
+    """The results of lookups; times are in seconds of any clock that does not jump."""
 
     def __init__(self) -> None:
         self._entries: BoundedMap[str, _Entry] = BoundedMap(MAX_NAMES)
 
     def found(self, name: str, addresses: Sequence[str], now: float) -> None:
-        """A lookup has told all addresses of a name; those of an earlier one are forgotten."""
+        """Store the addresses that a lookup found, in place of earlier ones."""
         entry = self._entry(name)
         kept: list[str] = []
         for each in addresses:
@@ -117,22 +116,22 @@ class NameCache:
         entry.addresses, entry.found_at, entry.failure = tuple(kept), now, None
 
     def failed(self, name: str, why: str, now: float) -> None:
-        """A lookup has failed; what an earlier one has told stays."""
+        """Store that a lookup has failed; the addresses of an earlier one are kept."""
         entry = self._entry(name)
         entry.failed_at, entry.failure = now, why
 
     def addresses(self, name: str, now: float) -> tuple[str, ...]:
-        """What is known of a name and not too old; empty for nothing."""
+        """The addresses of a name that are not older than `MAX_AGE`; empty where there are none."""
         entry = self._entries.get(name)
         return entry.addresses if entry is not None and now - entry.found_at <= MAX_AGE else ()
 
     def is_due(self, name: str, now: float) -> bool:
-        """Whether it is time to look a name up (again)."""
+        """Whether a name should be looked up now."""
         entry = self._entries.get(name)
         return entry is None or (now - entry.found_at > FRESH and now - entry.failed_at >= RETRY)
 
     def failure(self, name: str) -> str | None:
-        """Why the last lookup failed; None where it did not, or there was none."""
+        """Why the last lookup failed; None where it succeeded, or there was none."""
         entry = self._entries.get(name)
         return None if entry is None else entry.failure
 
@@ -145,7 +144,7 @@ class NameCache:
 
 
 def in_turn(groups: Iterable[Sequence[TransportAddress]]) -> list[TransportAddress]:
-    """The first of each group, then the second of each, and so on; each once."""
+    """Interleave groups: the first of each, then the second of each, and so on, without duplicates."""
     lists = [list(group) for group in groups]
     longest = max(map(len, lists), default=0)
     return list(dict.fromkeys(group[at] for at in range(longest) for group in lists if at < len(group)))
@@ -160,8 +159,8 @@ class NameFailure:
     """A name that cannot be resolved now.
 
     Attributes:
-      why: in the resolver's words.
-      remembered: whether an earlier answer is used meanwhile.
+      why: the resolver's message.
+      remembered: whether earlier addresses are used meanwhile.
     """
 
     why: str
@@ -169,7 +168,7 @@ class NameFailure:
 
 
 def describe_failures(failures: Mapping[str, NameFailure]) -> list[str]:
-    """Sentences for reports: which names, and why."""
+    """Describe failures in sentences for reports: which names failed, and why."""
     said: list[str] = []
     for remembered in (False, True):
         names = [name for name, failure in failures.items() if failure.remembered is remembered]
@@ -187,8 +186,11 @@ _SHOWN: Final = 4
 @final
 @dataclass(slots=True)
 class _Lookup:
-    """One that is under way; `first`: nothing was known of the name when it began, so until it is over what is known
-    may be half of its answer."""
+    """A lookup under way.
+
+    Attributes:
+      first: no address of the name was known when it began, so until it is over one family's may be missing.
+    """
 
     began: float
     first: bool
@@ -197,7 +199,7 @@ class _Lookup:
 
 @final
 class Names:
-    """See the module's page.  The owner of all lookups of a node, which last no longer than `running`."""
+    """See the module's docstring.  It owns all lookups of a node, which last no longer than `running`."""
 
     def __init__(self) -> None:
         self._cache = NameCache()
@@ -208,8 +210,7 @@ class Names:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        """Names are looked up within the block.  At its end lookups are let go; a thread ends when its system call
-        does."""
+        """The scope of all lookups.  At its end they are abandoned; a thread ends when its system call does."""
         async with open_background_nursery() as nursery:
             self._nursery = nursery
             try:
@@ -220,13 +221,15 @@ class Names:
     async def look_up(
         self, names: Iterable[str], *, timeout: float, settle: float = SETTLE, fresh: bool = False
     ) -> dict[str, tuple[str, ...]]:
-        """The addresses of names, all of them side by side; an IP address is its own.  One of which none is known is
-        left out: `failures` says why.
+        """The addresses of names, which are looked up concurrently.  The address of an IP literal is itself.
+
+        A name without a known address is left out; `failures` says why.
 
         Args:
-          timeout: seconds after which it returns with what there is.
-          settle: the same from when one of the names is known; no time at all where that is an earlier answer.
-          fresh: wait for new lookups, and take earlier answers only where they do not come.
+          timeout: seconds after which the addresses known by then are returned.
+          settle: seconds to wait for further names once one is known, counted from the beginning of their lookups where
+            one was known before.
+          fresh: wait for new lookups, and use earlier addresses only where these fail.
         """
         await trio.lowlevel.checkpoint()
         wanted = tuple(dict.fromkeys(names))
@@ -248,7 +251,7 @@ class Names:
                     scope.deadline = min(scope.deadline, trio.current_time() + settle)
 
             if not fresh and waiting and self._known(wanted):
-                # From when it was begun, so that one that hangs delays nobody but its first asker.
+                # Counted from the beginning of the lookup, so that one that hangs delays only its first caller.
                 begun = max(lookup.began for _, lookup in waiting)
                 scope.deadline = min(scope.deadline, begun + settle)
             async with trio.open_nursery() as nursery:
@@ -257,7 +260,7 @@ class Names:
         return self._known(wanted)
 
     async def keep_fresh(self, names: Iterable[str]) -> None:
-        """Have names known that will be needed, until cancelled: look them up now, and again from time to time."""
+        """Keep names in the cache until cancelled: look them up now, and regularly again."""
         await trio.lowlevel.checkpoint()
         kept = [name for name in dict.fromkeys(names) if not _is_address(name)]
         pause = KEEP_RETRY
@@ -269,17 +272,16 @@ class Names:
                 await self._moved.wait()
 
     def refresh(self) -> None:
-        """The machine has moved: names that are kept are looked up now, which may lead elsewhere in this network."""
+        """Look up the names of `keep_fresh` now, as the host has moved, and its new network may resolve differently."""
         self._moved.set()
         self._moved = trio.Event()
 
     async def open_tcp_stream(self, host: str, port: int) -> trio.SocketStream:
-        """As `trio.open_tcp_stream` does it (RFC 8305), by the addresses that `look_up` tells; the caller bounds the
-        time.
+        """Connect as `trio.open_tcp_stream` does (RFC 8305), to the addresses of `look_up`; the caller bounds the time.
 
         Raises:
-          OSError: none of them can be connected to, with each reason in the group that is its cause; as a
-            `socket.gaierror`, that there is none.
+          OSError: no address can be connected to; the cause is a group with each reason.
+          socket.gaierror: there is no address.
         """
         addresses = (await self.look_up([host], timeout=math.inf)).get(host, ())
         if not addresses:
@@ -288,7 +290,7 @@ class Names:
         return await open_first_tcp_stream(_alternating(addresses), port, host=host)
 
     def failures(self, names: Iterable[str]) -> dict[str, NameFailure]:
-        """Those of these names whose last lookup has failed, or is slow, and why.  Looks nothing up."""
+        """The names whose last lookup has failed, or is slow, with the reason.  Looks nothing up."""
         now = trio.current_time()
         found: dict[str, NameFailure] = {}
         for name in dict.fromkeys(names):
@@ -306,7 +308,7 @@ class Names:
         return {name: addresses for name, addresses in known.items() if addresses}
 
     def _begin(self, name: str, now: float) -> _Lookup:
-        """The lookup of a name that is under way, or a new one."""
+        """Return the lookup of a name that is under way, or begin one."""
         lookup = self._lookups.get(name)
         if lookup is None:
             lookup = _Lookup(now, first=not self._cache.addresses(name, now))
@@ -328,7 +330,7 @@ class Names:
                 async with self._room:
                     found = await trio.socket.getaddrinfo(name, 0, family=family, type=trio.socket.SOCK_DGRAM)
                 told[family] = [str(sockaddr[0]).partition("%")[0] for _, _, _, _, sockaddr in found]
-            except Exception as error:  # OSError, and what Python's IDNA makes of a strange name
+            except Exception as error:  # OSError, and the errors of Python's IDNA codec
                 why = error.strerror if isinstance(error, OSError) else None
                 failures[family] = why or str(error) or type(error).__name__
             addresses = [address for each in _FAMILIES for address in told.get(each, ())]
@@ -357,7 +359,7 @@ class Names:
 
 
 def _alternating(addresses: Sequence[str]) -> list[str]:
-    """The resolver's first one, then one of the other family, and so on (RFC 8305 §4)."""
+    """Alternate the families, beginning with that of the resolver's first address (RFC 8305 §4)."""
     first = family_of(addresses[0])
     groups = ([(each, 0) for each in addresses if (family_of(each) == first) is which] for which in (True, False))
     return [address for address, _ in in_turn(groups)]
@@ -375,14 +377,14 @@ def _is_address(name: str) -> bool:
 
 
 async def open_first_tcp_stream(addresses: Iterable[str], port: int, *, host: str) -> trio.SocketStream:
-    """Connect to the first of some IP addresses that answers; the others are let go.  The caller bounds the time.
+    """Connect to the first of some IP addresses that answers, and abandon the others.  The caller bounds the time.
 
     Args:
       addresses: in the order in which they are tried.
-      host: what they are the addresses of, for the error.
+      host: the name that they are the addresses of, for the error message.
 
     Raises:
-      OSError: none of them can be connected to, with each reason in the group that is its cause.
+      OSError: no address can be connected to; the cause is a group with each reason.
     """
     streams: list[trio.SocketStream] = []
     errors: list[BaseException] = []
@@ -407,14 +409,14 @@ async def open_first_tcp_stream(addresses: Iterable[str], port: int, *, host: st
             raise OSError(f"all attempts to connect to {host}:{port} failed") from BaseExceptionGroup("", errors)
         return streams.pop(0)
     finally:
-        for stream in streams:  # a dead heat, or a cancellation in the moment of success
+        for stream in streams:  # a dead heat, or a cancellation at the moment of success
             stream.socket.close()
 
 
 async def connect_tcp(address: str, port: int) -> trio.SocketStream:
-    """Connect to one IP address.  Raises OSError.
+    """Connect to one IP address; OSError where that fails.
 
-    `trio.open_tcp_stream` looks addresses up as names: for that Python imports tables of characters.
+    `trio.open_tcp_stream` looks addresses up as names, for which Python imports tables of characters.
     """
     sock = trio.socket.socket(socket_family(address))
     try:

@@ -1,7 +1,7 @@
-"""Nurseries whose exceptions reach the caller bare; and a clear word to those who call without Trio.
+"""Nurseries whose exceptions reach the caller without a group; and a clear error for callers without Trio.
 
-Trio wraps whatever leaves a nursery in a group.  A function whose nursery is nobody's business (its caller called a
-function that happens to use tasks) must not show that group; the recipe for it stands here and nowhere else.
+Trio wraps exceptions that leave a nursery in a group.  A function whose nursery is an implementation detail must not
+expose that group to its caller.  This module has the only implementation of that.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ __all__ = ["leaves", "open_background_nursery", "open_bare_nursery", "reason_of"
 async def open_background_nursery() -> AsyncGenerator[trio.Nursery]:
     """Open a nursery for tasks that serve the body: they are cancelled when the body ends, however it ends.
 
-    What the body raises leaves bare, never wrapped in a group.  A background task that raises is a bug; its exception
-    cancels the body and leaves bare too when it is the only one.
+    An exception of the body is raised as it is, never in a group.  A background task that raises is a bug.  Its
+    exception cancels the body, and is also raised without a group if it is the only one.
     """
     body: BaseException | None = None
     try:
@@ -46,7 +46,7 @@ async def open_background_nursery() -> AsyncGenerator[trio.Nursery]:
 
 @asynccontextmanager
 async def open_bare_nursery() -> AsyncGenerator[trio.Nursery]:
-    """Open a nursery that the body shares its work with: one that raises cancels all, and alone it leaves bare."""
+    """Open a nursery for tasks of the same rank as the body; a single exception is raised without a group."""
     try:
         async with trio.open_nursery() as nursery:
             yield nursery
@@ -58,9 +58,9 @@ async def open_bare_nursery() -> AsyncGenerator[trio.Nursery]:
 
 
 def leaves(exc: BaseException) -> Iterator[BaseException]:
-    """The exceptions inside a group, however deep; the exception itself when it is none.
+    """The exceptions inside a group, at any depth; an exception that is not a group yields itself.
 
-    Trio rebuilds groups while it strips Cancelled, so identity holds for the leaves only.
+    Trio rebuilds groups when it removes Cancelled, so only the leaves keep their identity.
     """
     if isinstance(exc, BaseExceptionGroup):
         for inner in exc.exceptions:
@@ -70,9 +70,9 @@ def leaves(exc: BaseException) -> Iterator[BaseException]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Why, in one sentence: the system's words out of the groups and wrappings that Trio puts around them.
+    """The reason of an error in one sentence: the system's message without the groups and wrappers of Trio.
 
-    What `trio.open_tcp_stream` raises says "all attempts failed", and has the reasons in a group as its cause.
+    The error of `trio.open_tcp_stream` only says "all attempts failed"; the reasons are in a group, its cause.
     """
     if isinstance(error, trio.socket.gaierror):
         return f"the name cannot be resolved: {error.strerror or error}"
@@ -86,7 +86,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def require_trio(function: str) -> None:
-    """Raise `RuntimeError`, which names the function and what to do, unless a Trio task calls."""
+    """Raise a `RuntimeError`, which names the function and what to do, unless the caller is a Trio task."""
     if trio.lowlevel.in_trio_task():
         return
     asyncio = sys.modules.get("asyncio")
@@ -96,7 +96,7 @@ def require_trio(function: str) -> None:
 
 
 def _raise(exc: BaseException) -> NoReturn:
-    """Raise `exc` as it was, without the group that it was found in as its context."""
+    """Raise `exc` unchanged, without the group that contained it as its context."""
     context = exc.__context__
     try:
         raise exc

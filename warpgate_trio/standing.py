@@ -1,8 +1,8 @@
-"""Which of several servers failed lately: nobody is to wait for these, and they are tried again.
+"""Which of several servers failed lately, so that nothing waits for them and they are still tried again.
 
-A server that failed is passed over for a while (`Standing.FAILED`): it is tried when the others were.  Then it is tried
-in its turn, beside the next one (`Standing.ON_TRIAL`), so that nobody waits for it either, until it has worked or has
-failed once more, after which it is passed over for twice as long.
+A server that failed is tried after all others for a while (`Standing.FAILED`).  Then it is tried in its regular place,
+but together with the next server (`Standing.ON_TRIAL`), so that nothing waits for it.  Once it works it is good again.
+If it fails, it is `FAILED` for twice as long as before.
 
 No I/O: methods take `now`, a monotonic time in seconds.
 """
@@ -18,22 +18,22 @@ from .limits import BoundedMap
 __all__ = ["Standing", "Standings"]
 
 PASSED_OVER: Final = 2.0
-"""Seconds for which a server that failed is passed over at first: what happened once may be over by then."""
+"""Seconds for which a server is `FAILED` at first: a single incident may be over by then."""
 PASSED_OVER_MAX: Final = 60.0
-"""Seconds of that at most: as long as operators take to notice that their server is back."""
+"""Seconds for which a server is `FAILED` at most: as long as operators take to notice that it is back."""
 MAX_SERVERS: Final = 64
-"""Servers, each with each of its addresses, that are remembered: no more are named in a configuration."""
+"""Servers that are remembered, each of their addresses counted: no configuration names more."""
 
 
 class Standing(IntEnum):
-    """How a server is to be used; the lower, the sooner."""
+    """How a server is to be used; a lower value means sooner."""
 
     GOOD = 0
-    """It has not failed lately, as far as is known."""
+    """It is not known to have failed since it last worked."""
     ON_TRIAL = 1
-    """It has failed, a while ago: in its turn, but nobody waits for it."""
+    """It failed a while ago: use it in its place, but do not wait for it."""
     FAILED = 2
-    """It has failed lately: after the others."""
+    """It failed lately: use it after the others."""
 
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -41,29 +41,29 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 @final
 class Standings(Generic[_Key]):
-    """See the module's page."""
+    """See the module's docstring."""
 
     def __init__(self) -> None:
         self._failed: BoundedMap[_Key, tuple[float, float]] = BoundedMap(MAX_SERVERS)  # until when, and for how long
 
     def failed(self, server: _Key, now: float) -> None:
-        """A server did not do what it was asked; what fails while it is passed over is one failure."""
+        """Note that a server failed; further failures while it is `FAILED` do not count."""
         until, before = self._failed.get(server) or (now, 0.0)
         if now >= until:
             seconds = min(2 * before, PASSED_OVER_MAX) or PASSED_OVER
             self._failed.put(server, (now + seconds, seconds))
 
     def worked(self, server: _Key) -> None:
-        """It did."""
+        """Note that a server worked: it is good again."""
         self._failed.pop(server)
 
     def of(self, server: _Key, now: float) -> Standing:
-        """How a server is to be used."""
+        """The standing of a server."""
         failed = self._failed.get(server)
         if failed is None:
             return Standing.GOOD
         return Standing.FAILED if now < failed[0] else Standing.ON_TRIAL
 
     def sorted(self, servers: Iterable[_Key], now: float) -> list[_Key]:
-        """Servers in the order in which they are to be used: those that failed lately last, else as they are."""
+        """Servers in the order of their use: those that failed lately come last; otherwise the order is kept."""
         return sorted(servers, key=lambda each: self.of(each, now) is Standing.FAILED)

@@ -1,8 +1,8 @@
-"""What nobody foresaw, at a server: it ends the datagram, connection or relayed address that it is about, and no more.
+"""Contains unexpected exceptions in servers: each ends only the datagram, connection or allocation that it concerns.
 
-A server serves everybody, so an exception that one client's bytes have caused must not end it for the others, panics of
-libraries in Rust included (`warpgate_trio.errors.is_panic`).  It is a bug all the same, so it is in the log with its
-traceback; once, since who has found such bytes can send them a thousand times a second.
+An exception that one client's bytes have caused must not end a server for the others.  That includes panics of
+libraries in Rust (`warpgate_trio.errors.is_panic`).  It is a bug all the same, so it is logged with its traceback, but
+only once: whoever has found such bytes can send them a thousand times a second.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from .nurseries import leaves
 __all__ = ["MAX_KINDS", "Unforeseen"]
 
 MAX_KINDS: Final = 64
-"""Kinds that one server logs; there are no more places than lines of code, and seldom more than one of them is bad."""
+"""Kinds of exceptions that one server logs; there is seldom more than one."""
 
 _Kind: TypeAlias = tuple[str, type[BaseException], object, int]
 
 
 @final
 class Unforeseen:
-    """Contains exceptions, and logs one of each kind: the same class from the same line, about the same sort of thing.
+    """Contains exceptions and logs one of each kind: the same class from the same line, concerning the same thing.
 
-    KeyboardInterrupt, SystemExit, a cancellation and whatever else is neither an `Exception` nor a panic pass.
+    KeyboardInterrupt, SystemExit, cancellations and all else that is neither an `Exception` nor a panic pass.
 
     Args:
-      logger: the server's.
+      logger: the server's logger.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
@@ -38,12 +38,12 @@ class Unforeseen:
         self._said: set[_Kind] = set()
 
     def contains(self, error: BaseException, what: str) -> bool:
-        """Whether an exception ends here; where not, raise it again.
+        """Contain an exception; returns False where it has to be raised again.
 
-        ``except BaseException`` with this costs nothing where nothing is raised, unlike `containing`.
+        Used in ``except BaseException``, this costs nothing where nothing is raised, unlike `containing`.
 
         Args:
-          what: what has ended by it.
+          what: what the exception has ended, for the log.
         """
         if not _is_contained(error):
             return False
@@ -52,7 +52,7 @@ class Unforeseen:
 
     @contextmanager
     def containing(self, what: str) -> Iterator[None]:
-        """The same for a body, with nurseries in it: of a group it takes what it contains, and the rest goes on."""
+        """The same for a body that may have nurseries: of a group, the exceptions to be contained are taken out."""
         try:
             yield
         except BaseExceptionGroup as group:

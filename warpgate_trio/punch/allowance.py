@@ -43,18 +43,18 @@ __all__ = [
 ]
 
 BURST: Final = 4096
-"""Packets to one address in a burst: two sprays of 1,024 openers and as many probes, 230 kB in all."""
+"""Packets to one address at once: two sprays of 1,024 openers and as many probes, 230 kB in all."""
 REFILL: Final = BURST / 120
 """Packets per second to one address after that: a spray a minute, 2 kB/s."""
 MAX_TARGETS: Final = 4096
 """Addresses that are counted at a time.  Those whose burst is complete again are forgotten to make room.  While there
 are none such, nothing is sent to a new address; otherwise a liar could have one forgotten by naming many."""
 TARGET_DIALS: Final = 40
-"""Connections to one address in a burst: a `tcp_punch` has up to 38 under way, from two ports to predicted ones."""
+"""Connections to one address at once: a `tcp_punch` has up to 38 under way, from two ports to predicted ones."""
 TARGET_DIALS_REFILL: Final = 0.5
 """Connections to one address per second after that."""
 DIALS: Final = 256
-"""Connections to all addresses in a burst, on behalf of peers: four for each concurrent attempt."""
+"""Connections to all addresses at once, on behalf of peers: four for each concurrent attempt."""
 DIALS_REFILL: Final = 16.0
 """Connections to all addresses per second after that: too slow to scan a network."""
 
