@@ -33,7 +33,7 @@ class ContactKeeper:
     def __init__(self, contacts: Contacts) -> None:
         self._contacts = contacts
         self._news: dict[str, PeerAddress] = {}  # by peer id
-        self._seen: dict[str, int] = {}  # the same
+        self._seen: dict[str, int] = {}  # by peer id, in milliseconds
         self._woken = trio.Event()
 
     def hear(self, address: PeerAddress) -> None:

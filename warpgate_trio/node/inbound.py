@@ -65,7 +65,7 @@ class Inbound:
       on_accepted: called with the peer's key and the id of a session that has its Pipe.
 
     Attributes:
-      failed: connections that ended without a Pipe.
+      failed: connections whose handshake failed, or whose COMMIT or ATTACH was refused.
     """
 
     def __init__(

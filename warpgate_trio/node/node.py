@@ -101,7 +101,9 @@ class Node:
           PeerNotFound: no server has a usable record of the peer, or the peer that it leads to does not answer.
           PeerRefused: the peer does not tell this node.
           SignalUnavailable, AttemptFailed: the peer cannot be asked.
+          ConfigError: this node lacks the plugin, or the contacts file cannot be read.
           trio.TooSlowError: the peer does not answer in time.
+          trio.ClosedResourceError: the node was closed, before or meanwhile.
           ValueError: the peer is this node.
         """
         with trio.fail_after(self._runtime.config.budgets.signal if timeout is None else timeout):
@@ -303,7 +305,10 @@ class Node:
           AddressError: the address is malformed, forged, expired, or of an unknown version.
           ContactError, PeerIdError: the text names no contact, or is no valid peer id.
           PeerNotFound: no server has a usable record of the peer, or the peer that it leads to does not answer.
+          PeerRefused: no address of the peer is known, and the peer refuses to tell it.
           ConnectError: no Pipe was made; ``error.report`` describes every combo.
+          ConfigError: the contacts file cannot be read.
+          trio.ClosedResourceError: the node was closed, before or meanwhile.
           ValueError: an option is out of range, or the peer is this node.
         """
         deadline = trio.current_time() + (self._runtime.config.budgets.total if timeout is None else timeout)

@@ -15,7 +15,7 @@ class NodeStats(msgspec.Struct, frozen=True, kw_only=True):
       pipes_made: Pipes that those calls returned.
       pipes_accepted: Pipes that peers opened and this node accepted into the listener's queue.
       refused: refused commits and requests, by reason.
-      handshakes_failed: inbound connections that ended without a Pipe.
+      handshakes_failed: inbound connections whose handshake failed, or whose COMMIT or ATTACH was refused.
       links: present Links.
       switches: how often a Link changed to another path.
       searches: searches for another path that this node began, for whatever reason.
