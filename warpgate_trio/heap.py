@@ -19,8 +19,8 @@ from typing import Final
 __all__ = ["keep_freed_memory"]
 
 LARGEST: Final = 31 * 1024 * 1024
-"""Bytes of the object.  glibc adapts its thresholds to objects of up to 32 MiB, and then keeps up to twice as much: at
-most what the process has used, and no more than 62 MiB."""
+"""Bytes of the object that is allocated and freed once to raise the thresholds.  glibc adapts these to objects of up to
+32 MiB, and then keeps up to twice as much: at most what the process has used, and no more than 62 MiB."""
 
 
 @cache

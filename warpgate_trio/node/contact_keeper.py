@@ -20,8 +20,8 @@ __all__ = ["ContactKeeper"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 WRITE_DELAY: Final = 5.0
-"""Seconds from the receipt of a contact's address until it is written: for about as long a node that has just started
-issues a new address with every property of its NATs that it learns."""
+"""Seconds from the receipt of a contact's address until it is written.  For about that long, a node that has just
+started issues new addresses as it learns the properties of its NATs."""
 STALE_AFTER: Final = 86_400
 """Seconds after which an address is written though it differs only in its age: a seventh of an address's lifetime."""
 

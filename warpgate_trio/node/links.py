@@ -45,11 +45,11 @@ MAX_TOLD: Final = 3
 MAX_LAPSED: Final = 1024
 """Peers that are remembered after a Link with them was given up."""
 LAPSE_MEMORY: Final = 24 * 3600.0
-"""Seconds for which they are remembered: a host that slept overnight learns within that time that its Link is gone."""
+"""Seconds for which these peers are remembered: one that slept overnight can still learn that its Link is gone."""
 MAX_LEAVING: Final = 64
 """Local addresses that are remembered because the relay of the paths from there is about to shut down."""
 LEAVING_MEMORY: Final = 60.0
-"""Seconds for which they are remembered: an attempt that was under way may take that long to make a Link."""
+"""Seconds for which these addresses are remembered: an attempt under way may take that long to make a Link."""
 MAX_WAITING: Final = 256
 """Links of a node that wait for a path, or for the acknowledgement of what was sent before their last Pipe was closed:
 what a node keeps for peers that may never return.  With one more, the oldest breaks."""

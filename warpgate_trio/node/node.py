@@ -131,8 +131,8 @@ class Node:
         The node probes the peers of all Links and the signal servers at once.  A path on which no answer arrives within
         a round-trip time and half a second becomes suspect (docs/live_links.md).  `address` follows the change.
 
-        This is rarely needed: the node itself checks every two seconds whether the host's addresses have changed or the
-        host has slept.  On an unchanged network a call costs one PING for each Link.  Synchronous.
+        This is rarely needed: the node itself checks the host's addresses every two seconds, and twice a second whether
+        the host has slept.  On an unchanged network a call costs one PING for each Link.  Synchronous.
         """
         self._runtime.network_changed()
 
@@ -143,9 +143,9 @@ class Node:
         `trio.BrokenResourceError`; its cause at the peer is a `PeerRefused` with the reason ``UNAUTHORIZED``.  The peer
         cannot attach another path to these Links, and neither side searches for one.
 
-        The node also forgets the answers of `authorize` about the peer, and asks it anew at the peer's next call: so
-        change the rule first.  Calls that this node makes to the peer go on.  Links are ended even where this method is
-        cancelled.
+        The node also forgets the answers of `authorize` about the peer, and runs `authorize` again at the peer's next
+        call: so change the rule first.  Calls that this node makes to the peer go on.  Links are ended even where this
+        method is cancelled.
 
         Returns:
           How many Links were ended; 0 is no error.

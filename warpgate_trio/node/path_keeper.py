@@ -55,7 +55,7 @@ STEADY: Final = 10.0
 ASK_INTERVAL: Final = 0.5
 """Seconds until a peer that did not answer a question for its address is asked again; they double each time."""
 ASK_PATIENCE: Final = 1.0
-"""Seconds to wait for its answer, at least.  An answer may be lost with the peer's connection to a server; the peer is
+"""Seconds to wait for a peer's answer, at least.  It may be lost with the peer's connection to a server; the peer is
 then asked again."""
 ASK_TRIPS: Final = 3
 """Signal round-trip times to wait for the answer, where that is longer."""

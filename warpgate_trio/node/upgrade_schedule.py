@@ -32,19 +32,19 @@ of processor time."""
 POSTPONED: Final = 60.0
 """Seconds after which a postponed search is considered again: a thousand idle Links cost 17 checks a second."""
 JITTER: Final = 0.2
-"""Share by which these times vary at random, so that Links, of one node or of several, do not search in step."""
+"""Share by which the pauses vary at random, so that Links, of one node or of several, do not search in step."""
 DWELL: Final = 10.0
 """Seconds after a change of path in which there is no search; after an upgrade, doubled for each recent upgrade before
 it."""
 DWELL_MAX: Final = 300.0
-"""Seconds of that pause at most."""
+"""Seconds of `DWELL` at most, however many upgrades there were."""
 DWELL_MEMORY: Final = 600.0
 """Seconds after which an upgrade is no longer recent."""
 SITS_OUT: Final = 60.0
 """Seconds for which a way is excluded whose path carried no bulk data or failed in its first seconds; each further
 failure doubles them."""
 SITS_OUT_MAX: Final = 3600.0
-"""Seconds of that exclusion at most: the longest regular pause between searches."""
+"""Seconds of `SITS_OUT` at most: the longest regular pause between searches."""
 SPRAYS: Final = 900.0
 """Seconds between two searches that spray, unless the path or the network has changed.  A spray sends hundreds of
 packets from as many ports, which a NAT may be short of, and NATs do not change by themselves."""

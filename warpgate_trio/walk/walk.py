@@ -55,8 +55,8 @@ __all__ = ["Walk"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_SESSIONS_OF_A_CALL: Final = 4
-"""Sessions of one call.  A new one follows where an ACCEPT was lost with its carrier; a peer cannot repeat that for
-ever."""
+"""Sessions of one call, at most: a new one follows where an ACCEPT was lost with its carrier, which a peer must not be
+able to repeat for ever."""
 REFRESH_DELAY: Final = 0.1
 """Seconds after which a walk asks the peer for its present address: most walks are over by then."""
 
