@@ -427,8 +427,8 @@ class Walk:
     ) -> None:
         """Run combos in one nursery, until the last one ends, a Pipe is made, or the budget is over.
 
-        Combos that may outlast the phase run beside it.  The phase waits for them, except for those towards another
-        network where a phase `follows`, and for all of them where the search is urgent.
+        Combos that may outlast the phase run beside it, and the phase waits for them.  Where another phase `follows`,
+        it does not wait for those towards another network, and in an urgent search for none of them.
         """
         self._recorder.phase(phase or "last round", trio.current_time())
         begun = {combo: ended for combo, ended in self._relays.items() if combo in combos and not ended.is_set()}
