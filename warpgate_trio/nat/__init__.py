@@ -1,3 +1,3 @@
-"""What this machine's NATs do: how they are measured, classified and foretold, and what that allows."""
+"""The NATs that this host is behind: measuring and classifying them, predicting their ports, and what they allow."""
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """What a network can and cannot do, in words for people: a table of rules over a NAT profile.  Pure.
 
-Theory of operation.  The rules ask `outlook`, by which walks are planned too, about a few typical peers, so that what
-is said here is what an `auto_connect` will do.  They keep three lists.  What `can` says holds whatever the unknown axes
-of the profile turn out to be, and so does what `cannot` says; all else that a user would like to know is `unknown`,
-with what would make it known.  A rule is a condition and a sentence, and every rule that applies speaks, in the order
-of the table.
+Theory of operation.  The rules apply `outlook` to a few typical peers.  Walks are planned by the same functions, so the
+rules describe what an `auto_connect` will do.  There are three lists.  Entries of `can` and `cannot` hold whatever the
+unknown axes of the profile turn out to be.  Anything else of interest to a user is `unknown`, with what would make it
+known.  A rule is a condition and a sentence.  Every rule whose condition holds adds its sentence, in the order of the
+table.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Abilities:
     """Sentences without their subject, which is the network ("connects over UDP to peers behind any NAT").
 
     Attributes:
-      can: what works, as surely as punching ever does.
-      cannot: what does not, whatever else were known.
+      can: what works, as reliably as punching ever does.
+      cannot: what does not work, whatever the unknown axes turn out to be.
       unknown: what is not known, and why.
     """
 
@@ -50,7 +50,7 @@ class Abilities:
 
 
 class Reach:
-    """One transport: whom it gets through to."""
+    """The kinds of peers that one transport gets through to."""
 
     def __init__(self, profile: TransportProfile, *, at_once: bool = False) -> None:
         self.profile: Final = profile
@@ -58,7 +58,7 @@ class Reach:
 
     @cached_property
     def silent(self) -> bool:
-        """Nothing answered, and that may be the servers' fault."""
+        """Whether no server answered, which may be the servers' fault."""
         return not self.profile.blocked and self.profile.translated is None
 
     def _likelihood(self, peer: TransportProfile) -> Likelihood:
@@ -82,11 +82,11 @@ class Reach:
 
     @property
     def hidden(self) -> bool:
-        """One server alone has answered: the mapping cannot be told."""
+        """Whether the mapping is unknown behind a NAT, as when only one server has answered."""
         return bool(self.profile.translated) and self.profile.mapping is Mapping.UNKNOWN
 
     def sprays_to(self, peer: TransportProfile) -> float:
-        """The chance of a spray where nothing else helps; 0 where something does, or too little is known."""
+        """The chance of a spray to a peer that punching cannot reach; 0 where it can, or where too little is known."""
         if (
             self.silent
             or self.profile.endpoint_independent is None
@@ -104,14 +104,14 @@ class Facts:
     def __init__(self, profile: NatProfile) -> None:
         self.udp: Final = Reach(profile.udp)
         self.tcp: Final = Reach(profile.tcp, at_once=True)
-        # How TCP is filtered nobody tells, since servers do not call back: for a relay it is taken to be as UDP is.
+        # TCP filtering is not measured, since servers do not connect back.  The rules on relays assume UDP's filtering.
         filtering = profile.tcp.filtering or profile.udp.filtering
         self.tcp_as_udp: Final = Reach(replace(profile.tcp, filtering=filtering), at_once=True)
         self.external: Final = tuple(dict.fromkeys((*profile.udp.external, *profile.tcp.external)))
 
     @property
     def local(self) -> bool:
-        """All that answered is on our own side of whatever leads to the internet."""
+        """Whether no server saw a public address of ours: then they are all on this side of the way to the internet."""
         return bool(self.external) and not any(is_public(each) for each in self.external)
 
     @property
@@ -153,14 +153,15 @@ def _open(reach: Reach) -> bool:
 
 
 def _helpless(profile: TransportProfile) -> bool:
-    """Peers behind symmetric NATs with random ports are out of reach, whatever is unknown."""
+    """Whether peers behind symmetric NATs with random ports are out of reach, whatever the unknown axes are."""
     reach = Reach(profile)
     no_spray = spray_outlook(profile, SYMMETRIC).likelihood is HOPELESS
     return not reach.silent and reach.symmetric is HOPELESS and no_spray
 
 
 def _needs_relay(facts: Facts, *, stepping: bool) -> bool:
-    """For peers behind symmetric NATs; `stepping`: for those, too, whose ports follow one another."""
+    """Whether peers behind symmetric NATs need a relay: with `stepping` all of them, without only those with random
+    ports."""
     udp, tcp = facts.udp, facts.tcp_as_udp
     helpless = _helpless(udp.profile) and tcp.symmetric is HOPELESS
     return helpless and (udp.stepping is tcp.stepping is HOPELESS) is stepping
@@ -173,7 +174,7 @@ def _may_need_relay(facts: Facts) -> bool:
 
 
 def _strictest(profile: TransportProfile) -> TransportProfile:
-    """A profile whose filter, if it is unknown, is by port."""
+    """The profile, with unknown filtering replaced by the strictest: by address and port."""
     unknown = profile.filtering is Filtering.UNKNOWN
     return replace(profile, filtering=Filtering.ADDRESS_AND_PORT_DEPENDENT) if unknown else profile
 
@@ -183,7 +184,7 @@ def _percent(chance: float) -> str:
 
 
 WITHIN: Final = "the servers that answer are within this network: what lies between it and the internet is not known"
-"""All that is said then: the rules would tell what is true of the way to those servers."""
+"""The only sentence in that case: the rules would describe the path to those servers, not the path to the internet."""
 
 RULES: Final[tuple[Rule, ...]] = (
     # Nothing to go by.
@@ -301,7 +302,7 @@ RULES: Final[tuple[Rule, ...]] = (
         ),
     ),
 )
-"""Every rule that applies speaks."""
+"""Every rule whose condition holds adds its sentence."""
 
 
 def abilities(profile: NatProfile) -> Abilities:

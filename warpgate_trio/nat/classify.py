@@ -1,16 +1,17 @@
-"""From what servers answered to what the NAT is.  Pure functions over `NatObservations`; `measure` collects those.
+"""Classifies a NAT by the answers of STUN servers.  Pure functions over `NatObservations`, which `measure` collects.
 
-Theory of operation, axis by axis; each says UNKNOWN rather than guess, and no server is taken at its word alone where
-a second one can contradict it.
+Theory of operation, axis by axis.  Each axis is UNKNOWN rather than a guess, and no server is believed alone where a
+second one can contradict it.
 
 * *Mapping* (RFC 5780 §4.3): one socket asks several servers.  Two servers on different addresses that saw the same
-  endpoint prove independence, as no endpoint-dependent NAT gives one port to two mappings; a minority that saw
-  something else lies, or met a conflict.  When no two agree, the NAT is dependent, on addresses alone when different
-  ports of one address agreed.  Without a second port to ask, the strictest is assumed: nobody plans differently for it.
+  endpoint prove an endpoint-independent mapping, since no endpoint-dependent NAT gives one port to two mappings.  A
+  minority that saw something else lies, or met a conflict.  When no two servers agree, the mapping is
+  endpoint-dependent.  It depends on addresses alone when different ports of one address agreed.  Without a second port
+  to ask, the strictest kind is assumed: plans are the same for both.
 * *Filtering* (RFC 5780 §4.4): whether answers came in from an address, and from a port, that the socket never sent to.
-* *Allocation*: the ports of new mappings in the order in which they were asked for, from several fresh sockets.
+* *Allocation*: the ports of new mappings, made from several fresh sockets, in the order in which they were asked for.
 * *Range*: see `port_range`.
-* *Blocked* takes evidence that the network is there at all: servers die, and an unknown costs less than a wrong yes.
+* *Blocked*: true only with evidence that the network works.  Servers die, and an unknown costs less than a wrong yes.
 
 Times are in seconds on any one clock.
 """
@@ -44,13 +45,13 @@ __all__ = [
 ]
 
 MAX_BINDINGS: Final = 512
-"""Answers that are looked at: far more than a measurement collects."""
+"""Answers that are considered: far more than a measurement collects."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
-    """One answer of a server: from `local`, asked at `at`, we looked like `mapped`."""
+    """One answer of a server: it saw the request that `local` sent at time `at` come from `mapped`."""
 
     local: TransportAddress
     server: TransportAddress
@@ -65,12 +66,13 @@ class NatObservations:
 
     Attributes:
       bindings: every answer, of every socket.
-      asked: the servers that were asked at all.
-      online: whether something beyond the NAT answered by another way (the other transport, a signal server).
-      alive: servers that answered over the other transport, so that their silence is not their death.
-      other_address: whether an answer came in from an address, and a port, that the socket had not sent to; None where
+      asked: all servers that were asked.
+      online: whether something beyond the NAT answered by other means (the other transport, a signal server).
+      alive: servers that answered over the other transport: their silence over this one does not mean that they are
+        down.
+      other_address: whether an answer came in from an address and a port that the socket had not sent to; None where
         that was not tested.
-      other_port: the same from an address that it had sent to, and another port.
+      other_port: whether one came in from another port of an address that the socket had sent to; None as above.
       hairpin: whether a packet to our own mapping came back; None where that was not tested.
     """
 
@@ -84,7 +86,7 @@ class NatObservations:
 
 
 def classify(observations: NatObservations) -> TransportProfile:
-    """The profile that the observations add up to.  Never raises: nonsense from servers makes unknowns."""
+    """The profile that the observations add up to.  Never raises: nonsense from servers leaves axes unknown."""
     credible = _credible(observations.bindings)
     outvoted = _outvoted(credible)
     bindings = [each for each in credible if each.server[0] not in outvoted]
@@ -120,7 +122,7 @@ def _ip(text: str) -> IpAddress | None:
 
 
 def _credible(bindings: Iterable[Binding]) -> list[Binding]:
-    """The answers that can be true, in the order of asking: a port, a unicast address, one per socket and server."""
+    """The plausible answers, in the order of asking: valid port, unicast address, one for each socket and server."""
     first: dict[tuple[TransportAddress, TransportAddress], Binding] = {}
     for binding in sorted(bindings, key=lambda each: each.at)[:MAX_BINDINGS]:
         ip, local = _ip(binding.mapped[0]), _ip(binding.local[0])
@@ -140,7 +142,7 @@ def _by_socket(bindings: Iterable[Binding]) -> dict[TransportAddress, list[Bindi
 
 
 def _witnesses(bindings: Iterable[Binding]) -> dict[TransportAddress, set[str]]:
-    """For each endpoint that one socket was seen as, the addresses of the servers that saw it."""
+    """For each endpoint as which one socket was seen, the addresses of the servers that saw it."""
     found: dict[TransportAddress, set[str]] = {}
     for each in bindings:
         found.setdefault(each.mapped, set()).add(each.server[0])
@@ -148,7 +150,7 @@ def _witnesses(bindings: Iterable[Binding]) -> dict[TransportAddress, set[str]]:
 
 
 def _outvoted(bindings: Sequence[Binding]) -> set[str]:
-    """The servers that saw another endpoint of a socket than most did: nothing that they say is worth anything."""
+    """The servers that disagree with a majority about the endpoint of a socket: none of their answers is used."""
     found: set[str] = set()
     for asked in _by_socket(bindings).values():
         witnesses = list(_witnesses(asked).values())
@@ -160,20 +162,20 @@ def _outvoted(bindings: Sequence[Binding]) -> set[str]:
 
 
 def _external(bindings: Sequence[Binding]) -> tuple[IpAddress, ...]:
-    """The addresses that servers saw, those that most servers saw first."""
+    """The addresses that servers saw, ordered by how many servers saw them, most first."""
     seen = Counter(address for address, _ in {(each.mapped[0], each.server[0]) for each in bindings})
     found = (_ip(address) for address, _ in seen.most_common(MAX_EXTERNAL))
     return tuple(ip for ip in found if ip is not None)
 
 
 def classify_translated(bindings: Sequence[Binding]) -> bool | None:
-    """Whether servers see another endpoint than ours; None when as many servers say so as do not."""
+    """Whether servers see an endpoint other than the local one; None on a tie."""
     votes = Counter(same for same, _ in {(each.mapped == each.local, each.server[0]) for each in bindings})
     return None if votes[True] == votes[False] else votes[False] > votes[True]
 
 
 def classify_mapping(bindings: Sequence[Binding]) -> Mapping:
-    """The mapping, by the sockets that asked more than one server."""
+    """The mapping, by a vote of the sockets that asked more than one server."""
     by_socket = _by_socket(bindings).values()
     votes = Counter(vote for each in by_socket if (vote := _mapping_of_one(each)) is not Mapping.UNKNOWN)
     if not votes:
@@ -187,14 +189,14 @@ def _mapping_of_one(bindings: Sequence[Binding]) -> Mapping:
     servers = {each.server[0] for each in bindings}
     agreeing = max(len(each) for each in _witnesses(bindings).values())
     if agreeing > 1:
-        # That two servers agree by chance, or by a lie, is out of the question; more dissenters than that is nonsense.
+        # Two servers cannot agree by chance or by a lie.  If at least as many disagree, the answers are nonsense.
         return Mapping.ENDPOINT_INDEPENDENT if 2 * agreeing > len(servers) else Mapping.UNKNOWN
     ports = [a.mapped == b.mapped for a, b in combinations(bindings, 2) if a.server[0] == b.server[0]]
     if len(servers) > 1:
         if ports and all(ports):
             return Mapping.ADDRESS_DEPENDENT
         return Mapping.UNKNOWN if any(ports) else Mapping.ADDRESS_AND_PORT_DEPENDENT
-    # One address alone: that its ports agree leaves it open whether other addresses would.
+    # One address alone: its ports may agree where other addresses would not.
     return Mapping.ADDRESS_AND_PORT_DEPENDENT if ports and not any(ports) else Mapping.UNKNOWN
 
 
@@ -210,12 +212,13 @@ def classify_filtering(other_address: bool | None, other_port: bool | None) -> F
 # --- Allocation -------------------------------------------------------------------------------------------------------
 
 MIN_RANDOM: Final = 4
-"""Mappings without a pattern before "random" is said: three may have met a neighbour's burst twice."""
-_SHORT: Final = 6  # mappings below which a rising row of ports may be chance, and half of the steps have to be equal
+"""Mappings without a pattern that it takes to call an allocation random: among three, another host's burst may have
+disturbed both steps."""
+_SHORT: Final = 6  # below so many mappings, rising ports may be chance: over half of the steps have to be equal
 
 
 def new_mappings(bindings: Sequence[Binding], mapping: Mapping) -> list[Binding]:
-    """The answers that each show a mapping made for it, in the order of asking."""
+    """The answers to requests that each made a new mapping, in the order of asking."""
     seen: set[tuple[object, ...]] = set()
     found = []
     for each in sorted(bindings, key=lambda each: each.at):
@@ -231,12 +234,12 @@ def new_mappings(bindings: Sequence[Binding], mapping: Mapping) -> list[Binding]
 
 
 def classify_allocation(bindings: Sequence[Binding], mapping: Mapping) -> tuple[Allocation, int]:
-    """How ports are chosen, and the delta.
+    """How ports are chosen, and the delta (see `TransportProfile.delta`).
 
-    * Preserving: of the sockets' first mappings two thirds have the local port, the rest having met a port in use; or
-      an offset from it that is the same for three sockets whose local ports are far apart.
-    * Sequential: the new mappings in order rise (or fall) by small steps, through one wrap at most.  Foreign
-      allocations in between make a step a multiple of the delta, so the delta is the steps' greatest common divisor.
+    * Preserving: at least two thirds of the sockets' first mappings have the local port; for the others it was in use.
+      Or all of at least three sockets, with local ports far apart, have the same offset from it.
+    * Sequential: the ports of new mappings rise (or fall) in order by small steps, with one wrap at most.  Allocations
+      for other hosts make a step a multiple of the delta, so the delta is the steps' greatest common divisor.
     * Random: at least `MIN_RANDOM` new mappings without such a pattern.
     """
     first = new_mappings(bindings, Mapping.ENDPOINT_INDEPENDENT)
@@ -255,14 +258,14 @@ def classify_allocation(bindings: Sequence[Binding], mapping: Mapping) -> tuple[
 
 
 def _common_step(ports: Sequence[int]) -> int:
-    """The step of a sequence of ports; 0 when it is none."""
+    """The common step of a sequence of ports; 0 when there is none."""
     steps = [later - sooner for sooner, later in pairwise(ports)]
     jumps = [step for step in steps if abs(step) > MAX_DELTA]
     small = [step for step in steps if abs(step) <= MAX_DELTA]
     if len(jumps) > 1 or len(small) < 2 or 0 in small or len({step > 0 for step in small}) > 1:
         return 0
     if jumps and (len(ports) < _SHORT or (jumps[0] > 0) == (small[0] > 0)):
-        return 0  # the jump of a wrap goes the other way than the steps; in a short row it proves nothing
+        return 0  # a wrap jumps against the direction of the steps; in a short sequence it proves nothing
     common = Counter(small).most_common(1)[0][1]
     if len(ports) < _SHORT and 2 * common <= len(small):
         return 0
@@ -273,27 +276,27 @@ def _common_step(ports: Sequence[int]) -> int:
 # --- The range --------------------------------------------------------------------------------------------------------
 
 RANGE_DOUBT: Final = 0.01
-"""The chance that is accepted of taking a part of the range for the whole of it: a miss costs one spray in a hundred,
-while spraying ports that never come costs nothing but the chance per packet."""
+"""The accepted chance of an estimate that covers only a part of the range: that costs one spray in a hundred, while too
+wide an estimate only lowers the chance per packet."""
 MAX_BLOCK: Final = 16384
-"""Largest aligned block that is taken for one: above, half of the ports are in each anyway."""
+"""Largest aligned block that an estimate may be: of larger ones each has half of all ports anyway."""
 MIN_BLOCK: Final = 512
-"""The smallest range that is believed: carriers give 512 to 4,096 ports, and ports that lie closer together are more
-likely those of a sequence in heavy traffic, which has moved on by the time of a spray."""
+"""Smallest range that is believed: carriers give 512 to 4,096 ports, and ports that lie closer together are more likely
+those of a sequence in heavy traffic, which has moved on by the time of a spray."""
 
 
 def port_range(ports: Iterable[int]) -> tuple[int, int]:
-    """First and last port that a random allocation has, estimated wide from the ports that it gave.
+    """First and last port of the range of a random allocation, estimated generously from the ports seen.
 
-    The narrower of two estimates, each of which is too narrow with a chance of `RANGE_DOUBT` at most:
+    The narrower of two estimates, each of which is too narrow with a chance of at most `RANGE_DOUBT`:
 
-    * the span seen, widened to both sides by what the ends of a uniform sample may lack (the German tank problem, with
-      both ends unknown): with n ports, a span below s of the range has the chance n·s^(n-1) - (n-1)·s^n;
-    * the smallest block of a power of two, aligned as carriers align theirs (from port 0 on or from 1024 on), that has
-      them all, doubled until the next doubling is not credible: of a block twice as large again, all n would have been
-      in that one part with a chance of 2^-(n-1).
+    * The span seen, widened on both sides by what a uniform sample may miss at the ends (the German tank problem with
+      both ends unknown).  The span of n ports is below a share s of the range with a chance of n·s^(n-1) - (n-1)·s^n.
+    * An aligned block whose size is a power of two, counted as carriers do from port 0 or from port 1024.  The smallest
+      block that holds all n ports is doubled until a still larger range is not credible: in a range of two such blocks,
+      all n ports are in one of them with a chance of 2^-(n-1).
 
-    Fewer than `MIN_RANDOM` ports say nothing: `ALL_PORTS`.
+    With fewer than `MIN_RANDOM` ports the result is `ALL_PORTS`.
     """
     found = sorted(set(ports))
     if len(found) < MIN_RANDOM:
@@ -308,7 +311,7 @@ def port_range(ports: Iterable[int]) -> tuple[int, int]:
 
 
 def _least_span(n: int) -> float:
-    """The share of its range that a sample of n spans at least, but for a chance of `RANGE_DOUBT`."""
+    """The share of its range that a sample of n ports spans at least, except with a chance of `RANGE_DOUBT`."""
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -320,7 +323,7 @@ def _least_span(n: int) -> float:
 
 
 def _aligned_blocks(first: int, last: int, n: int) -> list[tuple[int, int]]:
-    """For each alignment, the block that its smallest fitting one is doubled to."""
+    """For each alignment, the smallest block that holds the ports, doubled as `port_range` says."""
     found = []
     for origin in (0, ALL_PORTS[0]):
         size = MIN_BLOCK
@@ -342,7 +345,7 @@ def _aligned_blocks(first: int, last: int, n: int) -> list[tuple[int, int]]:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sighting:
-    """Where an authenticated peer says that our packets came from, beside where we had said that they would."""
+    """The endpoint from which an authenticated peer says that our packets came, and the one that we had announced."""
 
     announced: TransportAddress
     observed: TransportAddress
@@ -351,14 +354,14 @@ class Sighting:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What an attempt learned of our own NAT over one transport.
+    """What an attempt learned about our own NAT over one transport.
 
-    A sighting is a peer's word: it is good for measuring again, at a rate that the caller bounds, and for no more.
+    A sighting is a peer's claim.  It may only cause a new measurement, at a rate that the caller limits.
 
     Attributes:
       bindings: answers of servers, as in `NatObservations`.
-      sightings: what peers saw.
-      received: whether anything came in at all.
+      sightings: the endpoints that peers saw.
+      received: whether anything came in.
     """
 
     bindings: tuple[Binding, ...] = ()
@@ -367,9 +370,9 @@ class Evidence:
 
 
 def contradicts(profile: TransportProfile, evidence: Evidence) -> str | None:
-    """Why a profile cannot be true any more, in one sentence; None when it can.
+    """Why a profile can no longer be true, in one sentence; None when it can.
 
-    What a profile does not know cannot be contradicted, and silence proves nothing.
+    An unknown axis cannot be contradicted, and silence proves nothing.
     """
     bindings = _credible(evidence.bindings)
     if profile.blocked and (bindings or evidence.received or evidence.sightings):
@@ -382,7 +385,7 @@ def contradicts(profile: TransportProfile, evidence: Evidence) -> str | None:
 
 
 def _contradicted_by(bindings: Sequence[Binding], profile: TransportProfile) -> str | None:
-    """Why answers of servers contradict a profile."""
+    """Why answers of servers contradict a profile; None when they do not."""
     if profile.external and not set(_external(bindings)) & set(profile.external):
         return f"the external address is {bindings[0].mapped[0]} now"
     translated = classify_translated(bindings)

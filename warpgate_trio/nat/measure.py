@@ -1,23 +1,23 @@
-"""Measuring a NAT with whatever STUN servers there are: the Trio shell of `warpgate_trio.nat.classify`.
+"""Measures a NAT with whatever STUN servers there are: the Trio shell of `warpgate_trio.nat.classify`.
 
-Theory of operation, for one address of ours; UDP and TCP at once, each in three steps:
+Theory of operation, for one local address.  UDP and TCP are measured at the same time, each in three steps:
 
-1. Every server is asked from a socket of its own.  Once one has answered, the others get a few of its round trips
-   more, and those that are silent by then are left alone: a dead server costs next to nothing.
-2. Fresh sockets ask one after another, `SPACING` apart, so that the NAT makes their mappings in a known order; they ask
-   the two nearest servers in turn, in case one lies.  One more socket asks all servers.  Where one has a second address
-   (RFC 5780), it is asked, over UDP, to answer from there, *before anything is sent there*: a filter by address lets in
-   whoever was sent to, and would look like none.
-3. Only then the socket that asked all servers asks the second address and port too, for the mapping, and for whether
-   that address answers at all: else silence in step 2 has proven nothing.  And two sockets send to each other's
-   external endpoint, for hairpinning, each opening its own filter by that.
+1. Every server is asked from a socket of its own.  Once one has answered, the others get a few more of its round trips.
+   Servers that are silent by then are left alone, so a dead server costs little time.
+2. Fresh sockets ask one after another, `SPACING` apart, so that the NAT makes their mappings in a known order.  They
+   ask the two nearest servers in turn, in case one lies.  One more socket asks all servers.  Over UDP, a server that
+   has a second address (RFC 5780) is told to answer from there, *before anything is sent there*: address-dependent
+   filtering lets in an address that was sent to, and would look like no filtering.
+3. Only then the socket that asked all servers asks the second address and port too.  This shows the mapping, and
+   whether the second address answers at all: if it does not, silence in step 2 proves nothing.  For hairpinning, two
+   sockets send to each other's external endpoint, by which each opens its own filter.
 
-One plain server gives the allocation, the range and the addresses; two give the mapping; RFC 5780 gives the filtering
-of UDP, while that of TCP, whose servers do not call back, stays unknown.  About 40 packets go out, at most
-`MAX_ALTERNATES` of them, repeated twice, to addresses that a server named.
+One plain server gives the allocation, the range and the external addresses.  Two give the mapping.  RFC 5780 gives the
+filtering of UDP; that of TCP stays unknown, since TCP servers do not connect back.  About 40 packets are sent.  At most
+`MAX_ALTERNATES` of them, each repeated up to twice, go to addresses that a server named.
 
-Nothing that servers do raises: what is wrong with them is an unknown.  Time is bounded by a few seconds of patience
-per step, and by the caller's scope.
+Nothing that servers do raises an exception: their faults leave axes unknown.  Time is bounded by a few seconds for each
+step, and by the caller's scope.
 """
 
 from __future__ import annotations
@@ -48,35 +48,35 @@ __all__ = ["measure_nat"]
 MAX_SERVERS: Final = 4
 """Servers that are asked: two show a mapping, a third outvotes a liar, a fourth may be dead."""
 FRESH_UDP: Final = 16
-"""Fresh sockets, which are what the estimate of a port range rests on: at 16 it is within a quarter of the truth."""
+"""Fresh sockets over UDP, on which the estimate of a port range rests: with 16 it is within a quarter of the truth."""
 FRESH_TCP: Final = 8
-"""Fresh sockets over TCP, where each is a whole connection, and ranges matter less: nobody sprays TCP."""
+"""Fresh sockets over TCP: each is a whole connection, and ranges matter less, as TCP is never sprayed."""
 SPACING: Final = 0.01
-"""Seconds between fresh sockets: more than what a home network reorders."""
+"""Seconds between fresh sockets: more than the reordering in a home network."""
 MAX_ALTERNATES: Final = 3
 """Further endpoints of a server with a second address: the other port, the other address, and both."""
 RTO: Final = 0.2
-"""Seconds to the first repetition over UDP."""
+"""Seconds before the first retransmission over UDP."""
 TRIES: Final = 3
 """Requests in all, the first one included."""
 LAST_WAIT: Final = 3.0
-"""RTOs after the last request: 1.2 s in all, twice the round trip by satellite."""
+"""RTOs that are waited after the last request: 1.2 s in all, twice the round trip by satellite."""
 FILTER_RTO: Final = 0.1
-"""Seconds to the first repetition where silence says that a NAT filters."""
+"""Seconds before the first retransmission in the test of filtering, where silence means that a NAT filters."""
 FILTER_TRIES: Final = 4
-"""Requests there: where a round trip fails in 19 of 100 (5 % loss on each of four lines), three in a row fail in 7 of
-1,000, and four in 1."""
+"""Requests in the test of filtering: where 19 of 100 round trips fail (5 % loss on each of four lines), three in a row
+fail in 7 of 1,000 cases, and four in 1."""
 FILTER_LAST_WAIT: Final = 6.0
-"""RTOs after the last request there: 1.3 s in all."""
+"""RTOs that are waited after the last request in the test of filtering: 1.3 s in all."""
 TCP_PATIENCE: Final = 3.0
-"""Seconds for a connection and its answer; a lost SYN is repeated after one."""
+"""Seconds for a connection and its answer; a lost SYN is retransmitted after 1 s."""
 GRACE: Final = 4.0
-"""Round trips of the first server to answer that the others get after it."""
+"""Round trips of the first server to answer that the other servers get after it."""
 GRACE_MIN: Final = 0.5
-"""Seconds that they get at least: for one repetition."""
+"""Seconds that the other servers get at least: enough for one retransmission."""
 HAIRPIN_WAIT: Final = 0.2
-"""Seconds after each of three packets to ourselves: they go no farther than the outermost NAT."""
-_LOCAL_PORTS: Final = (20000, 60000)  # drawn: ports that a system hands out in a row look like a NAT's offset
+"""Seconds after each of three hairpin packets: they go no farther than the outermost NAT."""
+_LOCAL_PORTS: Final = (20000, 60000)  # drawn at random: consecutive local ports look like the offset of a NAT
 _BIND_TRIES: Final = 4
 
 
@@ -87,15 +87,15 @@ async def measure_nat(
     online: bool = False,
     on_ports: Callable[[Literal["udp", "tcp"], TransportProfile], object] = lambda *_: None,
 ) -> NatProfile:
-    """What is between an address of ours and the internet.
+    """Measure the NATs and firewalls between a local address and the internet.
 
     Args:
       local: an address of this host, no wildcard.
-      servers: STUN servers of its family; the first `MAX_SERVERS` are asked.
-      online: whether the caller knows the network to be there (a signal server answered), so that silence means
-        something.
-      on_ports: called for each transport as soon as its mapping and allocation are known, which is all that a punch in
-        a hurry has to know; filters and hairpinning take more than a second longer, since they are known by silence.
+      servers: STUN servers of the same address family; the first `MAX_SERVERS` are asked.
+      online: whether the caller knows that the network works (a signal server answered), so that silence means that a
+        transport is blocked.
+      on_ports: called for each transport as soon as its mapping and allocation are known, which is enough for a punch
+        that cannot wait.  Filtering and hairpinning take over a second longer, since silence is what shows them.
     """
     chosen = list(dict.fromkeys(servers))[:MAX_SERVERS]
     udp = _Udp(local, chosen, partial(on_ports, "udp"))
@@ -103,7 +103,7 @@ async def measure_nat(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(udp.run)
         nursery.start_soon(tcp.run)
-    # That TCP is silent while UDP answers says that the servers have none, as is usual, and nothing of the NAT.
+    # Silence over TCP while UDP answers says nothing about the NAT: most servers do not offer TCP.
     silent = not udp.bindings and not tcp.bindings
     return NatProfile(
         udp=udp.classify(online=online or bool(tcp.bindings), alive=frozenset(each.server for each in tcp.bindings)),
@@ -113,7 +113,7 @@ async def measure_nat(
 
 
 class _Transport:
-    """What measuring UDP and measuring TCP share."""
+    """The common part of measuring UDP and measuring TCP."""
 
     def __init__(
         self, local: str, servers: Sequence[TransportAddress], on_ports: Callable[[TransportProfile], object]
@@ -121,7 +121,7 @@ class _Transport:
         self.local = local
         self.servers = servers
         self.bindings: list[Binding] = []
-        self.repeated: list[Binding] = []  # answered after a repetition: who knows when the mapping was made
+        self.repeated: list[Binding] = []  # answered after a retransmission: when the mapping was made is not known
         self.other_address: bool | None = None
         self.other_port: bool | None = None
         self.hairpin: bool | None = None
@@ -133,7 +133,7 @@ class _Transport:
         (self.repeated if answer.retransmitted else self.bindings).append(binding)
 
     def classify(self, *, online: bool, alive: frozenset[TransportAddress] = frozenset()) -> TransportProfile:
-        if len(self.bindings) < len(self.repeated):  # a far server: every question was repeated, and none was lost
+        if len(self.bindings) < len(self.repeated):  # a distant server: requests were retransmitted without loss
             self.bindings = [*self.bindings, *self.repeated]
         return classify(
             NatObservations(
@@ -154,7 +154,7 @@ class _Transport:
         return self.random.randint(*_LOCAL_PORTS)
 
     async def ask_each(self, ask: Callable[[TransportAddress], Awaitable[StunAnswer | None]]) -> list[StunAnswer]:
-        """Ask every server by `ask`; the answers of those that are there, the nearest first."""
+        """Ask every server with `ask`; returns the answers in the order in which they came, so the nearest first."""
         answers: list[StunAnswer] = []
 
         async def one(server: TransportAddress, delay: float) -> None:
@@ -174,12 +174,13 @@ class _Transport:
 
 
 def _alternates(answers: Sequence[StunAnswer]) -> tuple[StunAnswer, list[TransportAddress]] | None:
-    """The nearest server with a second address, and its other endpoints: the port, the address, both."""
+    """The answer of the nearest server with a second address, and that server's further endpoints: with the other port,
+    the other address, and both.  None when there is no such server."""
     own = OwnAddresses(machine.current())
     for answer in answers:
         other = answer.other_address
         if other is not None and ip_address(other[0]) in own and ip_address(answer.server[0]) not in own:
-            continue  # its "other address" is ours: whatever answers there is no server
+            continue  # the "other address" is an address of this host, where no server can answer
         if other is not None and other[1] != answer.server[1]:
             (ip, port), (ip2, port2) = answer.server, other
             return answer, [(ip, port2), (ip2, port), (ip2, port2)]
@@ -211,7 +212,7 @@ class _Udp(_Transport):
                 async with trio.open_nursery() as nursery:
                     if mapper is not None:
                         await trio.sleep(SPACING)
-                        # One that is late gets a second chance where without it the mapping would stay unknown.
+                        # When only one server has answered, the late ones are asked again: it takes two for a mapping.
                         there = [each.server for each in answers] if len(answers) > 1 else self.servers
                         nursery.start_soon(self.ask_all, mapper, there)
                     for i in range(FRESH_UDP - len(self.servers)):
@@ -227,7 +228,7 @@ class _Udp(_Transport):
                 nursery.start_soon(self.test_hairpin, fresh[-2:])
 
     async def open(self, stack: ExitStack) -> trio.socket.SocketType | None:
-        """A bound socket; None when there is none to be had."""
+        """A bound socket; None when the system provides none."""
         family = socket_family(self.local)
         try:
             sock = stack.enter_context(trio.socket.socket(family, trio.socket.SOCK_DGRAM))
@@ -242,7 +243,7 @@ class _Udp(_Transport):
         return None
 
     async def ask(self, sock: trio.socket.SocketType, server: TransportAddress) -> StunAnswer | None:
-        """Ask, and note the answer."""
+        """Ask a server, and note the answer; None when there is none."""
         at = trio.current_time()
         try:
             answer = await query_udp(sock, server, rto=RTO, tries=TRIES, last_wait=LAST_WAIT)
@@ -262,12 +263,12 @@ class _Udp(_Transport):
         except OSError:
             return []
         answers = [each for each in outcomes if isinstance(each, StunAnswer)]
-        for answer in answers:  # in the order of asking: `at`, the same for all, cannot tell
+        for answer in answers:  # in the order of asking, which `at` does not show: it is the same for all
             self.note(self.name(sock), answer, at)
         return answers
 
     async def test_filter(self, stack: ExitStack, asked: trio.socket.SocketType, answer: StunAnswer) -> None:
-        """Let a server answer from elsewhere: to a socket that has spoken to it, and on one port, alone."""
+        """Let a server answer from its other address, and from its other port, each to a socket that asked only it."""
         assert answer.other_address is not None
         elsewhere = partial(
             self.answered_elsewhere, asked, answer.server, ChangeRequest(ip=True, port=True), answer.other_address
@@ -307,7 +308,10 @@ class _Udp(_Transport):
         return True
 
     async def ask_alternates(self, sock: trio.socket.SocketType, alternates: Sequence[TransportAddress]) -> None:
-        """The mapping by a server's other endpoints; where the other address is silent, silence proved nothing."""
+        """Ask a server's other endpoints for the mapping.
+
+        One that is silent here as well as in `test_filter` may be down, so its silence there proves nothing.
+        """
         answers = await self.ask_all(sock, alternates[:MAX_ALTERNATES])
         alive = {each.server for each in answers}
         if self.other_address is False and alternates[2] not in alive:
@@ -316,10 +320,10 @@ class _Udp(_Transport):
             self.other_port = None
 
     async def test_hairpin(self, pair: Sequence[trio.socket.SocketType]) -> None:
-        """Let two sockets of ours send to each other's external endpoint.
+        """Let two sockets of this host send to each other's external endpoint.
 
-        It takes an endpoint-independent mapping: behind another, the packets come from, and would have to go to, ports
-        that nobody knows.
+        The mapping has to be endpoint-independent.  With any other, the sockets get new mappings for each other, whose
+        ports nobody knows.
         """
         known = {each.local: each.mapped for each in (*self.bindings, *self.repeated)}
         names = [self.name(sock) for sock in pair]
@@ -364,10 +368,10 @@ class _Tcp(_Transport):
             return
         second = _alternates(answers)
         more = [] if second is None else second[1]
-        there = [each.server for each in answers] if len(answers) > 1 else self.servers  # the choice of UDP, too
+        there = [each.server for each in answers] if len(answers) > 1 else self.servers  # as in `_Udp.run`
         targets = list(dict.fromkeys([*there, *more]))
         port = (self.local, self.draw_port())
-        # Connections from the one port stay until the last has answered, since they hold the mapping.
+        # Connections from the shared port stay open until the last server has answered: they keep the mapping alive.
         async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
             for target in targets:
                 nursery.start_soon(self.ask, stack, target, port)
@@ -378,13 +382,16 @@ class _Tcp(_Transport):
         self.tell_ports()
 
     async def ask_fresh(self, server: TransportAddress) -> StunAnswer | None:
-        """Ask from a port of its own."""
+        """Ask a server from a fresh local port; None when there is no answer."""
         async with AsyncExitStack() as stack:
             return await self.ask(stack, server, (self.local, self.draw_port()))
         return None  # not reached: for mypy, to which an exit stack may swallow exceptions
 
     async def ask(self, stack: AsyncExitStack, server: TransportAddress, local: TransportAddress) -> StunAnswer | None:
-        """Ask from a port; the connection, which holds the mapping, stays until the stack ends."""
+        """Ask a server from a given local port; None when there is no answer.
+
+        The connection stays open until the stack closes, since it keeps the mapping alive.
+        """
         at = trio.current_time()
         with trio.move_on_after(TCP_PATIENCE):
             try:

@@ -1,17 +1,20 @@
-"""Which external port our next mapping will have: ranked guesses with probabilities, from a profile and fresh samples.
+"""Predicts the external port of the next mapping: ranked guesses with probabilities, from a profile and fresh samples.
 
-Theory of operation.  What a guess rests on depends on the NAT:
+Theory of operation.  The basis of a guess depends on the NAT:
 
-* nothing translated, or an endpoint-independent mapping: the port that a server just saw of this very socket, and for a
-  socket that no server saw yet, what its allocation says;
-* preserving: the local port (plus the offset), of a socket that has sent nothing yet: an endpoint-dependent NAT gives
-  the port to whatever is sent first, and something else to the peer;
-* sequential: the last port seen plus delta·(1 + ours + c), where `ours` mappings of our own come in between, and c
-  foreign ones, which are a Poisson process over the time since that sample;
-* random: none, which is what spraying is for; unknown: what a server saw, at even odds.
+* No translation: the local port.
+* Endpoint-independent mapping: the port that a server just saw this socket use.  For a socket that no server has seen,
+  the guess follows the allocation, as below.
+* Preserving: the local port, plus the offset.  The socket should not have sent anything yet: an endpoint-dependent NAT
+  gives the preserved port to the first destination, and another port to the peer.
+* Sequential: the last port seen plus delta·(1 + ours + c).  `ours` counts mappings that this host makes in between, and
+  c those of other hosts, a Poisson process over the time since that sample.
+* Random: no guess; spraying is for this case.
+* Unknown mapping: the port that a server saw, at even odds.
 
-The probabilities are for ordering and budgets.  Guesses are distinct, best first, and valid ports whatever a profile
-says: a peer computes them from its own profile and sends us ports, of which we use `MAX_PREDICTED` at most.
+The probabilities serve to order guesses and to share out budgets.  Guesses are distinct and valid ports, best first,
+whatever a profile says.  A peer predicts from its own profile and sends the ports to this side, which uses
+`MAX_PREDICTED` of them at most.
 """
 
 from __future__ import annotations
@@ -28,13 +31,14 @@ from .classify import Binding
 __all__ = ["MAX_PREDICTED", "PredictedPort", "foreign_rate", "predict_ports"]
 
 MAX_PREDICTED: Final = 32
-"""Ports of one prediction.  Beyond the first few a sequential NAT is too busy to be met; the original used 8 to 16."""
+"""Ports of one prediction: if the first few miss, a sequential NAT is too busy to predict.  The original used 8 to
+16."""
 MAX_RATE: Final = 1000.0
-"""Foreign allocations per second that are believed: above, no port is likely any more."""
+"""Allocations for other hosts per second that are believed: above, no port is likely any more."""
 _SURE: Final = 0.99  # what a server saw, until the mapping or the network changes
 _PRESERVED: Final = 0.95  # unless another host has that port (Ford 2005, 6.3)
 _EVEN: Final = 0.5
-_IDLE: Final = 0.1  # a prior for the rate, one a second, that a tenth of a second of samples outweighs
+_IDLE: Final = 0.1  # the prior of the rate: one a second, weighted as a tenth of a second of samples
 _PRIOR_TIME: Final = 0.1
 
 
@@ -48,9 +52,9 @@ class PredictedPort:
 
 
 def foreign_rate(profile: TransportProfile, samples: Sequence[Binding]) -> float:
-    """Allocations per second that a sequential NAT makes for others, by the gaps in samples of new mappings.
+    """Allocations per second that a sequential NAT makes for other hosts, by the gaps between samples of new mappings.
 
-    The mean of a Gamma prior of `_IDLE` allocations in `_PRIOR_TIME` seconds and what was seen.
+    The mean of a Gamma distribution: a prior of `_IDLE` allocations in `_PRIOR_TIME` seconds, updated by the samples.
     """
     ordered = sorted(samples, key=lambda each: each.at)
     if profile.allocation is not Allocation.SEQUENTIAL or len(ordered) < 2:
@@ -78,12 +82,13 @@ def predict_ports(
     """The `count` likeliest external ports of the next mapping of a socket, best first; none for a random NAT.
 
     Args:
-      samples: what servers saw just now, of this socket and of others, through this NAT.
+      samples: recent answers of servers to this socket and to others behind the same NAT.
+      count: how many ports are wanted, at most `MAX_PREDICTED`.
       local_port: the local port of the socket; 0 for unknown.
       fresh: whether the socket has sent nothing yet.
       elapsed: seconds from the last sample to the mapping.
-      ours: mappings that we ourselves make in between.
-      rate: foreign allocations per second; by default `foreign_rate` of the samples.
+      ours: mappings that this host makes in between.
+      rate: allocations for other hosts per second; by default `foreign_rate` of the samples.
     """
     count = max(0, min(count, MAX_PREDICTED))
     guesses: dict[int, float] = {}
@@ -111,19 +116,19 @@ def predict_ports(
             for port, probability in _sequence(profile, ordered[-1].mapped[1], mean, max(0, ours), count):
                 guess(port, probability)
     best = sorted(guesses.items(), key=lambda each: -each[1])[:count]
-    total = max(1.0, sum(guesses.values()))  # what is guessed for two reasons is no likelier than everything together
+    total = max(1.0, sum(guesses.values()))  # guesses for different reasons may add up to more than 1
     return [PredictedPort(port, probability / total) for port, probability in best]
 
 
 def _sequence(profile: TransportProfile, last: int, mean: float, ours: int, count: int) -> list[tuple[int, float]]:
-    """The likeliest `count` ports after `last`, when about `mean` foreign allocations come in between."""
+    """The likeliest `count` ports after `last`, when other hosts make about `mean` allocations in between."""
     # The likeliest numbers of a Poisson process lie around its mean.
     first = max(0, int(mean) - count)
     likeliest = sorted(range(first, first + 2 * count + 1), key=lambda c: -_poisson(c, mean))[:count]
     found: dict[int, float] = {}
     for foreign in likeliest:
         port = last + profile.delta * (1 + ours + foreign)
-        if not profile.low <= port <= profile.high:  # it goes around
+        if not profile.low <= port <= profile.high:  # the sequence wraps around
             port = profile.low + (port - profile.low) % profile.ports
         found[port] = found.get(port, 0.0) + _poisson(foreign, mean)
     return list(found.items())

@@ -1,8 +1,9 @@
-"""A node's STUN servers over one transport: which addresses they have, which of them answer, and asking them at once.
+"""A node's STUN servers over one transport: their addresses, which of them answer, and asking several at once.
 
-Servers are known by name, and names fail, lead to dead addresses, or to one family alone; a server may be there over
-UDP and have nothing over TCP, so each transport remembers for itself who was silent.  Our own address on the way to
-them stands here too: it is the address that a port is bound to, and where it changes the machine has moved.
+Servers are configured by name.  A name may fail to resolve, or lead to dead addresses or to one address family only.  A
+server may answer over UDP but not over TCP, so each transport remembers separately which servers were silent.  This
+module also finds the local address on the way to the servers: ports are bound to it, and when it changes, the host has
+moved to another network.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ __all__ = ["Asks", "StunServers"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_SERVERS: Final = 4
-"""Addresses of servers that a port is mapped by: the second shows whether its view is the first one's, more add
+"""Server addresses that are asked about a port: the second shows whether both see the same mapping, and more add
 little."""
 NAMES_WITHIN: Final = 1.0
-"""Seconds that names are waited for where no address of any server is known; the lookups themselves go on.  An attempt
-that has waited for longer would have missed its punch, and on one LAN it needs no server."""
+"""Seconds that are waited for names while no address of any server is known; the lookups themselves go on.  An attempt
+that waited longer would miss its punch, and peers on one LAN need no server."""
 
 
 class Asks(Protocol):
@@ -46,11 +47,11 @@ class Asks(Protocol):
 
 @final
 class StunServers:
-    """See the module's page.
+    """The STUN servers of one transport; see the module's docstring.
 
     Args:
       urls: the servers, in order of preference.
-      names: looks their names up; has to be running.
+      names: resolves the servers' names; has to be running.
 
     Attributes:
       nearest: by address family, the server that was the first to answer.
@@ -64,7 +65,7 @@ class StunServers:
         self.nearest: Final[dict[Family, TransportAddress]] = {}
 
     async def resolve(self, af: Family) -> list[TransportAddress]:
-        """The servers' addresses of a family, the likeliest to answer first; servers that have none are left out."""
+        """The servers' addresses of a family, `MAX_SERVERS` at most; those that were silent last time come last."""
         known = await self._names.look_up([url.host for url in self._urls], timeout=NAMES_WITHIN)
         found = in_turn([(ip, url.port) for ip in known.get(url.host, ()) if family_of(ip) == af] for url in self._urls)
         silent = self._silent[af] = self._silent[af].intersection(found)
@@ -73,10 +74,10 @@ class StunServers:
     async def ask_all(
         self, af: Family, ask: Asks, servers: Sequence[TransportAddress], *, enough: int | None = None
     ) -> set[TransportAddress]:
-        """Ask servers at once; returns those that have answered.
+        """Ask several servers at the same time; returns those that have answered.
 
-        Returns when all have answered or failed, or when `enough` have, or when after the first as much time has passed
-        as it took, if so many are not to be had.
+        Without `enough`, this waits until every server has answered or failed.  With it, this returns as soon as so
+        many have answered, and at the latest when twice the time of the first answer has passed.
         """
         answered: set[TransportAddress] = set()
         began = trio.current_time()
@@ -101,15 +102,15 @@ class StunServers:
         return answered
 
     def sources(self, servers: Sequence[TransportAddress]) -> set[IpAddress]:
-        """Our addresses on the ways to some servers; empty where no way leads to any."""
+        """The local addresses on the routes to the given servers; empty where there is no route to any of them."""
         found = (self._host.source_address(ip_address(ip)) for ip, _ in servers)
         return {source for source in found if source is not None}
 
     def source(self, af: Family, servers: Sequence[TransportAddress]) -> str:
-        """Our address on the way to the servers; without them one of ours that lasts, a public one first.
+        """The local address on the route to the first server that has one; else a lasting one, preferably public.
 
         Raises:
-          OSError: this machine has none of the family.
+          OSError: this host has no address of the family.
         """
         for ip, _ in servers:
             source = self._host.source_address(ip_address(ip))

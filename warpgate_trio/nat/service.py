@@ -1,17 +1,17 @@
-"""What a node knows of the NATs that it is behind, and the ports that it keeps open through them.
+"""What a node knows about the NATs that it is behind, and the ports that it keeps open through them.
 
-A mapping takes a round trip to a STUN server to make and to learn.  A walk that needs one should not wait for it, so
-for each address family one UDP port and one TCP port are kept *warm*: mapped, and asked about again before a NAT
-forgets them.  An attempt takes a warm port for its own (`NatService.take_udp`, `take_tcp`), since what a port was used
-for stays in the NATs' tables, and another one takes its place.  Where none is warm, one is made on the spot.
+To make a mapping and learn its endpoint takes a round trip to a STUN server.  A walk should not have to wait for that.
+So for each address family one UDP port and one TCP port are kept *warm*: mapped, and refreshed before a NAT forgets
+them.  An attempt takes a warm port for itself (`NatService.take_udp`, `take_tcp`), since the NATs' tables remember what
+a port was used for.  A new one takes its place.  If no port is warm, one is made on demand.
 
-The profile of the NATs (`warpgate_trio.nat.measure`) is measured in the background: when the node opens, when the
-machine has moved to another network, when an attempt has seen what contradicts it, and before it is too old to go by.
+The profile of the NATs (`warpgate_trio.nat.measure`) is measured in the background: when the node opens, when the host
+has moved to another network, when an attempt has seen something that contradicts it, and before it is too old.
 
-Everything here works with whatever servers there are: a dead one costs nothing, and without any the ports are just not
-mapped, which is enough between two machines that no NAT separates.  The same holds for their names, which `names` looks
-up and remembers: one that hangs or fails takes nothing from the others.  Of each name's addresses the first is asked
-before the second of any, and those that were silent when they were last asked come last.
+Everything here works with any number of servers.  A dead server does no harm.  Without any, ports are not mapped, which
+is enough between two hosts that no NAT separates.  The same holds for the servers' names, which `names` resolves and
+remembers: a name that hangs or fails does not hold up the others.  The first address of every name is asked before the
+second of any, and addresses that were silent when last asked come last.
 """
 
 from __future__ import annotations
@@ -60,33 +60,34 @@ Kind = Literal["udp", "tcp"]
 KINDS: Final[tuple[Kind, Kind]] = ("udp", "tcp")
 
 KEEPALIVE: Final = 15.0
-"""Seconds between two questions about a warm port: RFC 8445 §11's Tr, half of the 30 s after which the least patient
+"""Seconds between two STUN requests for a warm port: Tr of RFC 8445 §11, half of the 30 s after which the least patient
 NATs forget a UDP mapping (RFC 4787 asks for two minutes)."""
 RTO: Final = 0.2
-"""Seconds to the first repetition of a question about a port that somebody waits for: RFC 8489's 0.5 s would be a third
-of the punch phase, and a server that is farther away than that is no help in it."""
+"""Seconds before the first retransmission of a request about a UDP port: RFC 8489's 0.5 s would be a third of the punch
+phase, which a server farther away than that cannot help."""
 TRIES: Final = 3
-"""Requests of such a question in all: 1.4 s."""
+"""Requests about a UDP port in all: 1.4 s."""
 PATIENCE: Final = RTO * 2**TRIES
-"""Seconds for which such a question is waited for."""
+"""Seconds for which an answer about a TCP port is waited for."""
 FIRST_LOOK: Final = 1.0
-"""Seconds that an attempt of a node that was just opened waits to hear what becomes of its ports: four round trips of a
-third of a second, as the measurement takes, with what it spaces out."""
+"""Seconds for which an attempt in a new network waits to learn how the NATs allocate ports: over TCP the measurement
+takes four round trips, of 0.2 s each, and the gaps between its sockets."""
 MAX_PREDICTED: Final = 8
-"""Ports of a prediction that a peer is told: what a busy home allocates between a question and a punch, twice over."""
+"""Predicted ports that are sent to a peer: twice what a busy home allocates between a STUN request and a punch."""
 MAX_NAMES: Final = 8
-"""Servers whose names are looked up: twice as many as are asked, for names that cannot be resolved."""
+"""Servers whose names are resolved: twice as many as are asked, as some names may not resolve."""
 QUIET: Final = 2.0
-"""Seconds after a port was taken in which a NAT with sequential ports is left alone: an attempt's meeting is over then.
-A peer has been told which ports come next."""
+"""Seconds after a port was taken in which no new mapping is made on a NAT with sequential ports: the attempt has told
+its peer which ports come next, and is over by then."""
 MAX_NETWORKS: Final = 16
-"""Networks whose profiles are remembered, by our address in them; good for `PROFILE_LIFETIME`, and measured anew."""
+"""Networks whose profiles are remembered, by our address in them; each profile is used for `PROFILE_LIFETIME` at most,
+while the network is measured anew."""
 DOUBT_INTERVAL: Final = 60.0
-"""Seconds between two measurements that attempts ask for."""
+"""Seconds at least between two measurements that attempts cause."""
 RETRY_FIRST: Final = 1.0
 """Seconds before the next try when no server answers; doubles up to `RETRY_LAST`."""
 RETRY_LAST: Final = 60.0
-"""Seconds of the longest such pause."""
+"""Seconds of the longest pause between two tries."""
 
 PortT = TypeVar("PortT", UdpPort, TcpPort)
 
@@ -94,12 +95,12 @@ PortT = TypeVar("PortT", UdpPort, TcpPort)
 @final
 @dataclass(slots=True)
 class _Supply(Generic[PortT]):
-    """The ports of one kind: how they are made and closed, and by address family what there is of them.
+    """The ports of one kind: how they are made and closed, and the warm ones.
 
     Attributes:
-      servers: whom they are mapped by.
-      warm: the port that waits to be taken.
-      taken: set when that one was.
+      servers: the STUN servers that are asked about them.
+      warm: by address family, the port that waits to be taken.
+      taken: by address family, an event that is set when the warm port is taken.
     """
 
     kind: Kind
@@ -110,9 +111,9 @@ class _Supply(Generic[PortT]):
     taken: dict[Family, trio.Event] = field(default_factory=dict)
 
     async def make(self, af: Family, only: TransportAddress | None = None, *, twice: bool = False) -> PortT:
-        """A new port; asked about at all servers, or at one of them, since each of them is a mapping more.
+        """Open a port and ask servers about it: all of them, or `only` one, which makes fewer mappings.
 
-        The first answer is enough; `twice` waits for another one, for as long again.
+        Returns after the first answer.  With `twice`, a second one is waited for, for as long as the first one took.
         """
         servers = await self.servers.resolve(af) if only is None else [only]
         port = await self.open(self.servers.source(af, servers))
@@ -127,13 +128,13 @@ class _Supply(Generic[PortT]):
 
 @final
 class _Rests:
-    """Pauses that something may end which concerns all who take one."""
+    """Pauses that several tasks take, and that `end` cuts short all at once."""
 
     def __init__(self) -> None:
         self._scopes: Final[set[trio.CancelScope]] = set()
 
     async def take(self, seconds: float, over: trio.Event) -> bool:
-        """One of so many seconds, or until `over`; whether it was ended."""
+        """Pause for `seconds`, or until `over` is set; returns whether `end` cut the pause short."""
         with trio.CancelScope() as scope:
             self._scopes.add(scope)
             try:
@@ -144,29 +145,31 @@ class _Rests:
         return scope.cancelled_caught
 
     def end(self) -> None:
-        """All of those that are being taken."""
+        """Cut short all pauses that are being taken."""
         for scope in list(self._scopes):
             scope.cancel()
 
 
 @final
 class NatService:
-    """See the module's page.
+    """A node's NAT profiles and warm ports; see the module's docstring.
 
     Args:
       ports: the node's UDP ports.
       servers: STUN servers, in order of preference.
-      names: looks their names up; has to be running while the service is used.
-      is_online: whether something beyond the NATs answers, so that silence means something.
+      names: resolves the servers' names; has to be running while the service is used.
+      is_online: whether something beyond the NATs answers, so that silence of the servers means a blocked transport.
 
     Attributes:
-      servers: those that are asked, `MAX_NAMES` at most.
-      profiles: what was measured of the NATs, by address family.
-      allowance: what may still be sent unasked, to whom.
-      dials_for_peers: what may still be connected to because a peer asks for it.
-      own_dials: the same for calls of the application's own, and only by address: a peer says where it is there, too.
-      sprays: those that are under way.
-      measuring: held, by address family, by whoever measures: two at a time would disturb the order of mappings.
+      servers: the STUN servers that are used, `MAX_NAMES` at most.
+      profiles: the measured profiles, by address family.
+      allowance: limits the packets that are sent unasked, by target address.
+      dials_for_peers: limits the connections that are opened because peers ask for them.
+      own_dials: limits the connections of the application's own calls, by address only: there, too, it is the peer that
+        names the addresses.
+      sprays: the sprays that are under way.
+      measuring: by address family, a lock that is held while measuring: two measurements at a time would disturb the
+        order of each other's mappings.
     """
 
     def __init__(
@@ -189,10 +192,10 @@ class NatService:
             (kind, af): trio.Event() for kind in KINDS for af in FAMILIES
         }
         self._measured: dict[Family, trio.Event] = {af: trio.Event() for af in FAMILIES}
-        self._unheard: set[Family] = set()  # nothing answered, and nothing else did either: it is not known why
+        self._unheard: set[Family] = set()  # no server answered, and the node was offline: the reason is not known
         self._measured_from: dict[Family, str] = {}
         self._observed_at: dict[Family, float] = {}
-        self._rests: Final = _Rests()  # of those who tend warm ports, or wait to try for one
+        self._rests: Final = _Rests()  # of the tasks that tend warm ports or wait before they try for one
         self.allowance: Final = Allowance()
         self.dials_for_peers: Final = DialBudget()
         self.own_dials: Final = Allowance(burst=TARGET_DIALS, refill=TARGET_DIALS_REFILL)
@@ -203,9 +206,10 @@ class NatService:
     # -- for attempts ------------------------------------------------------------------------------------------------
 
     def observe_udp(self, af: Family, evidence: Evidence) -> None:
-        """What an attempt has learned of our NAT; if it contradicts the profile, that is measured anew.
+        """Compare what an attempt has learned about our NAT with the profile, and measure anew if they contradict.
 
-        Part of it is a peer's word, so it is heard once in `DOUBT_INTERVAL`: a lie costs 40 packets to our own servers.
+        Part of the evidence is a peer's claim, so it takes effect once in `DOUBT_INTERVAL` at most: a lie costs 40
+        packets to our own servers.
         """
         now = trio.current_time()
         if now - self._observed_at.get(af, -math.inf) < DOUBT_INTERVAL:
@@ -217,29 +221,31 @@ class NatService:
             self.doubt(af)
 
     async def take_udp(self, af: Family) -> UdpPort:
-        """A UDP port that leads to the internet, with `UdpPort.mapped` as far as servers told; the caller's to release.
+        """A UDP port that leads to the internet; the caller has to release it.
+
+        `UdpPort.mapped` has the answers of the servers so far; it is empty where none has answered.
 
         Raises:
-          OSError: there is no address of this family, or no socket to be had.
+          OSError: there is no address of this family, or no socket can be opened.
         """
         return await self._take(self._udp, af)
 
     async def take_tcp(self, af: Family) -> TcpPort:
-        """The same for TCP; the caller's to close."""
+        """The same for TCP; the caller has to close the port."""
         return await self._take(self._tcp, af)
 
     async def source(self, af: Family) -> str:
-        """Our address on the way to the internet.
+        """The local address on the way to the internet.
 
         Raises:
-          OSError: there is none of this family.
+          OSError: there is no address of this family.
         """
         return self._udp.servers.source(af, await self._udp.servers.resolve(af))
 
     async def wait_looked(self, kind: Kind, af: Family) -> None:
-        """Wait until `profiles` tell how our NATs give out ports of UDP or TCP, for `FIRST_LOOK` at most.
+        """Wait until `profiles` say how our NATs allocate ports for UDP or TCP, for `FIRST_LOOK` seconds at most.
 
-        No time passes except where the node, or the machine in this network, is new.
+        Returns at once except while the node is new, or the host is new in this network.
         """
         await trio.lowlevel.checkpoint()
         if self.servers:
@@ -247,10 +253,11 @@ class NatService:
                 await self._looked[kind, af].wait()
 
     async def wait_measured(self) -> None:
-        """Wait until `profiles` tell of each family what servers tell, once all have answered or none has.
+        """Wait until each address family has been measured, with or without answers.
 
-        Silence tells something where signals come through: what was silent before they did is measured once more.
-        Time is the caller's to bound: servers that are all dead take some seconds.
+        Silence of the servers is evidence only while the node is online.  So a family that was silent while the node
+        was offline is measured once more when the node is online.  The caller has to limit the time: when all servers
+        are dead, this takes some seconds.
         """
         await trio.lowlevel.checkpoint()
         for af in FAMILIES if self.servers else ():
@@ -262,19 +269,19 @@ class NatService:
                 await self._measured[af].wait()
 
     async def predict_udp(self, af: Family, port: UdpPort | None = None) -> list[TransportAddress]:
-        """Where the next new mapping of ours over UDP will be seen, the likeliest first.
+        """The external endpoints that our next new UDP mapping may have, the likeliest first.
 
-        Empty unless the NAT gives each destination a port of its own and they follow one another.  Then a server is
-        asked where the sequence stands, from a socket of its own, which takes a round trip.
+        Empty unless the mapping is endpoint-dependent and the ports are sequential.  In that case a server is asked for
+        the current position in the sequence, from a new socket, which takes a round trip.
 
         Args:
-          port: what will be sent from.  Two servers that have seen it alike have seen what a peer will see, too: then
-            nothing is waited for.
+          port: the port that will be used.  If two servers have seen it at the same endpoint, a peer will see it there
+            too, and the result is empty at once.
         """
         return await self._predict(self._udp, af, port)
 
     async def predict_tcp(self, af: Family, port: TcpPort | None = None) -> list[TransportAddress]:
-        """The same over TCP, which takes two round trips."""
+        """The same for TCP, which takes two round trips."""
         return await self._predict(self._tcp, af, port)
 
     @property
@@ -285,7 +292,7 @@ class NatService:
     # -- the service -------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep a port of each kind warm, until cancelled."""
+        """Keep a port of each kind warm and the profiles up to date, until cancelled."""
         if not self.servers:
             return
         async with trio.open_nursery() as nursery:
@@ -295,17 +302,17 @@ class NatService:
                 nursery.start_soon(self._keep_measured, af)
 
     def check(self) -> None:
-        """The machine may have moved, or a mapping may be gone: look at the warm ports now, and for those that lack."""
+        """Check the warm ports now, and try again for missing ones: the host may have moved, or a mapping expired."""
         self._rests.end()
 
     def doubt(self, af: Family) -> None:
-        """Something contradicts the profile of a family: measure it anew."""
+        """Measure an address family anew, since something contradicts its profile."""
         self._doubted[af].set()
 
     async def _keep_measured(self, af: Family) -> NoReturn:
-        """Have a profile of one family at all times, as soon as there is a way to get one."""
+        """Measure one address family again and again, so that there is a profile whenever servers answer."""
         pause = RETRY_FIRST
-        # A laptop comes back to the networks that it has been in.
+        # A laptop returns to networks that it has been in.
         by_source: BoundedMap[str, NatProfile] = BoundedMap(MAX_NETWORKS)
         while True:
             self._doubted[af] = trio.Event()
@@ -341,7 +348,7 @@ class NatService:
                 await self._doubted[af].wait()
 
     def _look(self, af: Family, is_first: bool, kind: Kind, profile: TransportProfile) -> None:
-        """In a new network a first look is better than nothing; else what is known is more."""
+        """Publish a preliminary profile, but only where none is known: an earlier full measurement is worth more."""
         if is_first:
             seen = self.profiles.get(None, af)
             udp, tcp = (profile, seen.tcp) if kind == "udp" else (seen.udp, profile)
@@ -391,7 +398,7 @@ class NatService:
             supply.close(port)
 
     async def _keep(self, supply: _Supply[PortT], af: Family) -> NoReturn:
-        """Have a warm port of one kind at all times."""
+        """Keep a port of one kind and family warm."""
         pause = RETRY_FIRST
         while True:
             port: PortT | None = None
@@ -411,18 +418,18 @@ class NatService:
             try:
                 await self._tend(port, af, taken)
             finally:
-                if supply.warm.get(af) is port:  # nobody took it: we end, or its mapping or its address is gone
+                if supply.warm.get(af) is port:  # not taken: the node closes, or the mapping or the address is gone
                     del supply.warm[af]
                     supply.close(port)
             if taken.is_set() and _follows_a_sequence(self._profile(supply.kind, af)):
-                await trio.sleep(QUIET)  # a new mapping now would upset what the taker has told its peer
+                await trio.sleep(QUIET)  # a new mapping now would shift the ports that the taker has told its peer
 
     async def _tend(self, port: UdpPort | TcpPort, af: Family, taken: trio.Event) -> None:
-        """Ask about a warm port now and then; returns when it was taken, or is of no use any more."""
-        # For as long as the port lives: the names may fail, or lead elsewhere each time.
+        """Refresh a warm port every `KEEPALIVE` seconds; returns when it was taken, or is no longer of use."""
+        # The same servers for as long as the port lives: names may fail later, or resolve differently each time.
         supply: _Supply[Any] = self._udp if isinstance(port, UdpPort) else self._tcp
         servers = list(dict.fromkeys([*port.mapped, *await supply.servers.resolve(af)]))[:MAX_SERVERS]
-        asked = [server for server in servers if server not in port.mapped]  # the first to answer was enough to begin
+        asked = [server for server in servers if server not in port.mapped]  # `make` waited for the first answer only
         while True:
             answered = await supply.servers.ask_all(af, _asking(port), asked)
             for silent in set(asked) - answered:
@@ -438,7 +445,7 @@ class NatService:
             sources = supply.servers.sources(servers)
             if ip_address(port.local[0]) not in sources:
                 if sources:
-                    self.doubt(af)  # the machine has moved to another network
+                    self.doubt(af)  # the host has moved to another network
                 return
 
     def _profile(self, kind: Kind, af: Family) -> TransportProfile:
@@ -453,8 +460,10 @@ def _asking(port: UdpPort | TcpPort) -> Asks:
 
 
 def _is_seen_alike(port: UdpPort | TcpPort) -> bool:
-    """Whether servers at two addresses have seen a port as one: RFC 4787 §4.1's endpoint-independent mapping, or a NAT
-    that keeps port numbers, which is as good."""
+    """Whether servers at two addresses have seen a port at the same endpoint.
+
+    The mapping is endpoint-independent (RFC 4787 §4.1), or the NAT preserves ports, which serves as well.
+    """
     return len({host for host, _ in port.mapped}) > 1 and len(set(port.mapped.values())) == 1
 
 
@@ -467,7 +476,7 @@ def _bindings(port: UdpPort | TcpPort) -> tuple[Binding, ...]:
 
 
 def _next_mappings(profile: TransportProfile, port: UdpPort | TcpPort) -> list[TransportAddress]:
-    """From what servers have just seen of a fresh port to what comes next."""
+    """The predicted endpoints of the next mappings, from what servers have just seen of a fresh port."""
     samples = _bindings(port)
     if not samples:
         return []
