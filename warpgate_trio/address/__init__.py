@@ -1,4 +1,4 @@
-"""Where a peer is: the signed record that it publishes, and what stands in it."""
+"""Where a peer is: the signed record that it publishes, and the contents of that record."""
 
 from __future__ import annotations
 

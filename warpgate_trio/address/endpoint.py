@@ -1,7 +1,7 @@
 """`Endpoint`: one transport address of a peer, as its address record and its signals carry it.
 
-`address` has the wire form.  An instance is parsed by its types alone, which say nothing of ranges: whoever decodes one
-passes it on through `check_endpoint`, as `Endpoint.make` does.
+Decoding checks only the types of an `Endpoint`, not the ranges of its values.  So every decoded one has to pass
+`check_endpoint`, as those of `Endpoint.make` do.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ __all__ = ["AddressInterface", "Endpoint", "EndpointKind", "Transport"]  # the r
 MAX_INTERFACES: Final = 16
 """Interfaces of one record."""
 LATEST: Final = 253_402_300_799  # the end of year 9999, the last second that a datetime can hold
-_V4_MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291 2.5.5.2; a system sends such a packet to the IPv4 address inside
+_V4_MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291 2.5.5.2; the system sends packets for it to the IPv4 address
 
 
 class Transport(IntEnum):
-    """What an endpoint speaks."""
+    """The transport protocol of an endpoint."""
 
     TCP = 1
     UDP = 2
 
 
 class EndpointKind(IntEnum):
-    """Where an endpoint is seen from."""
+    """How an endpoint is known, and from where it can be reached."""
 
     NIC = 1
     """An address of an interface of the peer."""
     EXT = 2
     """A public address: an interface's own, or one that a server saw (server-reflexive)."""
     MAPPED = 3
-    """An address that a router gave through a port mapping protocol."""
+    """An address and port that a router has mapped through a port mapping protocol."""
 
 
 @final
 class Endpoint(msgspec.Struct, frozen=True, array_like=True):
-    """One transport address of a peer.  `Endpoint.make` takes an `ip` in place of its bytes, and checks.
+    """One transport address of a peer.  `Endpoint.make` takes an `ip` instead of bytes, and checks all values.
 
     Attributes:
       transport: TCP or UDP.
       kind: NIC, EXT or MAPPED.
-      address: 4 or 16 bytes; `ip` and `af` read it.
-      prefix: the length of its network's prefix in bits, where it is known; tells a common network.
+      address: 4 or 16 bytes, as on the wire; `ip` and `af` read it.
+      prefix: the length of its network's prefix in bits, where known; shows whether two peers share a network.
       port: 1 to 65535.
-      base: for EXT and MAPPED, which NIC endpoint of the same interface it was derived from (RFC 8445's "base"), as an
-        index into the interface's endpoints.
-      observed_at: for EXT and MAPPED, when it was last seen to hold, in Unix seconds.
+      base: for EXT and MAPPED, the NIC endpoint from which it was derived (RFC 8445's "base"), as an index into the
+        endpoints of the same interface.
+      observed_at: for EXT and MAPPED, when it was last confirmed, in Unix seconds.
     """
 
     transport: Transport
@@ -78,7 +78,12 @@ class Endpoint(msgspec.Struct, frozen=True, array_like=True):
         base: int | None = None,
         observed_at: int | None = None,
     ) -> Endpoint:
-        """An endpoint from readable values; `AddressMalformed` or ValueError when one is out of its range."""
+        """An endpoint from readable values.
+
+        Raises:
+          AddressMalformed: a value is out of range.
+          ValueError: `ip` is no IP address.
+        """
         packed = ipaddress.ip_address(ip).packed
         return check_endpoint(cls(transport, kind, packed, prefix, port, base, observed_at))
 
@@ -109,7 +114,11 @@ def _ip_of(address: bytes) -> IPv4Address | IPv6Address:
 
 
 def check_endpoint(endpoint: Endpoint) -> Endpoint:
-    """`endpoint`, if its values by themselves are in range."""
+    """Return `endpoint`, if each of its values is in range.
+
+    Raises:
+      AddressMalformed: one is not.
+    """
     bits = 8 * len(endpoint.address)
     if bits not in (32, 128):
         raise AddressMalformed(f"an endpoint's address has 4 or 16 bytes, not {len(endpoint.address)}")

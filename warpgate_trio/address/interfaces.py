@@ -1,9 +1,8 @@
-"""What a machine's interfaces tell a peer: which of their addresses are worth publishing.
+"""Which addresses of a host's interfaces are worth publishing.
 
-A machine has more addresses than a record has room for: bridges of virtual machines, a dozen temporary IPv6 addresses
-(RFC 8981), aliases.  Each one that is published costs whoever dials a connection attempt, and those that nobody else
-can reach cost it for nothing.  So `describe_interfaces` takes a few per interface, public ones first, of those that
-are going to last.
+A host may have more addresses than a record has room for: bridges of virtual machines, a dozen temporary IPv6 addresses
+(RFC 8981), aliases.  Each published address costs a dialling peer a connection attempt, in vain if the address cannot
+be reached from elsewhere.  So `describe_interfaces` takes a few lasting addresses of each interface, public ones first.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ __all__ = ["describe_interfaces", "lasting_addresses"]
 
 _MAX_V4_ADDRESSES: Final = 4  # of one interface; more are aliases that lead to the same place
 _MAX_V6_ADDRESSES: Final = 2  # of one interface; privacy extensions (RFC 8981) collect a dozen
-_MAX_DESCRIBED: Final = 32  # endpoints in all, at most 27 bytes each: leaves room for the rest of a record
+_MAX_DESCRIBED: Final = 32  # endpoints in all, of at most 27 bytes each; this leaves room for the rest of a record
 
 
 def describe_interfaces(
@@ -32,13 +31,16 @@ def describe_interfaces(
     port_v4: int | None,
     port_v6: int | None,
 ) -> tuple[AddressInterface, ...]:
-    """What a node that listens on TCP publishes of its machine's interfaces (`Host.interfaces()`).
+    """The interfaces and endpoints that a node listening on TCP publishes for its host (`Host.interfaces()`).
 
-    For each of an interface's `lasting_addresses`, if it is used at all (`Interface.is_used`): a NIC endpoint, and when
-    `is_public` also an EXT endpoint with the NIC one as its base.  A port of None leaves its family out.  Of one
-    interface at most 2 IPv6 and 4 IPv4 addresses are taken; where a machine has more than a record holds, interfaces
-    with public addresses go first.  A machine that has nothing else publishes its loopback, since its own programs can
+    Interfaces that are not used (`Interface.is_used`) are left out.  Each of the others' `lasting_addresses` gives a
+    NIC endpoint; one that `is_public` also gives an EXT endpoint with the NIC one as its base.  At most 2 IPv6 and 4
+    IPv4 addresses of one interface are taken.  Where a host has more than a record holds, interfaces with public
+    addresses have priority.  A host that has no other address publishes its loopback, so that its own programs can
     still reach each other.
+
+    Args:
+      port_v4, port_v6: the port that the node listens on; None leaves the family out.
     """
     described: list[tuple[bool, AddressInterface]] = []
     for interface in host_interfaces:
@@ -83,13 +85,18 @@ def describe_interfaces(
 
 
 def lasting_addresses(interface: Interface, version: int) -> list[InterfaceAddress]:
-    """An interface's addresses of one family that are good for others for as long as can be, public ones first.
+    """An interface's addresses of one family that peers can use the longest, public ones first.
 
-    Link-local and multicast addresses are left out.  Of the public ones, and of the others, those that are deprecated
-    are left out where there is one that is not, as nothing leads to them once a provider has renumbered; and then those
-    that are temporary (RFC 8981) where there is a stable one: they are gone in a day or two, while what is published is
-    good for a week, and who is told it knows the peer id, which never changes.  (What a node connects *from* is the
-    system's choice, which takes temporary ones where they are switched on.)
+    Loopback, link-local, multicast, unspecified and IPv4-mapped addresses are left out.  Public and other addresses are
+    chosen separately:
+
+    * Deprecated addresses are left out where there is one that is not.  They stop working when a provider has
+      renumbered.
+    * Then temporary addresses (RFC 8981) are left out where there is a stable one.  They last a day or two, while a
+      record is good for a week.  They would hide nothing: whoever gets the record knows the peer id, which never
+      changes.
+
+    The system chooses the address that a node connects *from*; it takes temporary ones where they are enabled.
     """
     ours = [each for each in interface.addresses if each.ip.version == version and _is_usable(each.ip)]
     kept: list[InterfaceAddress] = []

@@ -1,17 +1,18 @@
-"""`KeyRecord`: what a node lets its signal servers tell whoever knows its peer id, so that it can be asked where it is.
+"""`KeyRecord`: what signal servers tell those who know a node's peer id, so that they can ask it for its address.
 
-It holds what is no secret of theirs: the key that signals are sealed to, the servers at which the node hears them, and
-which of its processes that is.  It has no endpoint and is no address: a peer tells where it is itself, to whom it lets
-in.
+It holds nothing that is secret from the servers: the key that signals are sealed to, the servers at which the node
+receives signals, and the instance (which process that is).  It has no endpoints and is no address.  The peer itself
+sends its address, to those whom it admits.
 
     version u8 = 1 | Ed25519 public key, 32 | signature, 64 | body
     body = msgpack array [sealing key, issued_ms, expires_at, [signal URL...], instance]
 
 The signature, context ``warpgate-trio key record v1``, is over version, key and body.  Later releases append fields.
 
-Of two records of a key the one with the higher `issued_ms` is the newer: a server that shows an older one than was seen
-before has been put back, or lies.  Whoever it comes from, nothing but a record of the key that was asked for exists as
-an object; what it leads to is a question that the owner of the key alone can read and answer.
+Of two records of one key, the one with the higher `issued_ms` is newer.  A server that returns an older record than one
+seen before has been restored from a backup, or lies.  A `KeyRecord` object always is an authentic record of the key
+that was asked for, whatever the source.  It is used to send the peer a question that only the owner of the key can read
+and answer.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ if TYPE_CHECKING:
 __all__ = ["KEY_RECORD_LIFETIME", "MAX_KEY_RECORD", "KeyRecord", "Recipient"]
 
 MAX_KEY_RECORD: Final = 1024
-"""Bytes of a key record: four URLs of servers take 300, and a server keeps one for each of its clients."""
+"""Bytes of a key record: four server URLs take 300, and a server keeps one record for each of its clients."""
 KEY_RECORD_LIFETIME: Final = 7 * 86_400
-"""Seconds for which a record is good, as long as an address is: a node that is there issues another one before."""
+"""Seconds for which a record is valid, as long as an address is: a running node issues a new one before that."""
 AHEAD: Final = 86_400
-"""Seconds that the clock of who issued a record may be ahead of ours: a wrong day, or time zone, is no lie."""
+"""Seconds that the issuer's clock may be ahead of ours: a wrong day or time zone does not make a record false."""
 MAX_URLS: Final = 8
-"""Signal servers in a record, as many as an address has."""
-INSTANCE_LENGTH: Final = 8  # bytes that name one process among all that have the same key
+"""Signal servers in a record, as many as in an address."""
+INSTANCE_LENGTH: Final = 8  # bytes that identify one process among all that have the same key
 
 _VERSION: Final = 1
 _CONTEXT: Final = b"warpgate-trio key record v1"
@@ -61,7 +62,7 @@ _decode_body = msgspec.msgpack.Decoder(_Body).decode
 
 
 class Recipient(Protocol):
-    """What it takes to say something to a peer by signal: its address has that, and so has its key record."""
+    """What is needed to send a peer a signal: both a `PeerAddress` and a `KeyRecord` have it."""
 
     @property
     def public_key(self) -> bytes: ...
@@ -84,15 +85,17 @@ class Recipient(Protocol):
 @final
 @dataclass(frozen=True, slots=True, init=False, repr=False)
 class KeyRecord:
-    """A key record; made by `issue` and `from_bytes`.  Authentic and within its limits; equal when its bytes are.
+    """A key record, made by `issue` or `from_bytes`: always authentic and within its limits.
+
+    Two records are equal when their bytes are.
 
     Attributes:
-      public_key, peer_id: whose it is.
+      public_key, peer_id: the owner's Ed25519 key, and the same as a peer id.
       sealing_key: the X25519 key that messages to the peer are sealed to.
-      issued_ms: Unix milliseconds on the issuer's clock; of two records the higher is the newer.
+      issued_ms: Unix milliseconds on the issuer's clock; of two records, the higher is newer.
       expires_at: Unix seconds on the same clock.
-      signals: URLs of the servers through which the peer hears signals.
-      instance: the process that published it.
+      signals: URLs of the servers through which the peer receives signals.
+      instance: 8 bytes that identify the process which published it.
     """
 
     _record: bytes
@@ -105,10 +108,10 @@ class KeyRecord:
     instance: bytes = field(compare=False)
 
     def __init__(self, *, _record: bytes) -> None:
-        # Not public, and the only way in: `_record` is within its size, of our version and of a good signature.
+        # Not public, and the only way in: the caller has checked the size, version and signature of `_record`.
         try:
             body = _decode_body(_record[_BODY_START:])
-        # Two more than msgspec documents: it lets the UTF-8 decoder's error through, and nesting ends in this one.
+        # msgspec documents only the first.  It also lets errors of UTF-8 through, and RecursionError for deep nesting.
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise KeyRecordError(
                 LookupOutcome.MALFORMED, f"the body of the key record does not follow the format: {error}"
@@ -120,7 +123,11 @@ class KeyRecord:
 
     @classmethod
     def issue(cls, identity: Identity, *, issued_ms: int, signals: Iterable[str], instance: bytes) -> KeyRecord:
-        """Sign a record of one's own, without the last of the servers where they are too long together."""
+        """Sign a record for `identity`; the last servers are left out where the record would be too long.
+
+        Args:
+          issued_ms: Unix milliseconds; the record expires `KEY_RECORD_LIFETIME` later.
+        """
         urls = tuple(signals)[:MAX_URLS]
         while True:
             fields = (identity.sealing_key, issued_ms, issued_ms // 1000 + KEY_RECORD_LIFETIME, urls, instance)
@@ -133,7 +140,7 @@ class KeyRecord:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, of: bytes) -> KeyRecord:
-        """Check and read what somebody says is the record of a key.
+        """Check and read what is claimed to be the record of a key.
 
         Args:
           of: the Ed25519 key that was asked for.
@@ -166,11 +173,11 @@ class KeyRecord:
         return self._record
 
     def check_fresh(self, now: float, *, seen: int = 0, leeway: float = 300.0) -> None:
-        """Raise unless `now`, in Unix seconds, lies within the record's time, and no newer one was seen.
+        """Raise unless `now`, in Unix seconds, lies within the record's validity, and no newer record was seen.
 
         Args:
-          seen: the highest `issued_ms` of this key that was seen.
-          leeway: seconds that are granted at the end.
+          seen: the highest `issued_ms` seen so far for this key.
+          leeway: seconds for which the record is accepted after it has expired.
 
         Raises:
           KeyRecordError: its `flaw` is EXPIRED, NOT_YET_VALID or ROLLED_BACK.
@@ -183,20 +190,20 @@ class KeyRecord:
             early = self.issued_ms / 1000 - now
             raise KeyRecordError(LookupOutcome.NOT_YET_VALID, f"a record from {early:.0f} s in the future")
 
-    # -- what else a `Recipient` has: a process that can be called, on a machine that nothing is known of -------------
+    # -- the rest of `Recipient`: a process that can be called, on a host of which nothing is known --------------------
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """None that are known."""
+        """Empty: a key record lists none."""
         return ()
 
     @property
     def listens(self) -> bool:
-        """It does: who does not has no record."""
+        """True: a process that does not listen publishes no key record."""
         return True
 
     def is_same_host(self, host: Host) -> bool:
-        """It does not say so; what it names is judged as on another machine."""
+        """False: a key record does not say, so the peer is treated as on another host."""
         return False
 
     def __repr__(self) -> str:

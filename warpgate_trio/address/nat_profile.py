@@ -1,11 +1,11 @@
 """What a NAT does, as data: the axes of RFC 4787, their form in an address record, and the names derived from them.
 
-Theory of operation.  A `TransportProfile` says how one NAT treats one transport; every axis has an honest UNKNOWN, and
-whoever plans with a profile takes an unknown for possible.  A `NatProfile` is UDP and TCP behind one NAT, a
-`NatProfiles` those of a whole node: one for each interface and address family, since Wi-Fi and a mobile network are
-behind different NATs, and since an IPv6 firewall filters where an IPv4 NAT translates.
+Theory of operation.  A `TransportProfile` says how one NAT treats one transport.  Every axis may be UNKNOWN, and plans
+treat an unknown as possible.  A `NatProfile` covers UDP and TCP behind one NAT.  `NatProfiles` covers a whole node,
+with one profile for each interface and address family: Wi-Fi and a mobile network are behind different NATs, and an
+IPv6 firewall filters where an IPv4 NAT translates.
 
-The record form is item 8 of an address record and is paid for in characters that people copy, hence bits::
+The record form is item 8 of an address record.  People copy that record as text, so the form is packed into bits::
 
     version u8 = 1 | section...
     section   = head u8 | UDP | TCP or nothing, which is "as UDP" | external IPv4 address or nothing (behind TCP only)
@@ -16,12 +16,12 @@ The record form is item 8 of an address record and is paid for in characters tha
                 | allocation (10-11) | has a range (12) | has a delta (13) | 0 (14-15)
 
 Yes, no and unknown are 2, 1 and 0; a 3 is read as unknown.  Later releases append bytes to a section, which a reader
-skips, and take another version when that does not do.  When it was measured and what the external addresses are is
-not in there: the record around it says when it was issued.  Of the external addresses there is one at most, the IPv4
-address that UDP was seen at, where the record has room for it: a peer that hears no answer can still meet us there.
+skips; where that is not enough, they use another version.  The time of measurement is not included, since the record
+says when it was issued.  At most one external address is included, where the record has room for it: the IPv4 address
+that servers saw over UDP.  A peer that receives no answer to its signals can still meet us there.
 
-A profile in a record is a peer's claim about itself.  Reading one is total (`NatProfiles.of`), and its values are
-bounded, so that nothing worse comes of a lie than work in the wrong order.
+A profile in a record is a peer's claim about itself.  Reading one never fails (`NatProfiles.of`), and its values are
+bounded.  So a lie does no more than make a node try things in the wrong order.
 """
 
 from __future__ import annotations
@@ -58,19 +58,20 @@ __all__ = [
 
 
 ALL_PORTS: Final = (1024, 65535)
-"""First and last port that a NAT gives out, as long as nothing narrower was seen: RFC 4787 REQ-3a keeps below 1024
-what was below 1024 inside, and nobody punches from there."""
+"""First and last port that a NAT allocates, unless a narrower range was seen: RFC 4787 REQ-3a maps only internal ports
+below 1024 to external ones below 1024, and punching does not use those."""
 PROFILE_LIFETIME: Final = 3600.0
-"""Seconds for which a profile counts as fresh.  What a NAT is does not change with time but with the network, which is
-noticed otherwise, so this bounds only what nobody noticed: a router restarted, a carrier that rebalanced."""
+"""Seconds for which a profile counts as fresh.  A NAT's behaviour changes with the network rather than with time, and a
+change of network is noticed by other means.  This covers unnoticed changes: a restarted router, a carrier that
+rebalances."""
 MAX_DELTA: Final = 64
-"""Largest step of a sequential allocation that is taken for one; real ones are 1, 2, or the number of a CGN's cores."""
+"""Largest step that counts as a sequential allocation; real steps are 1, 2, or the number of a CGN's cores."""
 MAX_EXTERNAL: Final = 4
-"""External addresses that a profile keeps: a pool of a CGN can be seen address by address, without end."""
+"""External addresses that a profile keeps: a CGN may show its whole pool, one address after another."""
 
 
 class Mapping(IntEnum):
-    """For what a NAT uses one mapping (RFC 4787 §4.1)."""
+    """For which destinations a NAT uses the same mapping (RFC 4787 §4.1)."""
 
     UNKNOWN = 0
     ENDPOINT_INDEPENDENT = 1
@@ -79,7 +80,7 @@ class Mapping(IntEnum):
 
 
 class Filtering(IntEnum):
-    """From whom a mapping lets packets in (RFC 4787 §5)."""
+    """From which sources a mapping lets packets in (RFC 4787 §5)."""
 
     UNKNOWN = 0
     ENDPOINT_INDEPENDENT = 1
@@ -92,11 +93,11 @@ class Allocation(IntEnum):
 
     UNKNOWN = 0
     PRESERVING = 1
-    """The inside port, plus `delta`, which is 0 but on odd boxes, if that is free."""
+    """The internal port plus `delta`, if that port is free.  `delta` is 0 except on unusual NATs."""
     SEQUENTIAL = 2
-    """The port of the mapping before, plus `delta`."""
+    """The port of the previous mapping, plus `delta`."""
     RANDOM = 3
-    """No pattern seen, within the range seen."""
+    """No pattern was seen within the range that was seen."""
 
 
 @final
@@ -105,15 +106,16 @@ class TransportProfile:
     """How a NAT, or a firewall that translates nothing, treats UDP or TCP.
 
     Attributes:
-      translated: whether our addresses look different from outside; None for unknown, here and below.
-      blocked: whether nothing comes back at all.
+      translated: whether our endpoint looks different from outside; None for unknown, here and below.
+      blocked: whether no answers come in.
       mapping, filtering, allocation: see the enums.
-      delta: the step of a sequential allocation, the offset of a preserving one.
-      low, high: first and last port that a new mapping may have, as far as was seen; `ALL_PORTS` where it was not.
+      delta: the step of a sequential allocation, or the offset of a preserving one.
+      low, high: first and last port that a new mapping may have, as far as measured; else `ALL_PORTS`.
       hairpin: whether a packet to our own mapping comes back in (RFC 4787 §6).
-      external: the addresses that servers saw, the most seen first, at most `MAX_EXTERNAL`.
+      external: the addresses that servers saw, `MAX_EXTERNAL` at most, those that most servers saw first.
 
-    ValueError for a range or a delta that no port can have.
+    Raises:
+      ValueError: the range or the delta is impossible.
     """
 
     translated: bool | None = None
@@ -137,24 +139,24 @@ class TransportProfile:
 
     @property
     def ports(self) -> int:
-        """How many ports `low` to `high` are."""
+        """The number of ports from `low` to `high`."""
         return self.high - self.low + 1
 
     @property
     def endpoint_independent(self) -> bool | None:
-        """Whether everybody outside sees one and the same endpoint of ours: by the mapping, or as nothing is mapped."""
+        """Whether all destinations see the same endpoint, by the mapping or because nothing is translated."""
         if self.translated is False:
             return True
         return None if self.mapping is Mapping.UNKNOWN else self.mapping is Mapping.ENDPOINT_INDEPENDENT
 
     @property
     def predictable(self) -> bool:
-        """Whether the port of the next mapping can be told in advance."""
+        """Whether the port of the next mapping can be predicted."""
         return self.allocation in (Allocation.PRESERVING, Allocation.SEQUENTIAL)
 
 
 UNKNOWN: Final = TransportProfile()
-"""Nothing is known: also the profile of whoever publishes none."""
+"""Nothing is known; also the profile of a peer that publishes none."""
 
 
 @final
@@ -163,8 +165,8 @@ class NatProfile:
     """What is between one interface and the internet, over one address family.
 
     Attributes:
-      udp, tcp: per transport; NATs treat them differently more often than not.
-      measured_at: Unix seconds; for a profile out of a record, when that was issued.
+      udp, tcp: the profile of each transport; most NATs treat the two differently.
+      measured_at: Unix seconds; for a profile from a record, the time when the record was issued.
     """
 
     udp: TransportProfile = UNKNOWN
@@ -172,14 +174,14 @@ class NatProfile:
     measured_at: float = 0.0
 
     def is_fresh(self, now: float, *, lifetime: float = PROFILE_LIFETIME) -> bool:
-        """Whether it was measured within the last `lifetime` seconds (and not in the future, as clocks jump)."""
+        """Whether it was measured within `lifetime` seconds of `now`; it may lie in the future, as clocks jump."""
         return -lifetime < now - self.measured_at < lifetime
 
 
 # --- The record form --------------------------------------------------------------------------------------------------
 
 _VERSION: Final = 1
-_ANY: Final = 7  # interface: every one without a section of its own
+_ANY: Final = 7  # as an interface: all interfaces without a section of their own
 _NOTHING: Final = (UNKNOWN, UNKNOWN)
 _MAX_WIRE: Final = 512  # what an address record has room for
 _HAS_RANGE: Final = 1 << 12
@@ -190,7 +192,7 @@ _TRISTATE: Final = {None: 0, False: 1, True: 2}
 _FROM_TRISTATE: Final = (None, False, True, None)
 
 Key: TypeAlias = tuple[int | None, Family]
-"""An interface, by its position in the record's list, and an address family.  None: every interface not named."""
+"""An interface, by its position in the record's list, and an address family.  None means all interfaces not named."""
 
 
 def _encode_transport(profile: TransportProfile) -> bytes:
@@ -214,7 +216,7 @@ def _encode_transport(profile: TransportProfile) -> bytes:
 
 
 def _decode_transport(data: bytes) -> tuple[TransportProfile, bytes]:
-    """A transport's profile, and what stands behind it.  ValueError, struct.error."""
+    """A transport's profile, and the bytes that follow it.  Raises ValueError or struct.error."""
     (word,), data = struct.unpack_from(">H", data), data[2:]
     low, high = ALL_PORTS
     delta = 0
@@ -237,7 +239,7 @@ def _decode_transport(data: bytes) -> tuple[TransportProfile, bytes]:
 
 
 def _bare(profile: NatProfile, external: bool) -> tuple[TransportProfile, TransportProfile]:
-    """What of a profile a record carries."""
+    """The parts of a profile that a record carries."""
     seen = [ip for ip in profile.udp.external if isinstance(ip, IPv4Address)][:1] if external else []
     return replace(profile.udp, external=tuple(seen)), replace(profile.tcp, external=())
 
@@ -254,7 +256,7 @@ class NatProfiles:
     by_key: MappingABC[Key, NatProfile] = field(default_factory=lambda: MappingProxyType({}))
 
     def get(self, interface: int | None, family: Family) -> NatProfile:
-        """The profile of an interface over a family; all unknown where there is none."""
+        """The profile of an interface and address family; an unknown one where there is none."""
         found = self.by_key.get((interface, family)) or self.by_key.get((None, family))
         return NatProfile() if found is None else found
 
@@ -265,12 +267,12 @@ class NatProfiles:
         return bool(self.by_key)
 
     def to_bytes(self, *, interfaces: int, external: bool = False) -> bytes | None:
-        """The record form: 4 bytes for one address family in the usual case, 7 for both; None when nothing is known.
+        """The record form: usually 4 bytes for one address family, 7 for both; None when nothing is known.
 
         Args:
-          interfaces: how many the record lists: what they all share is written once.  Only the first seven can be
-            named; of the others a reader will know what it knows of all.
-          external: with the external IPv4 address, which costs 4 to 6 bytes more.
+          interfaces: how many interfaces the record lists; what they share is written once.  Only the first seven can
+            have a section of their own; to the others, the shared one applies.
+          external: whether to include the external IPv4 address, which takes 4 to 6 bytes more.
         """
         sections: list[bytes] = []
         families: tuple[Family, Family] = (4, 6)
@@ -290,7 +292,9 @@ class NatProfiles:
     def from_bytes(cls, data: bytes, *, measured_at: float) -> NatProfiles:
         """Read the record form; `measured_at` is when the record was issued, in Unix seconds.
 
-        Raises `AddressUnsupported` for a version of the future and `AddressMalformed` for what is no such form.
+        Raises:
+          AddressUnsupported: the version is not known to this release.
+          AddressMalformed: the bytes do not follow the format.
         """
         if not data or len(data) > _MAX_WIRE:
             raise AddressMalformed(f"a NAT profile has 1 to {_MAX_WIRE} bytes, not {len(data)}")
@@ -318,7 +322,7 @@ class NatProfiles:
 
     @classmethod
     def of(cls, data: bytes | None, *, measured_at: float) -> NatProfiles:
-        """As `from_bytes`, but whatever cannot be read, and None, is a node that says nothing about itself."""
+        """As `from_bytes`, but None and bytes that cannot be read give an empty `NatProfiles`."""
         try:
             return cls() if data is None else cls.from_bytes(data, measured_at=measured_at)
         except AddressError:
@@ -362,7 +366,7 @@ class DeltaType(IntEnum):
     INDEPENDENT = 4
     """Each new mapping is the last one plus a value, whatever the local port."""
     DEPENDENT = 5
-    """The original's: as INDEPENDENT, where local ports advance by one.  Never derived: it is one or the other."""
+    """The original's name for INDEPENDENT when local ports advance by one.  `delta_type` never returns it."""
     RANDOM = 6
 
 

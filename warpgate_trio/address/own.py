@@ -1,8 +1,8 @@
-"""Which addresses lead to this machine, whatever network they are of.
+"""Which addresses lead to this host, whatever network they belong to.
 
-A connection to an address of one's own never leaves the machine: it comes in through the loopback interface, where
-firewalls let everything in, and at services that meant to talk to this machine alone.  So an address of the machine is
-loopback as far as a peer is concerned, public ones included, and those of interfaces that are not published.
+A connection to one of a host's own addresses never leaves the host.  It comes in through the loopback interface, where
+firewalls let everything in, and may reach services that are meant for this host alone.  So each own address counts as
+loopback where a peer names it, including public addresses and those of interfaces that are not published.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["OwnAddresses"]
 
 @final
 class OwnAddresses:
-    """The addresses that lead to `host`, loopback among them; ``ip in OwnAddresses(host)`` asks.
+    """The addresses that lead to `host`, including loopback; use it as ``ip in OwnAddresses(host)``.
 
-    The interfaces are those of the moment in which this was made, or the given ones.  Beside them the routing table is
-    asked: only an address of the machine's own is its own source, also one of no interface (``ip route add local``).
+    The interfaces are the given ones, or those at the time of creation.  The routing table is asked too: only packets to
+    an own address have that address as their source.  This finds addresses of no interface (``ip route add local``).
     """
 
     def __init__(self, host: Host, interfaces: Sequence[Interface] | None = None) -> None:

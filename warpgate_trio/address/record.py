@@ -1,6 +1,6 @@
 """`PeerAddress`: the signed record in which a peer says where and how it can be reached, and its text form.
 
-Binary form, in which a record is signed, carried in signals and compared::
+The binary form, in which a record is signed, carried in signals and compared::
 
     version u8 = 1 | Ed25519 public key, 32 | signature, 64 | body
     body = msgpack array [sealing key, seq, issued_at, expires_at, host salt, host id, [signal URL...],
@@ -10,13 +10,13 @@ Binary form, in which a record is signed, carried in signals and compared::
 
 The signature, context ``warpgate-trio address v1``, is over version, key and body.  Later releases append fields: a
 reader ignores trailing fields and skips endpoints whose transport or kind it does not know.  The record's bytes are
-kept as they came, so a reader hands on what it does not understand.  The last two came later: without them the record
-is of an older release.
+kept as received, so a reader passes on fields that it does not know.  Records of older releases lack the last two
+fields.
 
-Text form, for people to paste: ``wg1`` and, in base64url without padding, four bytes of checksum and the record.
+The text form, for people to paste: ``wg1`` and, in base64url without padding, four bytes of checksum and the record.
 
-Records come from strangers.  Everything is bounded before it is parsed, the signature is checked before the body is
-looked at, and whatever comes in, only an `AddressError` comes out.  Every `PeerAddress` has been through these checks.
+Records come from strangers.  The size is limited before anything is parsed, and the signature is checked before the
+body is read.  Whatever the input, only an `AddressError` is raised.  Every `PeerAddress` has passed these checks.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ if TYPE_CHECKING:
 __all__ = ["MAX_RECORD", "MAX_TEXT", "PeerAddress"]
 
 MAX_RECORD: Final = 2048
-"""Bytes of a record: it has to fit a signal several times over, and a QR code."""
+"""Bytes of a record: it has to fit into a QR code, and several times into a signal."""
 MAX_TEXT: Final = 2800
-"""Characters of a record's text form: a record of `MAX_RECORD` bytes makes 2,739."""
+"""Characters of a record's text form: a record of `MAX_RECORD` bytes takes 2,739."""
 MAX_ENDPOINTS: Final = 16
-"""Endpoints of one interface: its own addresses, and where it is seen from outside."""
+"""Endpoints of one interface: its own addresses, and those at which it is seen from outside."""
 MAX_URLS: Final = 8
 """Signal servers named in one record, and as many relays."""
 MAX_CAPABILITIES: Final = 16
-"""Capabilities of one record, which has three at most today."""
+"""Capabilities of one record; there are three at most today."""
 MAX_NAT: Final = 512
 """Bytes of a NAT profile in a record."""
-INSTANCE_LENGTH: Final = 8  # bytes that name one process among all that have the same key
+INSTANCE_LENGTH: Final = 8  # bytes that identify one process among all that have the same key
 
 _VERSION: Final = 1
 _CONTEXT: Final = b"warpgate-trio address v1"
@@ -69,7 +69,7 @@ _CHECKSUM_LENGTH: Final = 4  # one typo in 4e9 slips through, and then the signa
 _TEXT = re.compile(r"wg1[A-Za-z0-9_-]*", re.ASCII)
 
 
-# The body as it is parsed, limits included.  URLs and capabilities are shown to people, hence printable ASCII only.
+# The body with its limits, for parsing.  URLs and capabilities are shown to people, so only printable ASCII is allowed.
 _Moment = Annotated[int, msgspec.Meta(ge=0, le=LATEST)]
 _Url = Annotated[str, msgspec.Meta(max_length=256, pattern="^[!-~]+\\Z")]
 _Word = Annotated[str, msgspec.Meta(max_length=64, pattern="^[!-~]+\\Z")]
@@ -98,7 +98,7 @@ class _Body(msgspec.Struct, frozen=True, array_like=True):
 
 
 class _EndpointHead(msgspec.Struct, frozen=True, array_like=True):
-    """What stays at the front of an endpoint of any transport and kind, now and later."""
+    """The first fields of every endpoint, in all releases and for all transports and kinds."""
 
     transport: int
     kind: int
@@ -121,17 +121,17 @@ class PeerAddress:
 
     Attributes:
       public_key: the peer's Ed25519 key, 32 bytes.
-      peer_id: the same as a peer id.
+      peer_id: the same key as a peer id.
       sealing_key: the X25519 key that messages to the peer are sealed to, 32 bytes.
-      seq: grows with every record that the peer issues; of two records the higher is the newer.
+      seq: grows with every record that the peer issues; of two records, the higher is newer.
       issued_at, expires_at: Unix seconds on the issuer's clock.
-      host_salt, host_id: which machine the peer runs on, for those who run on it too; see `is_same_host`.
-      signals: URLs of the servers through which the peer hears signals, the preferred one first.
+      host_salt, host_id: the peer's host, recognizable only to programs on the same host; see `is_same_host`.
+      signals: URLs of the servers through which the peer receives signals, the preferred one first.
       interfaces: its interfaces with their endpoints.
-      nat: its NAT profile as it stands in the record, or None; `nat_profiles` reads it.
-      relays: URLs of relays that it can be met at.
-      capabilities: names of what it understands beyond the base protocol.
-      instance: 8 bytes that name the process which published it; None in the records of older releases.
+      nat: the encoded NAT profile of the record, or None; `nat_profiles` reads it.
+      relays: URLs of relays at which it can be met.
+      capabilities: names of the extensions that it supports beyond the base protocol.
+      instance: 8 bytes that identify the process which published it; None in the records of older releases.
       listens: whether that process can be called; True where the record does not say.
     """
 
@@ -153,7 +153,7 @@ class PeerAddress:
     listens: bool = field(compare=False)
 
     def __init__(self, *, _record: bytes) -> None:
-        # Not public, and the only way in: `_record` is within MAX_RECORD, of our version and of a good signature.
+        # Not public, and the only way in: the caller has checked the size, version and signature of `_record`.
         body, interfaces = _parse_body(_record[_BODY_START:])
         key = _record[1 : 1 + KEY_LENGTH]
         values = msgspec.structs.asdict(body) | {
@@ -183,9 +183,10 @@ class PeerAddress:
         instance: bytes | None = None,
         listens: bool = True,
     ) -> PeerAddress:
-        """Sign a record of one's own.  Deterministic: the same values give the same bytes.
+        """Sign a record for `identity`.  Deterministic: the same values give the same bytes.
 
-        Raises `AddressMalformed`, a ValueError, for values over the limits: what a reader would refuse is never issued.
+        Raises:
+          AddressMalformed: a value is over its limit, so that a reader would refuse the record; a ValueError.
         """
         try:
             body = msgspec.msgpack.encode(
@@ -204,7 +205,7 @@ class PeerAddress:
                     *(() if instance is None else (instance, listens)),
                 )
             )
-        except (OverflowError, UnicodeEncodeError) as error:  # beyond 64 bits; half of a surrogate pair
+        except (OverflowError, UnicodeEncodeError) as error:  # more than 64 bits; half of a surrogate pair
             raise AddressMalformed(f"a value of the address cannot be written: {error}") from error
         head = bytes([_VERSION]) + identity.public_key
         record = head + identity.sign(_CONTEXT, head + body) + body
@@ -214,10 +215,12 @@ class PeerAddress:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> PeerAddress:
-        """Check and read a record, as `to_bytes` gives it.
+        """Check and read a record, as `to_bytes` returns it.
 
-        Raises, in the order of the checks: `AddressMalformed` (too long or too short), `AddressUnsupported` (a version
-        of the future), `AddressForged` (the signature), `AddressMalformed` (the body).
+        Raises:
+          AddressMalformed: it is too long or too short, or the body does not follow the format.
+          AddressUnsupported: the version is not known to this release.
+          AddressForged: the signature is wrong.
         """
         if len(data) > MAX_RECORD:
             raise AddressMalformed(f"the address has {len(data)} bytes, more than {MAX_RECORD}")
@@ -236,12 +239,14 @@ class PeerAddress:
 
     @classmethod
     def from_text(cls, text: str) -> PeerAddress:
-        """Check and read the text form, as `str` gives it.  White space anywhere is skipped: a paste may be wrapped.
+        """Check and read the text form, as `str` returns it.  All white space is skipped: pasted text may be wrapped.
 
-        Raises `AddressMalformed` for what is no such text and for typos, `AddressUnsupported` for the text of another
-        version, and what `from_bytes` raises.
+        Raises:
+          AddressMalformed: the text is no address, or has a typo.
+          AddressUnsupported: the text has another version.
+          AddressError: as `from_bytes`.
         """
-        if len(text) > 2 * MAX_TEXT:  # room for wrapping and indenting
+        if len(text) > 2 * MAX_TEXT:  # room for line breaks and indentation
             raise AddressMalformed(f"the text has {len(text)} characters, too many for an address")
         joined = "".join(text.split())
         if len(joined) > MAX_TEXT:
@@ -255,10 +260,10 @@ class PeerAddress:
         encoded = joined[len(_TEXT_PREFIX) :]
         try:
             payload = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
-        except ValueError:  # a length that nothing encodes to
+        except ValueError:  # a length that no encoding has
             payload = b""
         checksum, record = payload[:_CHECKSUM_LENGTH], payload[_CHECKSUM_LENGTH:]
-        # The second comparison: the unused bits at the end are zero, so that a record has one text.
+        # The second comparison ensures that the unused last bits are zero, so that a record has exactly one text.
         if checksum != _checksum(record) or _base64url(payload) != encoded:
             raise AddressMalformed("checksum does not match: was it copied whole?")
         return cls.from_bytes(record)
@@ -273,9 +278,15 @@ class PeerAddress:
         return _TEXT_PREFIX + _base64url(_checksum(self._record) + self._record)
 
     def check_fresh(self, now: float, *, leeway: float = 300.0) -> None:
-        """Raise `AddressExpired` or `AddressNotYetValid` unless `now` lies within the record's time.
+        """Raise unless `now` lies within the record's validity.
 
-        `now` is Unix seconds; `leeway`, in seconds, is granted on both ends, for clocks that differ.
+        Args:
+          now: Unix seconds.
+          leeway: seconds by which the validity is extended at both ends, for clocks that differ.
+
+        Raises:
+          AddressExpired: the record has expired.
+          AddressNotYetValid: the record is from the future.
         """
         if now >= self.expires_at + leeway:
             late = now - self.expires_at
@@ -286,19 +297,19 @@ class PeerAddress:
 
     @property
     def nat_profiles(self) -> NatProfiles:
-        """What the peer says of its NATs; a profile that cannot be read says nothing."""
+        """What the peer says about its NATs; empty where the profile cannot be read."""
         return NatProfiles.of(self.nat, measured_at=self.issued_at)
 
     def is_same_host(self, host: Host) -> bool:
-        """Whether the peer runs on the machine `host` and shares its loopback interface.
+        """Whether the peer runs on the same machine as `host` and shares its loopback interface.
 
-        True cannot be forged by who does not know the machine's fingerprint, nor copied from another peer's record.
-        It adds the machine's own addresses to those that are tried, and grants nothing else.
+        True cannot be forged without the machine's fingerprint, nor copied from another peer's record.  It adds the
+        machine's own addresses to those that are tried, and has no other effect.
         """
         return host_id(host.machine_fingerprint(), self.host_salt, self.public_key) == self.host_id
 
     def endpoints(self) -> Iterator[tuple[int, Endpoint]]:
-        """Every endpoint with the index of its interface (`AddressInterface.index`), in the record's order."""
+        """Every endpoint as (index of its interface, endpoint), in the record's order (`AddressInterface.index`)."""
         for interface in self.interfaces:
             for endpoint in interface.endpoints:
                 yield interface.index, endpoint
@@ -326,7 +337,7 @@ def _parse_body(data: bytes) -> tuple[_Body, tuple[AddressInterface, ...]]:
     try:
         body = _decode_body(data)
         interfaces = tuple(_parse_interface(each) for each in body.interfaces)
-    # Two more than msgspec documents: it lets the UTF-8 decoder's error through, and nesting ends in RecursionError.
+    # msgspec documents only the first.  It also lets errors of UTF-8 through, and RecursionError for deep nesting.
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise AddressMalformed(f"the body of the address does not follow the format: {error}") from error
     if len({each.index for each in interfaces}) != len(interfaces):
@@ -337,9 +348,9 @@ def _parse_body(data: bytes) -> tuple[_Body, tuple[AddressInterface, ...]]:
 
 
 def _parse_interface(wire: _WireInterface) -> AddressInterface:
-    """The endpoints that this release knows, with `base` pointing into what is left of them."""
+    """An interface with only the endpoints that this release knows; their `base` is adapted to what remains."""
     known: list[Endpoint] = []
-    place: dict[int, int] = {}  # in the record -> here
+    place: dict[int, int] = {}  # index in the record -> index in `known`
     for position, raw in enumerate(wire.endpoints):
         head = _decode_head(raw)
         if head.transport in _TRANSPORTS and head.kind in _KINDS:
@@ -352,7 +363,7 @@ def _parse_interface(wire: _WireInterface) -> AddressInterface:
             if base >= len(wire.endpoints):
                 raise AddressMalformed(f"an endpoint is derived from number {base} of its interface, which has no such")
             base = place.get(base)
-            # A base is local (RFC 8445 section 2), so bases never form a chain, let alone a ring.
+            # A base is a local endpoint (RFC 8445 section 2), so bases never form a chain or a loop.
             if base is not None and known[base].kind is not EndpointKind.NIC:
                 raise AddressMalformed("an endpoint is derived from one that is not an interface's own")
             endpoint = msgspec.structs.replace(endpoint, base=base)
