@@ -24,8 +24,8 @@ __all__ = ["OwnAddresses"]
 class OwnAddresses:
     """The addresses that lead to `host`, including loopback; use it as ``ip in OwnAddresses(host)``.
 
-    The interfaces are the given ones, or those at the time of creation.  The routing table is asked too: only packets to
-    an own address have that address as their source.  This finds addresses of no interface (``ip route add local``).
+    The interfaces are the given ones, or those at the time of creation.  The routing table is asked too: only packets
+    to an own address have that address as their source.  This finds addresses of no interface (``ip route add local``).
     """
 
     def __init__(self, host: Host, interfaces: Sequence[Interface] | None = None) -> None:

@@ -1,1 +1,1 @@
-"""Ports that a router opens when it is asked to: NAT-PMP, PCP and UPnP IGD, their codecs and who keeps mappings."""
+"""Port mappings at routers: the codecs and clients of NAT-PMP, PCP and UPnP IGD, and the tasks that keep mappings."""

@@ -1,9 +1,9 @@
-"""What gateways say unasked: that they have started anew, or have another address outside.
+"""Announcements of gateways: that they have restarted, or have a new external address.
 
-PCP and NAT-PMP announce that to 224.0.0.1, port 5350 (RFC 6886 §3.2.1, RFC 6887 §14.1); UPnP's devices say to
-239.255.255.250, port 1900, that they leave, and under which BOOTID they are there (UPnP Device Architecture 1.1 §1.2).
-It is a reason to look, and no more: what has changed is asked of the gateway.  A host firewall may keep all of it away,
-as it does by default on many systems, so looking does not depend on it.
+PCP and NAT-PMP gateways send them to 224.0.0.1, port 5350 (RFC 6886 §3.2.1, RFC 6887 §14.1).  UPnP devices announce
+their leaving, and their presence with a BOOTID, to 239.255.255.250, port 1900 (UPnP Device Architecture 1.1 §1.2).  An
+announcement only causes a check: the gateway is asked what has changed.  Many systems' host firewalls block
+announcements by default, so mappings are also checked without them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PORT: Final = 5350
 
 
 def is_announcement(data: bytes) -> bool:
-    """Whether a gateway says that it has changed."""
+    """Whether `data` is an announcement of NAT-PMP or PCP."""
     for decode, kind in ((natpmp.decode, natpmp.ExternalAddress), (pcp.decode, pcp.Announced)):
         try:
             if isinstance(decode(data), kind):
@@ -40,13 +40,13 @@ def is_announcement(data: bytes) -> bool:
 
 @final
 class Boots:
-    """What a gateway's NOTIFY messages say: the last BOOTID, of which a new one is a restart."""
+    """Detects restarts by a gateway's NOTIFY messages: a changed BOOTID means that it has restarted."""
 
     def __init__(self) -> None:
         self._last: str | None = None
 
     def is_announcement(self, data: bytes) -> bool:
-        """Whether the gateway leaves, or has started anew since it was heard last."""
+        """Whether a message says that the gateway leaves, or that it has restarted since its last message."""
         first, *lines = data[: ssdp.MAX_REPLY].decode("ascii", "replace").splitlines() or [""]
         if not first.startswith("NOTIFY "):
             return False
@@ -61,7 +61,10 @@ class Boots:
 
 
 async def listen(local: IPv4Address, gateway: IpAddress, announced: Callable[[], None]) -> None:
-    """Call `announced` for what the gateway announces to the network that `local` is in; return where none is heard."""
+    """Call `announced` for each announcement of the gateway in the network of `local`.
+
+    Returns where announcements cannot be received.
+    """
     boots = Boots()
 
     def is_notified(data: bytes, source: TransportAddress) -> bool:
@@ -88,12 +91,12 @@ async def _listen(
     ip, port = group
     try:
         with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as sock:
-            sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)  # others listen, too
+            sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)  # other programs listen, too
             await sock.bind((str(ip), port))
             sock.setsockopt(trio.socket.IPPROTO_IP, trio.socket.IP_ADD_MEMBERSHIP, ip.packed + local.packed)
             while True:
                 data, source = await sock.recvfrom(ssdp.MAX_REPLY)
                 if source[0] == str(gateway) and says(data, source):
                     announced()
-    except OSError as error:  # a system that binds to no group, or lets one program listen: the checks go on
+    except OSError as error:  # no bind to a group, or for one program only: mappings are checked all the same
         logger.debug("announcements of %s are not heard: %s", gateway, error)

@@ -1,4 +1,4 @@
-"""The clients of NAT-PMP and PCP: one question at a time, each from a socket of its own.  (The codecs do no I/O.)"""
+"""The clients of NAT-PMP and PCP: one request at a time, each from a socket of its own.  The codecs do no I/O."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ T = TypeVar("T")
 
 
 async def ask(local: IpAddress, exchange: Exchange[T]) -> T:
-    """Send the question from a fresh socket at `local`, and wait for the answer.
+    """Send a request from a fresh socket at `local`, and wait for the answer.
 
     Raises:
-      PortMapTimeout: none came.
-      OSError: nothing can be sent from there, or to there.
+      PortMapTimeout: no answer came.
+      OSError: the request cannot be sent from `local`, or to the gateway.
     """
     with trio.socket.socket(socket_family(str(local)), trio.socket.SOCK_DGRAM) as sock:
         await sock.bind((str(local), 0))
@@ -49,18 +49,19 @@ async def ask(local: IpAddress, exchange: Exchange[T]) -> T:
 async def _receive(sock: trio.socket.SocketType, exchange: Exchange[T]) -> None:
     try:
         data, source = await sock.recvfrom(_RECEIVE_SIZE)
-    except ConnectionError:  # an ICMP error about an earlier datagram, as Windows tells it
+    except ConnectionError:  # an ICMP error about an earlier datagram, as Windows reports it
         return
     exchange.receive(data, socket_address(source), trio.current_time())
 
 
 @final
 class NatPmpClient:
-    """See `Client`.
+    """A `Client` that speaks NAT-PMP.
 
     Args:
       local: our address in the gateway's network.
-      gateway: its address; the port is a parameter for tests.
+      gateway: the gateway's address.
+      port: the gateway's port, for tests.
     """
 
     protocol: Final[ProtocolName] = "natpmp"
@@ -71,7 +72,7 @@ class NatPmpClient:
         self._epoch = Epoch()
 
     async def probe(self) -> IpAddress:
-        """The gateway's address on its other side."""
+        """The gateway's external address."""
         return (await self._address())[0]
 
     async def map(self, claim: Claim, lifetime: int) -> Grant:
@@ -80,7 +81,7 @@ class NatPmpClient:
             raise PortMapMalformed("the gateway maps for 0 seconds")
         try:
             ip, _ = await self._address()
-        except PortMapRefused:  # it has none now; the mapping was made
+        except PortMapRefused:  # the gateway has no external address now, but has made the mapping
             ip = None
         return Grant(claim, answer.external, ip, answer.lifetime)
 
@@ -133,7 +134,7 @@ def _refused(answer: natpmp.Refused) -> PortMapError:
 
 @final
 class PcpClient:
-    """See `Client`.  Over IPv6 it opens pinholes."""
+    """A `Client` that speaks PCP.  Over IPv6 its mappings are pinholes."""
 
     protocol: Final[ProtocolName] = "pcp"
 
@@ -143,7 +144,7 @@ class PcpClient:
         self._epoch = Epoch()
 
     async def probe(self) -> None:
-        """Wait until the gateway says that it is there."""
+        """Wait until the gateway has answered an ANNOUNCE request."""
         await self._announced()
 
     async def map(self, claim: Claim, lifetime: int) -> Grant:

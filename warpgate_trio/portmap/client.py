@@ -1,4 +1,4 @@
-"""What the protocols have in common: a client of one gateway, what is asked of it, and what it gave."""
+"""What the port mapping protocols have in common: the client of a gateway, its requests and its results."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ __all__ = ["PROTOCOLS", "Claim", "Client", "Conflict", "Denied", "Found", "Gone"
 ProtocolName: TypeAlias = PortMapProtocol
 Protocols: TypeAlias = tuple[ProtocolName, ...]
 PROTOCOLS: Final[Protocols] = PORTMAP_PROTOCOLS
-"""In order of preference, of those that answer within the same moment: what is told of failures, and what is known of
-the other hosts of the network, decreases."""
+"""In order of preference among protocols that answer at about the same time: earlier ones report failures in more
+detail, and know more about the other hosts of the network."""
 
 
 class Conflict(PortMapRefused):
-    """Somebody else has the external port."""
+    """Another host has the external port."""
 
 
 class Denied(PortMapRefused):
-    """The gateway's settings forbid it; only its user can change that."""
+    """The gateway's settings forbid mappings; only its user can change that."""
 
 
 class Gone(PortMapError):
-    """The service is not where it was found: a gateway that has restarted may have it at another port."""
+    """The service is not where it was found: a gateway that has restarted may offer it at another port."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A mapping that we asked for, or are about to ask for; it may stand at the gateway from then on.
+    """A mapping that we have requested or are about to request, so that it may exist at the gateway.
 
     Attributes:
       internal: our port.
-      external: the one that we name, at least 1024.
-      nonce: 12 bytes by which PCP knows us again.
+      external: the external port that we ask for, at least 1024.
+      nonce: 12 bytes by which PCP recognizes the owner of a mapping.
     """
 
     transport: Transport
@@ -51,12 +51,12 @@ class Claim:
 @final
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a gateway gave.
+    """A mapping that a gateway has made.
 
     Attributes:
-      external: the port that was opened.
-      ip: at which address, where the gateway says so; it may be anything, and is believed by nobody as it is.
-      lifetime: seconds from when it was given; 0: for ever, since it knows nothing else.
+      external: the external port that was opened.
+      ip: the gateway's external address, where it reports one; it may be wrong, so it is not used unchecked.
+      lifetime: seconds from the time of the answer; 0 means for ever, for gateways that know no lifetime.
     """
 
     claim: Claim
@@ -68,11 +68,11 @@ class Grant:
 @final
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What became of a check.
+    """The result of a check.
 
     Attributes:
-      stands: whether the gateway still knows the mapping; False where it has forgotten all of them.
-      ip: its address on its other side, where it tells.
+      stands: whether the gateway still has the mapping; False also where a restart has erased all mappings.
+      ip: the gateway's external address, where it reports one.
     """
 
     stands: bool
@@ -80,30 +80,31 @@ class Found:
 
 
 class Client(Protocol):
-    """One gateway by one protocol.  Its methods raise `PortMapError`, or OSError where we have no way there."""
+    """One gateway and one protocol.  Its methods raise `PortMapError`, or OSError where the gateway is unreachable."""
 
     @property
     def protocol(self) -> ProtocolName: ...
 
     async def map(self, claim: Claim, lifetime: int) -> Grant:
-        """Make the mapping, or renew it.
+        """Make the mapping, or renew it, for `lifetime` seconds.
 
         Raises:
-          Conflict: another external port may do; this one is somebody else's.
-          Denied: no port does.
-          PortMapRefused: the gateway did not make or renew the mapping, not that it refuses what is asked of it then.
-          Gone: it is to be looked for again.
+          Conflict: another host has this external port; another port may work.
+          Denied: no port will work.
+          PortMapRefused: the gateway has not made or renewed the mapping.  Refusals of later requests, for a mapping
+            that was made, raise other errors.
+          Gone: the gateway has to be searched for again.
           PortMapTimeout: the same.
-          PortMapError: it did not work.
+          PortMapError: something else failed.
         """
         ...
 
     async def unmap(self, claim: Claim) -> None:
-        """Delete the mapping, if it is ours; that it is not there is no error."""
+        """Delete the mapping, if it is ours; no error where it does not exist."""
         ...
 
     async def check(self, grant: Grant) -> Found:
-        """Ask whether the mapping stands."""
+        """Ask whether the mapping still exists."""
         ...
 
 

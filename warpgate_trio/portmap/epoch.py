@@ -1,7 +1,7 @@
-"""Whether a gateway has restarted, and forgotten its mappings, by the seconds that it counts (its epoch).  Pure.
+"""Detects that a gateway has restarted, and lost its mappings, by its count of seconds (its epoch).  Pure.
 
-RFC 6886 §3.6 and RFC 6887 §8.5: the gateway's clock may run up to an eighth (there: a sixteenth) slower than ours, and
-two seconds are lost on the way.  What is counted here is monotonic, so setting the machine's clock changes nothing.
+The gateway's clock may run slower than ours by an eighth (RFC 6886 §3.6) or a sixteenth (RFC 6887 §8.5), and two
+seconds of delay are allowed for.  Local times are monotonic, so setting the host's clock has no effect.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from typing import Final, final
 __all__ = ["Epoch"]
 
 SLACK: Final = 2.0
-"""Seconds that an answer may take longer than the one before."""
+"""Seconds by which an answer may be later than the one before."""
 DRIFT: Final = 1 / 8
-"""Part of the time by which the two clocks may differ: RFC 6886's, the more patient of the two."""
+"""Part of the elapsed time by which the two clocks may differ: that of RFC 6886, the more tolerant of the two RFCs."""
 
 
 @final
 class Epoch:
-    """What was last heard of a gateway's epoch."""
+    """The last epoch that a gateway has reported."""
 
     def __init__(self) -> None:
         self._last: tuple[int, float] | None = None
 
     def is_continued(self, epoch: int, now: float) -> bool:
-        """Whether `epoch`, heard at `now`, goes on from what was heard before; it is what the next one is held to."""
+        """Whether `epoch`, received at `now`, continues the previous one; the next one is compared with it."""
         before, self._last = self._last, (epoch, now)
         if before is None:
             return True

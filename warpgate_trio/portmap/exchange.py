@@ -1,7 +1,7 @@
-"""One question to a gateway over UDP, and its answer: when to ask again, which answer is ours.  No I/O.
+"""One request to a gateway over UDP, and its answer: when to retransmit, and which answer is valid.  No I/O.
 
-Neither NAT-PMP nor PCP is kept from strangers by more than an address, so an answer is believed from the gateway's
-address and port alone, and must be to what was asked (`read`).
+NAT-PMP and PCP do not authenticate answers.  So an answer counts only from the gateway's address and port, and only if
+it matches the request (`read`).
 """
 
 from __future__ import annotations
@@ -16,22 +16,27 @@ from ..sockaddr import TransportAddress, parse_ip
 __all__ = ["MAP_RTO", "RTO", "TRIES", "Exchange"]
 
 RTO: Final = 0.25
-"""Seconds to the first repetition (RFC 6886 §3.1); doubles."""
+"""Seconds before the first retransmission (RFC 6886 §3.1); doubles."""
 MAP_RTO: Final = 1.0
-"""Seconds to the first repetition of a request for a mapping: a gateway with two hundred of them takes 650 ms for one,
-and some take a repetition over IPv6 for another one's."""
+"""Seconds before the first retransmission of a request for a mapping: a gateway with two hundred mappings takes 650 ms
+for one, and over IPv6 some take a retransmission for another client's request."""
 TRIES: Final = 5
-"""Requests in all, of the nine there: 7.75 s.  The last ones of nine would take two minutes."""
+"""Requests in all, of the nine in RFC 6886 §3.1: 7.75 s.  The other four would take two minutes."""
 
 T = TypeVar("T")
 
 
 @final
 class Exchange(Generic[T]):
-    """One request and what comes of it.
+    """One request and its answer.
 
     Args:
-      read: the answer, or None for bytes that are none to this request; `PortMapMalformed` counts as None.
+      request: the bytes to send.
+      gateway: where to send them.
+      read: decodes bytes to an answer; None for bytes that do not answer this request, and `PortMapMalformed` counts
+        as None.
+      rto: seconds before the first retransmission; doubles.
+      tries: requests in all.
 
     Attributes:
       answer: None until there is one.
@@ -59,12 +64,12 @@ class Exchange(Generic[T]):
 
     @property
     def done(self) -> bool:
-        """Whether there is an answer, or all requests stayed without one."""
+        """Whether there is an answer, or all tries have failed."""
         return self.answer is not None or (self._sent == self._tries and self._deadline == math.inf)
 
     @property
     def deadline(self) -> float:
-        """When `handle_timer` wants to be called."""
+        """When `handle_timer` has to be called."""
         return math.inf if self.done else self._deadline
 
     def transmit(self, now: float) -> bytes | None:
@@ -77,13 +82,13 @@ class Exchange(Generic[T]):
         return self._request
 
     def handle_timer(self, now: float) -> None:
-        """Ask again, or give up."""
+        """Make a retransmission due, or give up."""
         if now >= self.deadline:
             self._deadline = math.inf
             self._due = self._sent < self._tries
 
     def receive(self, data: bytes, source: TransportAddress, now: float) -> bool:
-        """Whether `data`, which came from `source`, is the answer; never raises."""
+        """Take a datagram from `source`; returns whether it is the answer.  Never raises."""
         if self.done or (parse_ip(source[0]), source[1]) != self._from:
             return False
         try:

@@ -1,4 +1,4 @@
-"""UPnP gateways are searched for by SSDP, and their descriptions tell what they do."""
+"""Finds UPnP gateways: SSDP searches for them, and their descriptions list their services."""
 
 from __future__ import annotations
 
@@ -27,27 +27,30 @@ __all__ = ["find_gateway"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 SEARCHES: Final = (0.0, 1.0)
-"""Seconds after which the search is sent: multicast is lost at times, on Wi-Fi above all."""
+"""Seconds before each sending of the search: multicast packets may be lost, above all on Wi-Fi."""
 SEARCH_TIME: Final = 5.0
 """Seconds for answers: some gateways take four."""
 MAX_LOCATIONS: Final = 8
-"""Places named in answers that are asked: a network has a gateway or two, and other devices that answer."""
+"""Locations from answers that are asked: a network has one or two gateways, and other devices that answer."""
 _TTL: Final = 2  # of multicast, UPnP Device Architecture 1.1 §1.3.2
 _CONNECTED: Final = frozenset({"connected", "up"})
 
 
 async def find_gateway(local: IpAddress, prefix: int, gateway: IpAddress, *, index: int = 0) -> Client:
-    """Search the network of `local`, and choose among what answers: connected, with a public address; then any.
+    """Search the network of `local`, and choose a gateway.
 
-    Over IPv6 the first one that opens pinholes.
+    The first gateway that is connected and has a public address is taken; without one, the first that opens ports.
+    Over IPv6, it is the first that opens pinholes.
 
     Args:
-      index: the interface's, for IPv6.
+      local, prefix: our address, and the length of its network's prefix.
+      gateway: the gateway of our routes.
+      index: the index of the interface, for IPv6.
 
     Raises:
       PortMapTimeout: nothing answers.
-      PortMapError: what answers is no gateway.
-      OSError: nothing can be sent from there.
+      PortMapError: no device that answers is a usable gateway.
+      OSError: nothing can be sent from `local`, or a device that answered cannot be reached.
     """
     problems: list[PortMapError | OSError] = []
     best: Client | None = None
@@ -80,7 +83,7 @@ async def _services(local: IpAddress, location: Url) -> list[Service]:
 
 
 async def _choose(local: IpAddress, services: list[Service]) -> tuple[Client, bool]:
-    """The best of a gateway's connections, and whether it leads to the internet."""
+    """The best of a gateway's connection services, and whether it leads to the internet."""
     if local.version == 6:
         return PinholeClient(local, services[0]), True
     connected: UpnpClient | None = None
@@ -109,7 +112,7 @@ async def _choose(local: IpAddress, services: list[Service]) -> tuple[Client, bo
 async def _locations(
     local: IpAddress, prefix: int, gateway: IpAddress, index: int
 ) -> AsyncGenerator[trio.MemoryReceiveChannel[Url]]:
-    """Search, and hand out the places that are named and may be asked, each once, for `SEARCH_TIME`."""
+    """Search for `SEARCH_TIME` seconds; yields a channel of the locations that may be asked, each once."""
     send, receive = trio.open_memory_channel[Url](MAX_LOCATIONS)
     with receive, trio.socket.socket(socket_family(str(local)), trio.socket.SOCK_DGRAM) as sock:
         await sock.bind((str(local), 0))
@@ -128,7 +131,7 @@ async def _locations(
 
 
 async def _search(sock: trio.socket.SocketType, there: list[str]) -> None:
-    """By multicast, and to the gateway alone: a host firewall lets in the answers to the second only."""
+    """Send the search by multicast and to the gateway: a host firewall lets in only the answers to the latter."""
     for pause in SEARCHES:
         await trio.sleep(pause)
         for to in there:

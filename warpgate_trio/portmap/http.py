@@ -16,7 +16,7 @@ from .xml import MAX_DOCUMENT
 __all__ = ["PATIENCE", "request"]
 
 PATIENCE: Final = 10.0
-"""Seconds for one request: gateways were seen to take four to map a port."""
+"""Seconds for one request: some gateways take four to map a port."""
 _CHUNK: Final = 16384
 
 
@@ -28,13 +28,13 @@ async def request(
     headers: Sequence[tuple[str, str]] = (),
     body: bytes = b"",
 ) -> tuple[int, bytes]:
-    """Ask from `local`; the status and the body of the answer.
+    """Send a request from `local`; returns the status and the body of the answer.
 
     Raises:
-      PortMapMalformed: what came is no HTTP, or longer than `MAX_DOCUMENT`.
+      PortMapMalformed: the answer is no HTTP, or longer than `MAX_DOCUMENT`.
       PortMapTimeout: it took more than `PATIENCE`.
-      ConnectionError: nobody takes connections there, or it broke.
-      OSError: there is no way there.
+      ConnectionError: the connection was refused, or broke.
+      OSError: the gateway is unreachable.
     """
     try:
         with trio.fail_after(PATIENCE), trio.socket.socket(socket_family(str(local)), trio.socket.SOCK_STREAM) as sock:

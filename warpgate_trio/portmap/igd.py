@@ -1,6 +1,6 @@
 """UPnP's Internet Gateway Device, versions 1 and 2: its description, and SOAP.  No I/O.
 
-Requests are what miniupnpc sends, to the letter, since gateways were tested with that; answers are read leniently.
+Requests are exactly what miniupnpc sends, since gateways were tested with it.  Answers are read leniently.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ MAX_VALUES: Final = 64
 """Values of one answer."""
 _MAX_TEXT: Final = 200
 _GONE: Final = frozenset({404, 410})
-"""HTTP's numbers (RFC 9110 §15.5) of a server that has no such service."""
+"""HTTP statuses (RFC 9110 §15.5) that mean that the service does not exist."""
 
 
 @final
 class Service(msgspec.Struct, frozen=True):
-    """Something that a gateway does."""
+    """A service that a gateway offers: its type, and the URL for requests to it."""
 
     kind: str
     control: Url
 
 
 def read_description(data: bytes, location: Url) -> list[Service]:
-    """The services that open ports and pinholes, the first ones of the description first.
+    """The services that open ports or pinholes, in the order of the description.
 
     Raises:
-      PortMapMalformed: it is no description, or one whose services are elsewhere than `location`.
+      PortMapMalformed: it is no description, or its services are at another address than `location`.
     """
     root = parse(data)
     if root.name != "root":
@@ -72,7 +72,7 @@ def read_description(data: bytes, location: Url) -> list[Service]:
 
 
 def envelope(service: str, action: str, arguments: Mapping[str, str]) -> bytes:
-    """The body of a request."""
+    """The body of a SOAP request."""
     inner = "".join(f"<{name}>{escape(value, quote=False)}</{name}>" for name, value in arguments.items())
     return (
         '<?xml version="1.0"?>\r\n'
@@ -83,12 +83,12 @@ def envelope(service: str, action: str, arguments: Mapping[str, str]) -> bytes:
 
 
 def read_answer(status: int, data: bytes, action: str) -> dict[str, str]:
-    """The values of an answer.
+    """The values of a SOAP answer.
 
     Raises:
-      PortMapRefused: it is an error, whose UPnP number is the error's `code`.
-      Gone: there is no such service any more.
-      PortMapMalformed: it is none.
+      PortMapRefused: the answer is an error; `code` is its UPnP number, or the HTTP status where it has none.
+      Gone: the service no longer exists.
+      PortMapMalformed: the bytes are no answer to `action`.
     """
     try:
         root = parse(data)
@@ -111,6 +111,6 @@ def read_answer(status: int, data: bytes, action: str) -> dict[str, str]:
 
 
 def _http_error(status: int, action: str) -> PortMapError:
-    """An error without a word of UPnP."""
+    """The error for an HTTP status without a UPnP error."""
     why = f"the gateway refuses {action}: HTTP {status}"
     return Gone(why) if status in _GONE else PortMapRefused(status, why)

@@ -1,17 +1,17 @@
-"""Keeps the mappings of one address of ours at its gateway: finds out what it speaks, asks, renews, and deletes.
+"""Keeps the mappings of one local address at its gateway: finds the gateway's protocols, requests, renews, and deletes.
 
-All protocols are looked for at once, for as long as none has answered again and again.  The first to answer is asked
-for the mappings, or those that have answered a moment later and are preferred; where one refuses, the next is asked.
-One that does not answer any more, or is not where it was found, is looked for again, and what it gave is its new
-place's to renew and to delete: routers have their UPnP service at another port after each start.
+All protocols are searched for at the same time, and a missing one again every `CHECK_INTERVAL`.  `GRACE` seconds after
+the first answer, the most preferred protocol that has answered is asked for the mappings.  If it refuses, the next one
+is asked.  A protocol that no longer answers, or is not where it was found, is searched for again.  Its mappings are
+then renewed and deleted at the new place: routers offer UPnP at another port after each restart.
 
-A protocol that is found is asked at once for what is missing or may be lost, as long as it has given something since
-it was found last, or was never found.  Else a router that answers searches, and no requests, would be asked in a loop;
-so it is when the lease's own pause is over.
+When a protocol is found, it is asked at once for mappings that are missing or may be lost.  This applies when it is
+found for the first time, or has given a mapping since it was last found.  Otherwise the requests wait for the pause of
+the lease.  So a router that answers searches but no requests is not asked in a loop.
 
-**What may stand at the gateway is written down before it is asked for** (`_claims`), and deleted at the end, also when
-the task is cancelled while it waits for an answer.  That takes at most `goodbye` seconds; what a gateway does not hear
-then ends with its lifetime.
+**A mapping is recorded before it is requested** (`_claims`), since it may exist at the gateway from then on.  All
+recorded mappings are deleted at the end, also when the task is cancelled while it waits for an answer.  That takes at
+most `goodbye` seconds.  A mapping whose deletion does not reach the gateway ends with its lifetime.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ __all__ = ["Keeper", "Kept"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 GRACE: Final = 0.25
-"""Seconds after the first answer in which a protocol that is preferred may still come in."""
+"""Seconds after the first answer in which a more preferred protocol may still answer."""
 
 _LOST: Final = (PortMapTimeout, Gone)
-"""What a client raises that is to be looked for again."""
+"""Errors after which a client is searched for again."""
 
 Find = Callable[[], Awaitable[Client]]
 
@@ -44,11 +44,11 @@ Find = Callable[[], Awaitable[Client]]
 @final
 @dataclass(eq=False, slots=True)
 class Kept:
-    """One mapping that is wanted, and who gives it.
+    """One wanted mapping, and the protocol that provides it.
 
     Attributes:
-      protocol: by which it was given.
-      problem: why there is none now, in one sentence.
+      protocol: the protocol that has given the mapping.
+      problem: the last failure, in one sentence; None after a success.
       wake: set when something may have changed.
     """
 
@@ -60,19 +60,19 @@ class Kept:
 
 @final
 class Keeper:
-    """See the module's page.
+    """Keeps the mappings of one local address; see the module's docstring.
 
     Args:
-      find: how each protocol's client is found; raises `PortMapError` or OSError where there is none now.
-      leases: what is wanted.
-      listen: runs beside, and calls `announced` when the gateway has something to say; may end.
+      find: by protocol, a function that finds its client; raises `PortMapError` or OSError where there is none now.
+      leases: the wanted mappings.
+      listen: runs in the background, and calls `announced` when the gateway announces a change; may return.
       goodbye: seconds that deleting may take.
 
     Attributes:
-      clients: what answers, by protocol.
+      clients: by protocol, the clients of those that answer.
       problems: by protocol, why it does not work.
       kept: the mappings.
-      settled: set when each mapping is there or was refused, or nothing answers.
+      settled: set when each mapping was made or refused, or no protocol answers.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class Keeper:
         self._listen = listen
         self._goodbye = goodbye
         self._claims: dict[tuple[ProtocolName, Claim], None] = {}
-        self._last: dict[ProtocolName, Client] = {}  # where each was found last; it may not answer any more
-        self._prompt = set(find)  # those that are asked at once when they are found
+        self._last: dict[ProtocolName, Client] = {}  # the client that was last found; it may no longer answer
+        self._prompt = set(find)  # protocols that are asked at once when they are found
         self._found = trio.Event()
         self._missing: dict[ProtocolName, trio.Event] = {name: trio.Event() for name in find}
         self._looks_at = -math.inf
@@ -112,9 +112,10 @@ class Keeper:
                 await self._delete_all()
 
     def announced(self) -> None:
-        """The gateway, or somebody in its name, says that something has changed: look at all mappings.
+        """Check all mappings, since the gateway, or somebody in its name, says that something has changed.
 
-        Once in `SOONEST`, since anybody in the network can say so; what is said sooner is looked at later.
+        Checks happen once in `SOONEST` seconds at most, since any host in the network can send announcements.  An
+        earlier announcement is checked when that time is over.
         """
         now = trio.current_time()
         if self._looks_at <= now:
@@ -147,14 +148,14 @@ class Keeper:
             await self._missing[name].wait()
 
     def _ask_at_once(self, name: ProtocolName) -> None:
-        """For what nobody has given, and what the gateway may have forgotten since it was found last."""
+        """Ask for mappings that are missing, and for those of this protocol, which the gateway may have lost."""
         for kept in self.kept:
             if kept.protocol in (None, name):
                 kept.lease.look_again(trio.current_time())
                 kept.wake.set()
 
     def _lose(self, client: Client) -> None:
-        """It is not there any more: look for it again, if that was not done since."""
+        """Search for a client's protocol again, unless another client of it was found since."""
         name = client.protocol
         if self._last[name] is client:
             self.clients.pop(name, None)
@@ -165,7 +166,7 @@ class Keeper:
 
     async def _keep(self, kept: Kept) -> None:
         await self._found.wait()
-        await trio.sleep(GRACE)  # nothing tells that no other protocol is going to answer
+        await trio.sleep(GRACE)  # another protocol may still answer
         while True:
             kept.wake = trio.Event()
             with trio.move_on_at(kept.lease.deadline):
@@ -183,7 +184,7 @@ class Keeper:
                 self.settled.set()
 
     async def _map(self, kept: Kept) -> None:
-        """Ask one protocol after the other."""
+        """Ask one protocol after another until one makes the mapping."""
         kept.protocol, conflict, denied = None, False, False
         for name in PROTOCOLS:
             client = self.clients.get(name)
@@ -195,7 +196,7 @@ class Keeper:
                 kept.problem = str(error)
                 conflict = conflict or isinstance(error, Conflict)
                 denied = denied or isinstance(error, Denied)
-                if isinstance(error, Conflict):  # it speaks, and another port may do
+                if isinstance(error, Conflict):  # the protocol works, and another port may be free
                     break
                 continue
             self._granted(kept, name, grant)
@@ -231,14 +232,14 @@ class Keeper:
         now = trio.current_time()
         if not found.stands:
             logger.info("the gateway has forgotten a mapping: it is asked for again")
-            for each in self.kept:  # it told of its restart once
+            for each in self.kept:  # the epoch shows a restart only once
                 if each.protocol == kept.protocol and each is not kept:
                     each.lease.lost(now)
                     each.wake.set()
         kept.lease.checked(found, now)
 
     async def _ask(self, client: Client, claim: Claim) -> Grant:
-        """Ask for a mapping, which may stand from before the question on."""
+        """Ask for a mapping, and record it before, since it may exist from the request on."""
         name = client.protocol
         may_stand = (name, claim) in self._claims
         self._claims[name, claim] = None
@@ -252,7 +253,7 @@ class Keeper:
                 each.protocol == name and each.lease.claim == claim and each.lease.grant for each in self.kept
             )
             if not (granted or may_stand) or (isinstance(error, Conflict) and not granted):
-                self._claims.pop((name, claim), None)  # nothing of it stands, or it is somebody else's now
+                self._claims.pop((name, claim), None)  # it does not exist, or another host has the port
             raise
 
     def _granted(self, kept: Kept, name: ProtocolName, grant: Grant) -> None:

@@ -1,13 +1,14 @@
-"""The life of one mapping at one gateway, without I/O: when to ask, renew, check, and what after a refusal.
+"""The life of one mapping at one gateway: when to request, renew and check it, and what follows a refusal.  No I/O.
 
     state    what is due at `deadline`         granted  refused          checked: stands / does not
     MISSING  MAP, for `claim`                  HELD     MISSING, later   -
     HELD     RENEW at half of what was given,  HELD     HELD until its   HELD / MISSING, now
              or CHECK, whichever is sooner              lifetime ends
 
-The internal port never changes; the external one is the same where that is at least 1024.  Where somebody else has it,
-three others are tried.  A mapping is renewed with the port that was given, not the one that was asked for: the gateway
-would make a second one.  What is held is what was *given*: a gateway that shortens the lifetime is asked sooner.
+The internal port never changes.  The external port equals it where that is at least 1024.  If another host has that
+port, three others are tried.  A mapping is renewed with the port that was *given*, as the gateway would make a second
+mapping for the port that was asked for.  The lifetime, too, is the one that was given: if it is shorter, the mapping is
+renewed sooner.
 """
 
 from __future__ import annotations
@@ -24,23 +25,24 @@ from .client import Claim, Found, Grant
 __all__ = ["CHECK_INTERVAL", "LIFETIME", "Lease", "Step"]
 
 LIFETIME: Final = 3600
-"""Seconds that are asked for: what a killed process leaves behind is gone after that."""
+"""Seconds of lifetime that are asked for: a mapping that a killed process leaves behind ends after that."""
 CHECK_INTERVAL: Final = 600.0
-"""Seconds between two looks at a mapping: some routers clear what they think unused, and say nothing."""
+"""Seconds between two checks of a mapping: some routers delete mappings that seem unused, without notice."""
 MIN_PORT: Final = 1024
-"""External ports below are for the router's own services; some search for seconds when asked for one."""
+"""Lowest external port: those below are for the router's own services, and some routers search for seconds when asked
+for one."""
 MAX_CONFLICTS: Final = 3
-"""Other ports that are tried where somebody has ours: a full table refuses them all."""
+"""Other ports that are tried where another host has ours: a full table refuses them all."""
 RETRY_FIRST: Final = 60.0
 """Seconds until a gateway that refused is asked again; doubles up to `RETRY_LAST`."""
 RETRY_LAST: Final = 3600.0
-"""Seconds of the longest such pause, and of the one after a refusal that only the router's user can change."""
+"""Seconds of the longest pause after a refusal, and of the pause after one that only the router's user can change."""
 SOONEST: Final = 5.0
-"""Seconds between two renewals: a gateway that gives less is asked no more often."""
+"""Seconds between two renewals at least, also where a gateway gives shorter lifetimes."""
 
 
 class Step(Enum):
-    """What is due."""
+    """The next action for a mapping."""
 
     MAP = "map"
     RENEW = "renew"
@@ -49,11 +51,12 @@ class Step(Enum):
 
 @final
 class Lease:
-    """See the module's page.
+    """The state of one mapping; see the module's docstring.
 
     Args:
-      claim: the first one; its external port is chosen here.
-      choose: another external port.
+      transport, internal: the protocol and the local port to map.
+      nonce: see `Claim`.
+      choose: returns another external port to try.
     """
 
     def __init__(self, transport: Transport, internal: int, *, nonce: bytes, choose: Callable[[], int]) -> None:
@@ -84,7 +87,7 @@ class Lease:
         return Step.RENEW if self._renews <= self._checks else Step.CHECK
 
     def granted(self, grant: Grant, now: float) -> None:
-        """The gateway has mapped, or renewed."""
+        """The gateway has made or renewed the mapping."""
         self.grant = grant
         self.claim = replace(self.claim, external=grant.external)
         self._ends = now + grant.lifetime if grant.lifetime else math.inf
@@ -93,9 +96,14 @@ class Lease:
         self._pause, self._conflicts = RETRY_FIRST, 0
 
     def failed(self, now: float, *, conflict: bool = False, denied: bool = False) -> None:
-        """The gateway has refused, or not answered."""
+        """The gateway has refused, or not answered.
+
+        Args:
+          conflict: another host has the external port.
+          denied: only the router's user can allow mappings.
+        """
         if self.grant is not None and now < self._ends:
-            left = self._ends - now  # RFC 6887 §11.2.1: at half of what is left, then at half of that
+            left = self._ends - now  # RFC 6887 §11.2.1: at half of the remaining time, then at half of that
             later = now + (max(left / 2, SOONEST) if left < math.inf else CHECK_INTERVAL)
             if self.step is Step.RENEW:
                 self._renews = min(later, self._ends)
@@ -113,14 +121,14 @@ class Lease:
             return
         self.claim = replace(self.claim, external=self._first_port())
         self._conflicts = 0
-        if ended and not denied:  # some gateways renew nothing, and map anew what is over
+        if ended and not denied:  # some gateways do not renew, but map anew after the end
             self._asks = now + SOONEST
             return
         self._asks = now + (RETRY_LAST if denied else self._pause)
         self._pause = min(2 * self._pause, RETRY_LAST)
 
     def checked(self, found: Found, now: float) -> None:
-        """The gateway has said whether the mapping stands."""
+        """The gateway has said whether the mapping still exists."""
         if self.grant is None:
             return
         if not found.stands:
@@ -131,13 +139,13 @@ class Lease:
         self._checks = now + CHECK_INTERVAL
 
     def lost(self, now: float) -> None:
-        """The gateway has forgotten it: ask again at once."""
+        """The gateway has lost the mapping: ask again at once."""
         self.grant, self._asks = None, now
 
     def look_again(self, now: float) -> None:
-        """Something was announced: renew now, or ask now.
+        """Renew or ask at `now`, since the gateway may have lost the mapping.
 
-        Not check: a gateway that has restarted twice within seconds does not show it by its epoch.
+        A check would not do: its epoch does not show that a gateway has restarted twice within seconds.
         """
         if self.grant is None:
             self._asks = min(self._asks, now)

@@ -1,6 +1,7 @@
-"""NAT-PMP (RFC 6886): what is asked of a gateway at its port 5351, and what it answers.  No I/O.
+"""NAT-PMP (RFC 6886): the requests to a gateway at its port 5351, and its answers.  No I/O.
 
-A gateway that speaks PCP alone answers with version 2 and UNSUPP_VERSION; that is a refusal here, too.
+A gateway that speaks only PCP answers with version 2 and UNSUPP_VERSION.  `decode` does not accept that as an answer,
+so the request times out.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from ..errors import PortMapMalformed
 __all__ = ["PORT", "ExternalAddress", "Mapped", "Refused", "Result", "decode", "encode_address", "encode_map"]
 
 PORT: Final = 5351
-"""Where gateways listen, NAT-PMP's and PCP's alike."""
+"""The port on which gateways listen, for NAT-PMP and PCP."""
 MAX_ANSWER: Final = 1100
-"""Bytes of an answer that is looked at: PCP's longest message (RFC 6887 §7)."""
+"""Bytes of an answer at most: those of PCP's longest message (RFC 6887 §7)."""
 
 _VERSION: Final = 0
 _ADDRESS: Final = 0
@@ -32,7 +33,7 @@ _MAPPED: Final = struct.Struct("!HHI")
 
 
 class Result(IntEnum):
-    """RFC 6886 §3.5."""
+    """Result codes (RFC 6886 §3.5)."""
 
     SUCCESS = 0
     UNSUPPORTED_VERSION = 1
@@ -44,7 +45,7 @@ class Result(IntEnum):
 
 @final
 class ExternalAddress(msgspec.Struct, frozen=True):
-    """The gateway's address on its other side; it is announced, too."""
+    """The gateway's external address, as an answer or as an announcement."""
 
     epoch: int
     ip: IPv4Address
@@ -52,7 +53,7 @@ class ExternalAddress(msgspec.Struct, frozen=True):
 
 @final
 class Mapped(msgspec.Struct, frozen=True):
-    """What has become of a request for a mapping; a lifetime of 0 is the answer to its deletion."""
+    """The answer to a request for a mapping; a lifetime of 0 answers a deletion."""
 
     transport: Transport
     epoch: int
@@ -63,12 +64,12 @@ class Mapped(msgspec.Struct, frozen=True):
 
 @final
 class Refused(msgspec.Struct, frozen=True):
-    """An answer that says no.
+    """A refusal.
 
     Attributes:
-      transport: of the mapping; None for the address.
-      internal: the port that it was asked for, where the answer repeats it.
-      result: a `Result`, or a number that RFC 6886 does not know.
+      transport: that of the mapping; None where the external address was asked for.
+      internal: the local port of the request, where the answer repeats it.
+      result: a `Result`, or a number that RFC 6886 does not define.
     """
 
     transport: Transport | None
@@ -81,12 +82,12 @@ Answer: TypeAlias = ExternalAddress | Mapped | Refused
 
 
 def encode_address() -> bytes:
-    """The question for the external address."""
+    """A request for the external address."""
     return bytes([_VERSION, _ADDRESS])
 
 
 def encode_map(transport: Transport, internal: int, external: int, lifetime: int) -> bytes:
-    """A request for a mapping of `lifetime` seconds; `external` is a suggestion, 0 for none; 0 seconds delete it."""
+    """A request for a mapping of `lifetime` seconds, 0 to delete it; `external` is a suggestion, 0 for none."""
     return bytes([_VERSION, _MAP[transport], 0, 0]) + _MAPPED.pack(internal, external, lifetime)
 
 
@@ -94,7 +95,7 @@ def decode(data: bytes) -> Answer:
     """Read an answer.
 
     Raises:
-      PortMapMalformed: it is none of NAT-PMP.
+      PortMapMalformed: it is no answer of NAT-PMP.
     """
     if not _HEAD.size <= len(data) <= MAX_ANSWER:
         raise PortMapMalformed(f"a NAT-PMP answer has {len(data)} bytes")

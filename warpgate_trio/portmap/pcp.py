@@ -1,6 +1,6 @@
 """PCP (RFC 6887), as far as a client needs it: ANNOUNCE and MAP, without options.  No I/O.
 
-Over IPv6 a MAP opens a pinhole in the gateway's firewall: the external address is the internal one.
+Over IPv6, MAP opens a pinhole in the gateway's firewall: the external address equals the internal one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..sockaddr import IpAddress, unmapped
 __all__ = ["NONCE_LENGTH", "Announced", "Mapped", "Refused", "Result", "decode", "encode_announce", "encode_map"]
 
 NONCE_LENGTH: Final = 12
-"""Bytes that a mapping's owner knows (RFC 6887 §11.2)."""
+"""Bytes of the nonce that identifies a mapping's owner (RFC 6887 §11.2)."""
 MAX_MESSAGE: Final = 1100
 """Bytes of the longest message (RFC 6887 §7)."""
 
@@ -34,7 +34,7 @@ _TRANSPORTS: Final = {number: transport for transport, number in _PROTOCOL.items
 
 
 class Result(IntEnum):
-    """RFC 6887 §7.4."""
+    """Result codes (RFC 6887 §7.4)."""
 
     SUCCESS = 0
     UNSUPP_VERSION = 1
@@ -54,14 +54,14 @@ class Result(IntEnum):
 
 @final
 class Announced(msgspec.Struct, frozen=True):
-    """The gateway is there; `epoch` tells whether it has forgotten what it knew."""
+    """The answer to ANNOUNCE, or an announcement; `epoch` shows whether the gateway has lost its mappings."""
 
     epoch: int
 
 
 @final
 class Mapped(msgspec.Struct, frozen=True):
-    """What has become of a request for a mapping."""
+    """The answer to a request for a mapping; a lifetime of 0 answers a deletion."""
 
     nonce: bytes
     transport: Transport
@@ -74,13 +74,13 @@ class Mapped(msgspec.Struct, frozen=True):
 
 @final
 class Refused(msgspec.Struct, frozen=True):
-    """An answer that says no.
+    """A refusal.
 
     Attributes:
-      nonce: of the request for a mapping, where the answer repeats it.
-      ip: the gateway's own address on its other side, which some tell all the same.
-      lifetime: seconds for which the answer is not going to change.
-      result: a `Result`, or a number that RFC 6887 does not know.
+      nonce: that of the request for a mapping, where the answer repeats it.
+      ip: the gateway's external address, which some report with a refusal too.
+      lifetime: seconds for which the same request would be refused again.
+      result: a `Result`, or a number that RFC 6887 does not define.
     """
 
     nonce: bytes | None
@@ -94,14 +94,14 @@ Answer: TypeAlias = Announced | Mapped | Refused
 
 
 def encode_announce(client: IpAddress) -> bytes:
-    """The question whether the gateway is there; `client` is the address that it is asked from."""
+    """An ANNOUNCE request, which shows whether the gateway speaks PCP; `client` is the address that it is sent from."""
     return _REQUEST.pack(_VERSION, _ANNOUNCE, 0, 0, _packed(client))
 
 
 def encode_map(
     client: IpAddress, nonce: bytes, transport: Transport, internal: int, external: int, lifetime: int
 ) -> bytes:
-    """A request for a mapping of `lifetime` seconds to `client`; `external` is a suggestion; 0 seconds delete it."""
+    """A request for a mapping of `lifetime` seconds to `client`, 0 to delete it; `external` is a suggestion."""
     unspecified = IPv4Address(0) if client.version == 4 else IPv6Address(0)
     return _REQUEST.pack(_VERSION, _MAP, 0, lifetime, _packed(client)) + _BODY.pack(
         nonce, _PROTOCOL[transport], internal, external, _packed(unspecified)
@@ -112,7 +112,7 @@ def decode(data: bytes) -> Answer:
     """Read an answer.
 
     Raises:
-      PortMapMalformed: it is none of PCP, or to something that is never asked here.
+      PortMapMalformed: it is no answer of PCP, or answers a request that this module does not make.
     """
     if len(data) > MAX_MESSAGE or len(data) < _HEAD.size or len(data) % 4:
         raise PortMapMalformed(f"a PCP answer has {len(data)} bytes")

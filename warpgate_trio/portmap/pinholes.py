@@ -1,8 +1,8 @@
 """The client of UPnP gateways for IPv6: pinholes in their firewall (WANIPv6FirewallControl:1).
 
-The gateway is searched for over IPv6, since it opens pinholes only for the address that asks.  A pinhole has a number,
-which asking for the same one again tells; so one that was asked for when we were cancelled is found by asking again.
-There is nothing to read back but whether the number is known.
+The gateway is searched for over IPv6, since it opens pinholes only for the address that asks.  A pinhole has a number.
+A second request for the same pinhole returns the same number, which serves to delete one whose answer was lost to a
+cancellation.  A pinhole cannot be read back; the gateway only shows whether it knows the number.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 __all__ = ["PinholeClient"]
 
 _NUMBER: Final = {Transport.TCP: "6", Transport.UDP: "17"}
-_UNKNOWN: Final = frozenset({704, 402})  # NoSuchEntry; what some call a number that they do not know
+_UNKNOWN: Final = frozenset({704, 402})  # NoSuchEntry; some report 402 for an unknown number
 _MAX_ID: Final = 16
 
 
 @final
 class PinholeClient:
-    """See `Client`."""
+    """A `Client` that opens pinholes by UPnP."""
 
     protocol: Final[ProtocolName] = "upnp"
 
@@ -55,7 +55,7 @@ class PinholeClient:
     async def unmap(self, claim: Claim) -> None:
         known = self._ids.pop(_key(claim), None)
         if known is None:
-            known = await self._add(claim, 1)  # asked for, and not heard of
+            known = await self._add(claim, 1)  # requested without an answer: this returns its number
         await self._call("DeletePinhole", UniqueID=known)
 
     async def check(self, grant: Grant) -> Found:
@@ -93,5 +93,5 @@ class PinholeClient:
 
 
 def _key(claim: Claim) -> Claim:
-    """Pinholes have no external port."""
+    """The claim without its external port, which pinholes do not have."""
     return replace(claim, external=claim.internal)

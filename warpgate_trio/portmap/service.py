@@ -1,9 +1,9 @@
 """`PortMaps`: has routers open the ports that a node listens on, in the background, for as long as it is open.
 
-For each of the machine's own IPv4 addresses that is private and has a gateway there is a `Keeper`, and for each public
-IPv6 one, whose pinhole in the gateway's firewall it keeps open.  A keeper ends, and deletes what it had, when its
-address or its gateway is gone.  Interfaces that are not used (`Interface.is_used`), and tunnels, which have no gateway,
-have none.
+For each used interface with a gateway, there is a `Keeper` for a private IPv4 address, and one for a public IPv6
+address, which keeps a pinhole in the gateway's firewall open.  When its address or its gateway is gone, a keeper
+deletes its mappings and ends.  Interfaces that are not used (`Interface.is_used`) have no keepers, nor have tunnels,
+which have no gateway.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ logger: logging.Logger = logging.getLogger(__name__)
 PRIVATE: Final = (AddressScope.PRIVATE, AddressScope.SHARED)
 _MAX_PORT: Final = 65535
 MAX_KEEPERS: Final = 8
-"""Addresses for which routers are asked: a machine has two or three, and a list of virtual ones has no end."""
+"""Addresses for which routers are asked: a host has two or three, while virtual interfaces may be many."""
 CLOCK_JUMP: Final = 5.0
-"""Seconds by which the machine's clock went on while its monotonic one did not: it slept, and so did its mappings'
-renewals, while their lifetimes went on."""
+"""Seconds by which the wall clock gains on the monotonic clock when the host has slept: mappings may have expired, as
+they were not renewed meanwhile."""
 
 
 @final
@@ -51,11 +51,12 @@ class MappedPort:
     """A port that is open now.
 
     Attributes:
-      interface: the index of the interface that it leads to.
-      local: our address on it.
-      ip: the gateway's address on its other side, by its own word; None where it does not tell.
-      external: the port there.
-      internal: ours.
+      interface: the index of the interface to which it leads.
+      local: our address on that interface.
+      ip: the gateway's external address, as the gateway reports it; None where it reports none.
+      external: the external port.
+      internal: our port.
+      permanent: whether the gateway has mapped it for ever.
     """
 
     interface: int
@@ -71,13 +72,15 @@ class MappedPort:
 @final
 @dataclass(frozen=True, slots=True)
 class GatewayState:
-    """A gateway, as it is known now.
+    """The present state of a gateway.
 
     Attributes:
-      interface: the name of the interface that it is asked from.
-      protocols: what it has answered to.
-      mapped: what it has opened.
-      problems: why it has not opened more, in sentences.
+      interface: the name of the interface from which it is asked.
+      local: our address on that interface.
+      gateway: the gateway's address.
+      protocols: the protocols that it answers.
+      mapped: the ports that it has opened.
+      problems: what did not work, in sentences.
     """
 
     interface: str
@@ -91,7 +94,7 @@ class GatewayState:
 @final
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where ports may be opened: an address of ours, and whom to ask."""
+    """A local address for which ports may be opened, and the gateway to ask."""
 
     interface: int
     name: str
@@ -102,14 +105,14 @@ class _Place:
 
 @final
 class PortMaps:
-    """See the module's page.
+    """The port mappings of a node; see the module's docstring.
 
     Args:
-      ports: those that are to be opened, TCP, by IP version.
-      protocols: what gateways may be asked by; empty for none at all.
+      ports: the TCP ports to open, by IP version.
+      protocols: the protocols that may be used; with none, no gateway is asked.
       goodbye: seconds that deleting may take at the end.
-      sign: the node's signature over bytes, the same after each start, which nobody else is told; None: mappings of an
-        earlier process are not known again by PCP.
+      sign: makes the node's signature over bytes: secret, and the same after each start.  With None, PCP gateways do
+        not recognize the owner of an earlier process's mappings.
     """
 
     def __init__(
@@ -146,12 +149,12 @@ class PortMaps:
                 self._nursery = None
 
     def look(self) -> None:
-        """Go by the machine's interfaces and gateways as they are now; cheap where nothing has changed."""
+        """Adapt to the host's present interfaces and gateways, and notice that it has slept; cheap without changes."""
         if self._nursery is None:
             return
         try:
             wanted = self._places()
-        except Exception as error:  # a machine that does not tell has no ports opened
+        except Exception as error:  # no ports are opened where the system does not list its gateways
             logger.debug("the machine's gateways cannot be told: %s", error)
             return
         for place in [place for place in self._keepers if place not in wanted]:
@@ -169,18 +172,18 @@ class PortMaps:
 
     @property
     def mapped(self) -> tuple[MappedPort, ...]:
-        """What is open now."""
+        """The ports that are open now."""
         return tuple(port for place, (keeper, _) in self._keepers.items() for port in _mapped(place, keeper))
 
     @property
     def gateways(self) -> tuple[GatewayState, ...]:
-        """What is known of the gateways that are asked."""
+        """The state of each gateway, for each address for which it is asked."""
         return tuple(_state(place, keeper) for place, (keeper, _) in self._keepers.items())
 
     async def wait_settled(self) -> None:
-        """Wait until each gateway has opened all ports, has refused, or is known not to answer.
+        """Wait until each gateway has opened all ports, has refused, or has not answered.
 
-        A gateway that is silent takes some seconds, which are the caller's to bound.
+        A silent gateway takes some seconds; the caller has to limit the time.
         """
         await trio.lowlevel.checkpoint()
         await self._looked.wait()
@@ -188,7 +191,7 @@ class PortMaps:
             await keeper.settled.wait()
 
     def _places(self) -> dict[_Place, None]:
-        """In the order of the interfaces."""
+        """The addresses that need a keeper now, in the order of the interfaces."""
         gateways = self._host.gateways()
         if not gateways:
             return {}
@@ -217,7 +220,7 @@ class PortMaps:
         )
         search = partial(find_gateway, place.local, place.prefix, place.gateway, index=place.interface)
         find: dict[ProtocolName, Find] = {"pcp": partial(_find_pcp, place), "upnp": search}
-        if isinstance(place.local, IPv4Address):  # of which NAT-PMP is
+        if isinstance(place.local, IPv4Address):  # NAT-PMP has no IPv6
             find["natpmp"] = partial(_find_natpmp, place)
         chosen = {name: each for name, each in find.items() if name in self._protocols}
         heard: Callable[[Callable[[], None]], Awaitable[None]] | None = None
@@ -226,9 +229,10 @@ class PortMaps:
         return Keeper(chosen, [lease], listen=heard, goodbye=self._goodbye)
 
     def _nonce(self, place: _Place) -> bytes:
-        """By which PCP knows who may renew and delete a mapping (RFC 6887 §11.3).
+        """The nonce by which PCP recognizes who may renew and delete a mapping (RFC 6887 §11.3).
 
-        What a killed process leaves has to be the next one's, and nobody else may guess it.
+        It is the same for the node's next process, which can take over mappings of a killed one.  Nobody else can guess
+        it.
         """
         if self._sign is None:
             return self._host.entropy(NONCE_LENGTH)
@@ -245,7 +249,7 @@ class PortMaps:
 
 
 def _scoped(place: _Place) -> TransportAddress:
-    """Where PCP is asked; a link-local gateway is on the interface."""
+    """The gateway's address for PCP; a link-local one has the interface as its scope."""
     scope = f"%{place.interface}" if place.gateway.version == 6 and place.gateway.is_link_local else ""
     return f"{place.gateway}{scope}", natpmp.PORT
 

@@ -1,7 +1,8 @@
-"""SSDP: how UPnP gateways are searched for, and which of those that answer may be asked on.  No I/O.
+"""SSDP: the search for UPnP gateways, and which of the URLs in the answers may be fetched.  No I/O.
 
-Answers come from anybody in the network and name a URL that we then fetch, so what they may name is narrow: HTTP, an
-address in figures that is the gateway's or in our own network, not ours, and no service of a system.
+Any host in the network can answer, and an answer names a URL to fetch.  So only HTTP URLs with an IP address are
+accepted.  The address has to be the gateway's or in our own network, and must be neither our own nor a special one,
+such as loopback.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ __all__ = [
 GROUP: Final = "239.255.255.250"
 GROUP6: Final = "ff02::c"
 PORT: Final = 1900
-"""Where gateways hear searches (UPnP Device Architecture 1.1 §1.2)."""
+"""The port at which gateways receive searches (UPnP Device Architecture 1.1 §1.2)."""
 TARGETS: Final = (
     "urn:schemas-upnp-org:device:InternetGatewayDevice:1",
     "urn:schemas-upnp-org:service:WANIPConnection:1",
     "urn:schemas-upnp-org:service:WANPPPConnection:1",
     "upnp:rootdevice",
 )
-"""What is searched for: some gateways answer to one of them alone."""
+"""Search targets: some gateways answer to only one of them."""
 TARGETS6: Final = ("urn:schemas-upnp-org:device:InternetGatewayDevice:2", "upnp:rootdevice")
-"""The same over IPv6, where a gateway is of the second version or knows no pinholes."""
+"""Search targets over IPv6: only gateways of the second version know pinholes."""
 MAX_REPLY: Final = 2048
 """Bytes of an answer: a dozen headers in one datagram."""
 MAX_URL: Final = 512
@@ -51,11 +52,11 @@ MAX_URL: Final = 512
 
 @final
 class Url(msgspec.Struct, frozen=True):
-    """Where HTTP is asked.
+    """An HTTP URL of a gateway.
 
     Attributes:
       target: path and query.
-      scope: of a link-local IPv6 address, as ``%2``: our interface, which no text of a gateway names.
+      scope: for a link-local IPv6 address, our interface, as ``%2``; never taken from a gateway's text.
     """
 
     ip: IpAddress
@@ -65,12 +66,12 @@ class Url(msgspec.Struct, frozen=True):
 
     @property
     def address(self) -> TransportAddress:
-        """Where to connect."""
+        """The address to connect to."""
         return f"{self.ip}{self.scope}", self.port
 
     @property
     def authority(self) -> str:
-        """What stands in the Host header: some gateways want the port even where it is 80."""
+        """The value of the Host header: some gateways want the port even where it is 80."""
         return show_address((str(self.ip), self.port))
 
 
@@ -83,17 +84,17 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 def search(target: str, authority: str = f"{GROUP}:{PORT}") -> bytes:
-    """The question who is a `target`, to be answered within a second."""
+    """A search for devices of type `target`, to be answered within a second."""
     return (
         f'M-SEARCH * HTTP/1.1\r\nHOST: {authority}\r\nMAN: "ssdp:discover"\r\nMX: 1\r\nST: {target}\r\n\r\n'
     ).encode()
 
 
 def parse_reply(data: bytes) -> Reply:
-    """Read an answer, as leniently as can be.
+    """Read an answer to a search, leniently.
 
     Raises:
-      PortMapMalformed: it is none, or names no place.
+      PortMapMalformed: it is no answer, or has no location.
     """
     if len(data) > MAX_REPLY:
         raise PortMapMalformed(f"an answer to a search has {len(data)} bytes")
@@ -107,10 +108,10 @@ def parse_reply(data: bytes) -> Reply:
 
 
 def parse_url(text: str, base: Url | None = None) -> Url:
-    """A URL of a gateway; a relative one is of `base`.
+    """Read a URL of a gateway; a relative one is resolved against `base`.
 
     Raises:
-      PortMapMalformed: it is none that is asked: another scheme, a name in place of an address.
+      PortMapMalformed: the URL cannot be used: it has another scheme, or a name instead of an address.
     """
     text = text.strip()
     if len(text) > MAX_URL or not text.isascii() or not text.isprintable() or " " in text:
@@ -135,15 +136,16 @@ def _target(path: str, query: str) -> str:
 
 
 def judge_location(text: str, *, gateway: IpAddress, local: IpAddress, prefix: int, index: int = 0) -> Url:
-    """Where the description may be fetched that an answer names.
+    """The URL of a description that an answer names, if it may be fetched.
 
     Args:
-      gateway: the one of our routes; another one that answers has to be in our network.
-      local, prefix: our address there, and how long its network's prefix is.
-      index: the interface's, for a gateway of which our routes have the link-local address, as most do over IPv6.
+      text: the location in the answer.
+      gateway: the gateway of our routes; any other host has to be in our network.
+      local, prefix: our address there, and the length of its network's prefix.
+      index: the index of the interface, which becomes the scope of a link-local address: most IPv6 routes have one.
 
     Raises:
-      PortMapMalformed: not there.
+      PortMapMalformed: the location may not be fetched.
     """
     url = parse_url(text)
     network = ip_network((local, prefix), strict=False)

@@ -1,8 +1,8 @@
-"""The client of UPnP gateways: found by SSDP, asked by SOAP, and believed after it was read back.
+"""The client of UPnP gateways: requests go by SOAP, and results count after they were read back.
 
-Gateways say 200 OK to what they do not do: ports above 65,535, full tables, renewals that extend nothing.  So the entry
-is read after each request, and what it says counts: whose it is, and for how long.  A mapping that a gateway makes, and
-does not read back, is not used; it may stand all the same, so it is deleted.
+Gateways answer 200 OK to requests that they do not fulfil: ports above 65,535, full tables, renewals that extend
+nothing.  So the entry is read back after each request, and its content counts: the owner, and the time left.  A mapping
+that cannot be read back is not used.  It may exist all the same, so it is deleted.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ __all__ = ["DENIED", "UpnpClient", "call"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 DESCRIPTION: Final = "warpgate-trio"
-"""What our mappings are called in the router's table."""
+"""The description of our mappings in the router's table."""
 _CONFLICTS: Final = frozenset({718, 729})
-_PERMANENT_ONLY: Final = frozenset({725, 402})  # by the standard; "Invalid Args" of those who know no lease either
+_PERMANENT_ONLY: Final = frozenset({725, 402})  # the standard's; "Invalid Args" of other gateways without lifetimes
 DENIED: Final = 606
-"""UPnP's number for what the gateway's user has to allow."""
+"""UPnP's error for requests that the gateway's user has to allow ("Action not authorized")."""
 _NO_ENTRY: Final = frozenset({714, 713})
 
 
@@ -50,10 +50,11 @@ class _Entry(msgspec.Struct, frozen=True):
 
 @final
 class UpnpClient:
-    """See `Client`.
+    """A `Client` that speaks UPnP IGD over IPv4.
 
     Args:
-      service: one of `WAN`.
+      local: our address in the gateway's network.
+      service: a service of one of the kinds in `WAN`.
     """
 
     protocol: Final[ProtocolName] = "upnp"
@@ -66,21 +67,21 @@ class UpnpClient:
     async def map(self, claim: Claim, lifetime: int) -> Grant:
         try:
             known = await self._entry(claim)
-        except (PortMapRefused, Gone):  # a number of its own for what is not there
+        except (PortMapRefused, Gone):  # some gateways have another error for a missing entry
             known = None
         if known is not None and known.client != str(self._local):
             raise Conflict(718, f"port {claim.external} is {known.client or 'somebody'}'s already")
         if known is not None and not known.is_for(self._local, claim.internal):
-            await self._delete(claim)  # ours, of an earlier run
+            await self._delete(claim)  # our own, from an earlier run
             known = None
         await self._add(claim, lifetime)
         try:
             return await self._read_back(claim, lifetime, known)
-        except PortMapRefused as error:  # not of the mapping, which was made
+        except PortMapRefused as error:  # a refusal of the later request: the mapping was made
             raise PortMapError(f"the gateway says that it has mapped a port, and no more of it: {error}") from error
 
     async def _read_back(self, claim: Claim, lifetime: int, known: _Entry | None) -> Grant:
-        """What the entry says that was made, or renewed where there was a `known` one, which may take two tries."""
+        """Read the entry that was made, or renewed if `known`; one that was not extended is deleted and made again."""
         entry = await self._entry(claim)
         asked = 0 if self._permanent else lifetime
         if known is not None and entry is not None and not _is_extended(entry, known, asked):
@@ -93,7 +94,7 @@ class UpnpClient:
         return Grant(claim, claim.external, await self.external(), left)
 
     async def unmap(self, claim: Claim) -> None:
-        """A gateway that reads nothing back is told all the same: it was asked for, and nobody else had it."""
+        """Delete the mapping if it is ours, or cannot be read back: it was requested, and no other host had it."""
         try:
             entry = await self._entry(claim)
         except (PortMapRefused, Gone):
@@ -108,11 +109,11 @@ class UpnpClient:
         return Found(stands, await self.external() if stands else None)
 
     async def status(self) -> str:
-        """What the gateway says of its connection, in lower case."""
+        """The gateway's connection status, in lower case."""
         return (await self._call("GetStatusInfo")).get("NewConnectionStatus", "").strip().lower()
 
     async def external(self) -> IpAddress | None:
-        """The gateway's address on its other side, by its own word; None where it has none to tell."""
+        """The external address that the gateway reports; None where it reports none."""
         try:
             told = (await self._call("GetExternalIPAddress")).get("NewExternalIPAddress", "")
             ip = ip_address(told.strip())
@@ -123,7 +124,7 @@ class UpnpClient:
     # -- one step each -----------------------------------------------------------------------------------------------
 
     async def _add(self, claim: Claim, lifetime: int) -> None:
-        """Add the entry; for ever, where the gateway knows nothing else."""
+        """Add the entry; for ever, where the gateway refuses lifetimes."""
         try:
             await self._add_for(claim, 0 if self._permanent else lifetime)
         except PortMapRefused as error:
@@ -174,7 +175,7 @@ class UpnpClient:
 
 
 async def call(local: IpAddress, service: Service, action: str, arguments: Mapping[str, str]) -> dict[str, str]:
-    """One action of a service, asked from `local`; raises as `Client`'s methods do."""
+    """Call one action of a service from `local`, and return the values of the answer; raises as `Client` says."""
     headers = [
         ("Content-Type", 'text/xml; charset="utf-8"'),
         ("SOAPAction", f'"{service.kind}#{action}"'),
@@ -194,7 +195,7 @@ def _name(claim: Claim) -> dict[str, str]:
 
 
 def _is_extended(entry: _Entry, before: _Entry, asked: int) -> bool:
-    """Whether a renewal has given more time; what lasts for ever, and what does not tell, needs none."""
+    """Whether a renewal has extended the time; also True for a mapping without an end, or without a known one."""
     if entry.lease is None or before.lease is None or not entry.lease or not asked:
         return True
     return entry.lease > before.lease or entry.lease >= asked // 2

@@ -1,7 +1,7 @@
-"""XML as gateways write it, read with the standard library's expat: bounded, and without anything that expands.
+"""Reads the XML of gateways with the standard library's expat, within bounds and without entities.
 
-A document type, and with it every entity of its own, is refused, so nothing grows and nothing is fetched.  Prefixes of
-names are dropped, since gateways invent them.
+A document type declaration is refused, and with it every custom entity, so nothing expands and nothing is fetched.
+Prefixes of names are dropped, since gateways choose them freely.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_DOCUMENT: Final = 256 * 1024
 MAX_ELEMENTS: Final = 4096
 """Elements of a document: a description has some hundred."""
 MAX_DEPTH: Final = 32
-"""Elements within one another: a description has ten."""
+"""Levels of nested elements: a description has ten."""
 
 
 @final
@@ -29,7 +29,7 @@ class Element:
     """An element without its attributes.
 
     Attributes:
-      text: what stands directly in it, without white space around.
+      text: the text directly in it, stripped of white space.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Element:
     children: list[Element] = field(default_factory=list)
 
     def find(self, name: str) -> str:
-        """The text of the first child of that name; empty without one."""
+        """The text of the first child of that name; empty if there is none."""
         return next((child.text for child in self.children if child.name == name), "")
 
     def iterate(self) -> Iterator[Element]:
-        """Itself and all below."""
+        """This element and all its descendants."""
         yield self
         for child in self.children:
             yield from child.iterate()
@@ -51,7 +51,7 @@ def parse(data: bytes) -> Element:
     """Read a document.
 
     Raises:
-      PortMapMalformed: it is none, has a document type, or is beyond the bounds.
+      PortMapMalformed: it is no XML, has a document type, or exceeds the bounds.
     """
     if len(data) > MAX_DOCUMENT:
         raise PortMapMalformed(f"a gateway sends a document of {len(data)} bytes")
@@ -87,7 +87,7 @@ def parse(data: bytes) -> Element:
         parser.Parse(data.strip(b"\0 \t\r\n"), True)
     except expat.ExpatError as error:
         raise PortMapMalformed(f"a gateway sends what is no XML: {error}") from None
-    except (LookupError, ValueError, UnicodeError) as error:  # an encoding that nobody knows
+    except (LookupError, ValueError, UnicodeError) as error:  # an unknown encoding
         if isinstance(error, PortMapMalformed):
             raise
         raise PortMapMalformed(f"a gateway sends XML that cannot be read: {error}") from None
