@@ -1,3 +1,3 @@
-"""Sockets that are bound: UDP ports with all that share one, TCP ports, the loop that accepts."""
+"""Bound sockets: UDP ports and their shared use, TCP ports, the accept loop; and connections to servers by proxy."""
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Listeners: what all of them say before their bind, and accepting connections for as long as one is open: the one loop
-of all servers and of the node.
+"""Listeners: the socket option that all of them set before their bind, and the accept loop of all servers and the node.
 
-When the process has no descriptor left, ``accept`` fails at once, and goes on failing: the connection stays in the
-backlog, so that the socket stays readable.  Nothing tells when there is a descriptor again.  So the loop waits a moment
-between tries, as `trio.serve_listeners` does, but says so once a minute and not ten times a second with a traceback.
+When the process has no file descriptor left, ``accept`` fails at once, and again: the connection stays in the backlog,
+so the socket stays readable.  Nothing signals that a descriptor is free again.  So the loop pauses between tries, as
+`trio.serve_listeners` does, but logs the error once a minute instead of ten tracebacks a second.
 """
 
 from __future__ import annotations
@@ -24,18 +23,19 @@ logger: logging.Logger = logging.getLogger(__name__)
 PAUSE: Final = 0.1
 """Seconds after an ``accept`` that failed."""
 REPORT_INTERVAL: Final = 60.0
-"""Seconds between two lines about it in the log."""
+"""Seconds between two log lines about a failing ``accept``."""
 _OF_ONE_CONNECTION: Final = frozenset(
-    # accept(2): what is wrong with the connection that was waiting; the next one may be well.
+    # accept(2): errors of the connection that was waiting; the next one may be fine.
     {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH}
     | {errno.ENETUNREACH, errno.ENOPROTOOPT, errno.EOPNOTSUPP}
 )
 
 
 def rebind(listener: trio.socket.SocketType) -> None:
-    """Let a listener, before its bind, have a port of which connections of an earlier listener are still being closed.
+    """Allow a listener to bind to a port while connections of an earlier listener on it are still closing.
 
-    Windows does so unasked, and by SO_REUSEADDR it lets a listener take a port that another program listens on.
+    Call it before the bind.  Windows allows that by default; there, SO_REUSEADDR would allow a port on which another
+    program listens.
     """
     if sys.platform != "win32":
         listener.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
@@ -47,7 +47,7 @@ async def accept_connections(
     """Accept connections until the listener is closed.
 
     Args:
-      take: called with each connection, which it owns from then on, and with its source; starts what serves it.
+      take: called with each connection and its source address; owns the connection, and starts the task that serves it.
     """
     reported_at = -math.inf
     while True:

@@ -1,10 +1,10 @@
-"""What an HTTP proxy says to CONNECT (RFC 9110 section 9.3.6), without I/O.
+"""The client's side of HTTP CONNECT through a proxy (RFC 9110 section 9.3.6), without I/O.
 
-A client asks a proxy to connect to a host and port; after an answer of the class 2xx the connection is the way there.
-Whatever else the proxy says is its own word and not the server's, and is told as that: who it was, what it said, and
-what to do about it.
+A client asks a proxy to connect to a host and port.  After a 2xx response, the connection leads there.  Any other
+response comes from the proxy and not from the server.  The error says so: it names the proxy, quotes the response, and
+says what to do.
 
-It has no timers: a proxy that never answers is bounded by whoever waits for it.
+There are no timers: the caller has to limit the time for a proxy that never answers.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from ..sockaddr import bracketed
 __all__ = ["MAX_ANSWER", "ConnectRequest", "name_of"]
 
 MAX_ANSWER: Final = 16384
-"""Bytes that a proxy may send until its answer is complete: a login page's header has cookies and policies, some two
-kilobytes of them."""
-_MAX_SAID: Final = 80  # characters of what a proxy says that are shown: its reason phrase, or the logins it knows
+"""Bytes that a proxy may send until its response header is complete: that of a login page has some two kilobytes of
+cookies and policies."""
+_MAX_SAID: Final = 80  # characters that are shown of a proxy's reason phrase, or of the login schemes it accepts
 _START: Final = b"HTTP/"
 _SCHEME = re.compile(r"(?:^|,)\s*([A-Za-z][A-Za-z0-9!#$%&'*+.^_`|~-]*)(?=\s|,|$)")  # of a challenge, RFC 9110 11.6.1
 
 
 def name_of(proxy: ServerUrl) -> str:
-    """A proxy in a sentence: its host and port, without its login."""
+    """A proxy's name for messages: its host and port, without its login."""
     return f"the proxy {bracketed(proxy.host)}:{proxy.port}"
 
 
 @final
 class ConnectRequest:
-    """Asks `proxy` for a connection to `host`, a name or an IP address, and `port`.
+    """Asks `proxy` for a connection to `port` of `host`, a name or an IP address.
 
     Attributes:
-      rest: once `receive` has said True, what came behind the answer: the server's first bytes.
+      rest: the bytes that followed the proxy's response, once `receive` has returned True: the server's first bytes.
     """
 
     def __init__(self, proxy: ServerUrl, host: str, port: int) -> None:
@@ -58,15 +58,18 @@ class ConnectRequest:
         self.rest: bytes = b""
 
     def transmit(self) -> bytes:
-        """What is to be sent; empty once it was handed out."""
+        """The bytes of the request; empty from the second call on."""
         data, self._to_send = self._to_send, b""
         return data
 
     def receive(self, data: bytes) -> bool:
-        """Take what the proxy has sent, nothing for its end; whether the connection leads to the target now.
+        """Take bytes from the proxy, empty for the end of its stream.
+
+        Returns:
+          Whether the connection leads to the target now.
 
         Raises:
-          ProxyError: it does not, and will not.
+          ProxyError: the proxy refused, or its response is no HTTP.
         """
         name = name_of(self._proxy)
         if not data:
@@ -74,7 +77,7 @@ class ConnectRequest:
         fed, beyond = data[: self._room], data[self._room :]
         self._room -= len(fed)
         self._start = (self._start + fed)[: len(_START)]
-        if not _START.startswith(self._start):  # a mail server's greeting, say, would be waited with for a header's end
+        if not _START.startswith(self._start):  # do not wait for the end of a header that never comes
             raise self._no_proxy()
         try:
             self._http.receive_data(fed)
@@ -121,6 +124,6 @@ class ConnectRequest:
 
 
 def _schemes(challenges: Sequence[bytes]) -> list[str]:
-    """The logins that a proxy knows, by the first word of each challenge."""
+    """The login schemes that a proxy accepts: the first word of each challenge."""
     found = (each for value in challenges for each in _SCHEME.findall(value.decode("latin-1")))
     return list(dict.fromkeys(found))

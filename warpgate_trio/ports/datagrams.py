@@ -1,18 +1,18 @@
-"""Datagrams in batches: a UDP socket of ours, who supplies them to races, and the path that carriers have of those.
+"""Datagrams in batches: UDP sockets, the ports that races use, and the paths that carriers use.
 
-One task switch costs more than one datagram: reading one datagram a switch gives 6.6 MB/s of QUIC, up to 64 of them
-more than ten times that.  So all interfaces here move batches, with one checkpoint each.
+A task switch costs more than a datagram: with one datagram for each switch, QUIC reaches 6.6 MB/s; with up to 64, more
+than ten times that.  So all interfaces here move batches, with one checkpoint for each.
 
 `DatagramSocket` is for the task that owns a UDP socket (docs/punching.md, law 6).  Trio's sockets have no call that
-takes what is there without a checkpoint, so the descriptor is detached from the Trio socket that made it, and read and
-written without blocking; waiting is `trio.lowlevel.wait_readable`.  Simulated sockets have such calls (`NowaitSocket`)
-and stay as they are.  Either way the socket came from `trio.socket.socket`.
+receives without a checkpoint.  So the descriptor is detached from the Trio socket that made it, and read and written
+without blocking; `trio.lowlevel.wait_readable` waits.  Simulated sockets have such calls (`NowaitSocket`) and are used
+as they are.  In both cases the socket was made by `trio.socket.socket`.
 
-`DatagramPort` is where a race sends from and is heard: one address of ours, on a socket of ours or at a relay.
-`DatagramPath` is what such a port hands to a carrier: datagrams from one peer to one peer.
+`DatagramPort` is one local address from which a race sends and at which it receives, on a UDP socket or at a relay.
+`DatagramPath` is what such a port gives to a carrier: the datagrams to and from one peer.
 
 A datagram that cannot be sent (no route, a firewall's EPERM, no buffer, too big for the link) is counted and dropped,
-as the network would have done: whoever speaks UDP has to live with loss, and one bad destination must not end a socket
+as if the network had lost it.  Protocols over UDP have to cope with loss, and one bad destination must not end a socket
 that serves many.
 """
 
@@ -41,30 +41,30 @@ __all__ = [
 ]
 
 Datagram = tuple[bytes, TransportAddress]
-"""A payload, and where it came from or goes to."""
+"""A payload, and its source or destination."""
 DatagramHandler = Callable[[bytes, TransportAddress], Iterable[Datagram]]
-"""Takes a datagram and its source; what it returns is sent."""
+"""Takes a datagram and its source; the datagrams that it returns are sent."""
 
 BATCH: Final = 64
-"""Datagrams in one go: with more of them nothing gets faster, and other tasks wait longer (64 take about 1 ms)."""
+"""Datagrams in one batch: larger batches are no faster, and keep other tasks waiting (64 take about 1 ms)."""
 MAX_DATAGRAM: Final = 2048
-"""Bytes of a datagram: nobody whom we talk to sends more than fits an Ethernet frame; what is longer is dropped."""
+"""Bytes of a received datagram: no peer or server sends more than an Ethernet frame holds; longer ones are dropped."""
 BUFFER: Final = 1 << 20
-"""Bytes that the kernel is asked to hold in either direction: it gives 208 KiB by itself, which one congestion window
-of a fast path fills.  Linux caps it at net.core.rmem_max without a word."""
+"""Bytes of each kernel buffer that are asked for: the default of 208 KiB is filled by one congestion window of a fast
+path.  Linux silently caps it at net.core.rmem_max."""
 NO_WAY: Final = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EPERM})
-"""What sending gives where this machine has no route any more, or a firewall on it lets nothing out."""
+"""Errors of sending where the host no longer has a route, or its firewall blocks outgoing packets."""
 MAX_ERRORS: Final = BATCH
-"""Errors of one `DatagramSocket.receive_batch` without a datagram in between, after which the socket is broken."""
+"""Errors of one `DatagramSocket.receive_batch` without a datagram, after which the socket counts as broken."""
 
 
 class DatagramPath(Protocol):
-    """Datagrams to and from one peer over a socket that somebody else owns.
+    """Datagrams to and from one peer over a socket with another owner.
 
     One task at a time may be in `receive`, and one in `send`.
 
     Attributes:
-      local, remote: socket addresses of the path; they only describe it.
+      local, remote: the socket addresses of the path, for information only.
     """
 
     @property
@@ -73,9 +73,9 @@ class DatagramPath(Protocol):
     def remote(self) -> TransportAddress: ...
 
     async def send(self, datagrams: Sequence[bytes]) -> None:
-        """Send a whole batch; a checkpoint always.  Datagrams that cannot be sent are dropped, in silence.
+        """Send a whole batch; always a checkpoint.  Datagrams that cannot be sent are dropped silently.
 
-        Cancelled, it has sent none of them or some.
+        When cancelled, it has sent none or some of them.
 
         Raises:
           trio.BrokenResourceError: the path ended.
@@ -83,27 +83,27 @@ class DatagramPath(Protocol):
         """
 
     async def receive(self) -> list[bytes]:
-        """Wait for datagrams; return those that are there, between 1 and `BATCH`.  Cancelling it loses none.
+        """Wait for datagrams; return those that have arrived, between 1 and `BATCH`.  Cancelling it loses none.
 
         Raises as `send` does.
         """
 
     def send_nowait(self, datagrams: Sequence[bytes]) -> None:
-        """Send a few last words without waiting, for who closes; what does not go at once is dropped.  Never raises."""
+        """Send a few final datagrams without waiting, before closing; drops those that would block.  Never raises."""
 
     def close_nowait(self) -> None:
-        """Give the path back to its owner.  Idempotent; wakes whoever waits in `send` or `receive`."""
+        """Give the path back to its owner.  Idempotent; wakes tasks that wait in `send` or `receive`."""
 
 
 class DatagramPort(Protocol):
-    """An address of ours at which peers are met, whoever supplies its datagrams: a UDP port, or a relay.
+    """A local address at which peers can be met: a UDP port, or an address at a relay.
 
-    It belongs to whoever has it until `release`.
+    It belongs to its user until `release`.
 
     Attributes:
       local: its own address: a socket's, or the relayed one.
-      mapped: where others have seen it, by the server that told.
-      closed: nothing is sent or received any more.
+      mapped: by server, the endpoint at which the server has seen it.
+      closed: whether it is closed: nothing is sent or received any more.
     """
 
     @property
@@ -114,33 +114,36 @@ class DatagramPort(Protocol):
     def closed(self) -> bool: ...
 
     async def send(self, datagrams: Iterable[Datagram], *, hops: int | None = None) -> None:
-        """Send a batch; a checkpoint always.  Datagrams that cannot be sent are dropped, in silence.
+        """Send a batch; always a checkpoint.  Datagrams that cannot be sent are dropped silently.
 
         Args:
-          hops: the TTL or hop limit of these alone, where the port has a say in it; else they may be dropped.
+          hops: the TTL or hop limit of these datagrams.  A port that cannot set it may drop them.
 
         Raises:
           trio.ClosedResourceError: the port was closed.
         """
 
     def listen_for_probes(self, handler: DatagramHandler | None, /) -> None:
-        """Give STUN messages that answer nothing of the port's own to `handler`, until another one or None takes its
-        place."""
+        """Give STUN messages that answer none of the port's own requests to `handler`.
+
+        It replaces the previous handler; None removes it.
+        """
 
     def open_path(self, remote: TransportAddress, /) -> DatagramPath:
-        """A path to one remote address; ValueError when it has one.
+        """Open a path to one remote address.
 
         Raises:
+          ValueError: there is a path to it already.
           trio.ClosedResourceError: the port was closed.
         """
 
     def release(self) -> None:
-        """Its owner needs it no more: it closes with its last path, or now."""
+        """Give the port up: it closes with its last path, or now if it has none."""
 
 
 @runtime_checkable
 class NowaitSocket(Protocol):
-    """What a Trio socket without a file descriptor needs to have for `DatagramSocket`: the simulator's have it.
+    """The calls that `DatagramSocket` needs of a Trio socket without a file descriptor, such as the simulator's.
 
     The ``nowait`` calls raise `BlockingIOError` where they would have to wait.
     """
@@ -160,7 +163,7 @@ class NowaitSocket(Protocol):
 
 @final
 class _KernelSocket:
-    """The same on a descriptor."""
+    """A `NowaitSocket` on a file descriptor."""
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
         self.family: Final = sock.family
@@ -193,9 +196,9 @@ class _KernelSocket:
 
 
 def nowait_socket(sock: trio.socket.SocketType) -> NowaitSocket:
-    """A bound UDP socket as one that is read and written without checkpoints; `sock` is not to be used any more.
+    """Convert a bound UDP socket to one with calls that do not block; `sock` must not be used any more.
 
-    A kernel's has ``recvmsg_nowait`` and ``sendmsg_nowait`` too, where the system has them.
+    A kernel socket also has ``recvmsg_nowait`` and ``sendmsg_nowait``, where the system has these calls.
     """
     return sock if isinstance(sock, NowaitSocket) else _KernelSocket(sock)
 
@@ -207,10 +210,10 @@ class DatagramSocket:
     One task at a time may be in `receive_batch`, and any number in `send_batch`.
 
     Attributes:
-      local: its own address, with the port that it got.
-      errors: errno name -> datagrams that could not be sent, and errors of reading; ``"oversize"`` for datagrams that
-        were longer than `MAX_DATAGRAM`.
-      unreachable: how many of the datagrams sent last, one after the other, found no way out (`NO_WAY`).
+      local: its own address, with the port that it was given.
+      errors: by errno name, how many datagrams could not be sent and how many reads failed; ``"oversize"`` counts
+        received datagrams longer than `MAX_DATAGRAM`.
+      unreachable: how many of the latest datagrams in a row failed with `NO_WAY`.
     """
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
@@ -221,17 +224,17 @@ class DatagramSocket:
             else (stdlib.IPPROTO_IP, stdlib.IP_TTL)
         )
         self._closed = False
-        self._full: Final = trio.Lock()  # of who waits for room, as one task at a time may wait for a descriptor
+        self._full: Final = trio.Lock()  # held while waiting for room: one task at a time may wait for a descriptor
         self.local: Final[TransportAddress] = socket_address(self._sock.getsockname())
         self.errors: Final[Counter[str]] = Counter()
         self.unreachable: int = 0
 
     @classmethod
     async def bind(cls, local: TransportAddress) -> DatagramSocket:
-        """A new socket on an IP literal and a port; port 0 takes any.
+        """Make a socket on an IP literal and a port; with port 0 the system chooses one.
 
         Raises:
-          OSError: the address is not ours, the port is taken, or there are too many files.
+          OSError: the address is not ours, the port is taken, or no file descriptor is left.
         """
         sock = trio.socket.socket(socket_family(local[0]), stdlib.SOCK_DGRAM)
         try:
@@ -251,25 +254,25 @@ class DatagramSocket:
         return self._sock.family
 
     def fileno(self) -> int:
-        """-1 once it is closed."""
+        """The file descriptor; -1 once it is closed."""
         return self._sock.fileno()
 
     def setsockopt(self, level: int, optname: int, value: int) -> None:
-        """As a socket's.  For a TTL see `send_batch`."""
+        """As `socket.socket.setsockopt`.  For a TTL see `send_batch`."""
         self._sock.setsockopt(level, optname, value)
 
     def getsockopt(self, level: int, optname: int) -> int:
-        """As a socket's."""
+        """As `socket.socket.getsockopt`."""
         return self._sock.getsockopt(level, optname)
 
     async def receive_batch(self, limit: int = BATCH) -> list[Datagram]:
-        """Wait for datagrams; return those that are there, between 1 and `limit`.  Cancelling it loses none.
+        """Wait for datagrams; return those that have arrived, between 1 and `limit`.  Cancelling it loses none.
 
-        Addresses are (ip, port) also of IPv6, with the scope in the ip (``fe80::1%2``) where there is one.
+        Addresses are (ip, port), also for IPv6; a scope is part of the ip (``fe80::1%2``).
 
         Raises:
           trio.ClosedResourceError: this side closed the socket.
-          trio.BrokenResourceError: reading gives nothing but errors.
+          trio.BrokenResourceError: `MAX_ERRORS` reads in a row failed.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         waited = False
@@ -289,7 +292,7 @@ class DatagramSocket:
         return batch
 
     def _drain(self, batch: list[Datagram], limit: int) -> int:
-        """Take what is there; how many errors came instead."""
+        """Append the datagrams that have arrived to `batch`; returns the number of errors."""
         receive, append = self._sock.recvfrom_nowait, batch.append
         errors = 0
         for _ in range(limit):
@@ -297,7 +300,7 @@ class DatagramSocket:
                 data, source = receive(MAX_DATAGRAM + 1)
             except BlockingIOError:
                 break
-            except OSError as error:  # Windows: an ICMP error for what was sent before, to anybody
+            except OSError as error:  # Windows: an ICMP error for an earlier datagram to any destination
                 self._count(error)
                 errors += 1
                 continue
@@ -308,9 +311,9 @@ class DatagramSocket:
         return errors
 
     async def send_batch(self, datagrams: Iterable[Datagram], *, hops: int | None = None) -> None:
-        """Send all of them, in order; a checkpoint always.  What cannot be sent is counted and dropped.
+        """Send all datagrams, in order; always a checkpoint.  Those that cannot be sent are counted and dropped.
 
-        Cancelled, it has sent none of them or some.
+        When cancelled, it has sent none or some of them.
 
         Args:
           hops: the TTL or hop limit of these datagrams alone; by default the socket's.
@@ -324,7 +327,7 @@ class DatagramSocket:
         left.reverse()
         waited = False
         while left:
-            # Others may send while we wait: the TTL is ours only from here to the next checkpoint.
+            # Other tasks may send while this one waits, so the TTL is set only between two checkpoints.
             if hops is None:
                 self._send(left)
             else:
@@ -344,7 +347,7 @@ class DatagramSocket:
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     def send_nowait(self, datagrams: Iterable[Datagram]) -> None:
-        """Send what goes without waiting, and drop the rest.  Never raises: a closed socket drops all."""
+        """Send without waiting, and drop the datagrams that would block.  Never raises: a closed socket drops all."""
         left = list(datagrams)
         left.reverse()
         if not self._closed:
@@ -352,14 +355,14 @@ class DatagramSocket:
             self.errors["EAGAIN"] += len(left)
 
     def _send(self, left: list[Datagram]) -> None:
-        """Send from the end of `left` what goes without waiting."""
+        """Send datagrams from the end of `left` until one would block."""
         send = self._sock.sendto_nowait
         while left:
             try:
                 send(*left[-1])
             except BlockingIOError:
                 return
-            except (OSError, ValueError, OverflowError) as error:  # the latter two: no address, no port
+            except (OSError, ValueError, OverflowError) as error:  # the latter two: an invalid address or port
                 self._count(error)
                 if isinstance(error, OSError) and error.errno in NO_WAY:
                     self.unreachable += 1
@@ -376,6 +379,6 @@ class DatagramSocket:
             raise trio.ClosedResourceError("this socket was closed")
 
     def close(self) -> None:
-        """Close it now.  Idempotent; wakes whoever waits in `receive_batch` or `send_batch`."""
+        """Close it now.  Idempotent; wakes tasks that wait in `receive_batch` or `send_batch`."""
         self._closed = True
         self._sock.close()

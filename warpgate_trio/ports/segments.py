@@ -1,16 +1,17 @@
-"""How large TCP's segments are, on paths that do not say what they carry; and how much waits in its sockets.
+"""Limits the size of TCP segments, for paths with an unknown MTU, and the unsent data in TCP sockets.
 
-A path may carry less than its ends' links, and its routers may say nothing about it: ICMP is filtered, or a tunnel
-drops what is too large (RFC 2923 §2.1).  TCP then connects, says little, and hangs at the first full segment.  RFC 4821
-finds out by trying, which systems can do and do not by themselves.  So segments are made no larger than every path
-carries that carries IPv6, 1,280 bytes, QUIC's datagrams included.
+The MTU of a path may be smaller than that of the links at its ends, and its routers may not report it: ICMP is
+filtered, or a tunnel drops large packets (RFC 2923 §2.1).  TCP then connects, exchanges small segments, and hangs at
+the first full one.  RFC 4821 finds the MTU by probing, which systems support but do not enable by default.  So packets
+are limited to 1,280 bytes, which every path that carries IPv6 can carry.  The same limit holds for QUIC's datagrams.
 
-Linux takes TCP_MAXSEG before `connect` or `listen` and keeps to it for the life of the connection, in both directions:
-the SYN tells the peer, and what is sent is bounded by the same.  So it is enough that the dialler asks for it, who
-knows where the path leads; a node's listener does not, since it would cost programs on one machine 7 to 17 % of a
-Pipe's throughput.  It cannot be raised later (measured, 6.18): a path that has shown that it carries more keeps the
-small segments, which cost 1 % of an Ethernet's bytes.  Systems other than Linux refuse the option; there, and where the
-path carries even less, the padding of the Link's handshake (`LinkProtocol`) sees to it that the path does not win.
+Linux accepts TCP_MAXSEG before `connect` or `listen`.  It applies for the life of the connection and in both
+directions: the SYN announces it to the peer, and sent segments are limited too.  So it is enough that the dialler sets
+it, who knows where the path leads.  A node's listener does not set it, since that would cost programs on one host 7 to
+17 % of a Pipe's throughput.  It cannot be raised later (measured on Linux 6.18).  So the small segments stay on paths
+that could carry more, which costs 1 % of an Ethernet's bytes.  Systems other than Linux refuse the option.  There, and
+where the MTU is still smaller, the padding of the Link's handshake (`LinkProtocol`) ensures that such a path is not
+chosen.
 """
 
 from __future__ import annotations
@@ -31,22 +32,22 @@ _HEADERS: Final = {4: 40, 6: 60}  # of IP and TCP; TCP's options count as payloa
 
 
 def clamp_segments(sock: trio.socket.SocketType, ip: str) -> None:
-    """Bound the segments of a connection, before it is made, or of those that a listener will have.
+    """Limit the segments of a connection before it is made, or of a listener's future connections.
 
     Args:
-      ip: where it will lead, or where the listener is.  On loopback there is no path, and large segments are faster.
+      ip: the remote address, or the listener's.  Loopback is not limited: large segments are faster there.
     """
     address = parse_ip(ip)
     if not address.is_loopback:
-        with suppress(OSError, AttributeError):  # not every system has it, or takes it
+        with suppress(OSError, AttributeError):  # not every system has the option, or accepts it
             option: int = trio.socket.TCP_MAXSEG
             sock.setsockopt(trio.socket.IPPROTO_TCP, option, MAX_PACKET - _HEADERS[address.version])
 
 
 def limit_unsent(sock: trio.socket.SocketType, size: int) -> None:
-    """Have the kernel take no more from us while it has not sent `size` bytes of what it took.
+    """Have the kernel accept no more data while `size` bytes that it has accepted are unsent.
 
-    What is most urgent then goes next, and is not behind megabytes that nobody can take back.
+    The most urgent data can then be sent next, instead of after megabytes that are already in the kernel.
     """
-    with suppress(OSError, AttributeError):  # not every system has it
+    with suppress(OSError, AttributeError):  # not every system has the option
         sock.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NOTSENT_LOWAT, size)

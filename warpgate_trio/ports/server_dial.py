@@ -1,8 +1,9 @@
 """TCP connections to servers: directly, or by the proxy that the configuration names (`warpgate_trio.config.Proxies`).
 
-A server's name goes to its proxy unresolved: a machine behind one may know no names but the proxy's.  What a proxy does
-is told as a `ProxyError`, and so is that it cannot be reached; what comes through it, a refused certificate say, is the
-server's.  Nothing here has a timeout.  Who gave up waiting may ask the `ServerDial` who did not answer.
+A server's name is passed to the proxy unresolved: a host behind a proxy may be able to resolve only the proxy's name.
+Failures of the proxy, and failures to reach it, are a `ProxyError`.  Failures that come through it, such as a refused
+certificate, are the server's.  Nothing here has a timeout.  After giving up, the caller can ask `ServerDial.silence`
+whether it was the proxy that did not answer.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from .socks import ask_socks, check_available
 __all__ = ["Dial", "ServerDial"]
 
 Dial: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
-"""Opens a connection to a host and port; the name is resolved in there, or by a proxy."""
+"""Opens a connection to a host and port; resolves the name itself, or leaves that to a proxy."""
 _RECEIVE: Final = 4096
 
 
 @final
 class ServerDial:
-    """Opens connections to servers by one proxy, or directly: a `Dial`.
+    """A `Dial` that opens connections to servers through one proxy, or directly.
 
     Args:
-      proxy: None: there is none.
+      proxy: the proxy; None for direct connections.
       open_stream: opens the connection to the proxy, or to the server itself.
 
     Raises:
-      ConfigError: it is a SOCKS5 proxy, and the package for these is not there.
+      ConfigError: it is a SOCKS5 proxy, and the package python-socks is not installed.
     """
 
     def __init__(self, proxy: ServerUrl | None, open_stream: Dial = trio.open_tcp_stream) -> None:
@@ -54,7 +55,7 @@ class ServerDial:
 
     @property
     def silence(self) -> str:
-        """Who did not answer, as a sentence's end, when the last call was given up."""
+        """The end of a sentence, naming the proxy if the last call was cancelled while waiting for it; else empty."""
         return f" from {name_of(self._proxy)}" if self._proxy is not None and self._waiting else ""
 
     async def __call__(self, host: str, port: int) -> trio.abc.Stream:
@@ -62,11 +63,11 @@ class ServerDial:
 
         Raises:
           OSError: there is no proxy, and the server cannot be reached.
-          ProxyError: the proxy cannot be reached, or opens no way to the server.
+          ProxyError: the proxy cannot be reached, or does not connect to the server.
         """
         if self._proxy is None:
             return await self._open_stream(host, port)
-        self._waiting = True  # and so it stays when this is cancelled
+        self._waiting = True  # stays True when this call is cancelled
         stream = await self._through(self._proxy, host, port)
         self._waiting = False
         return stream
@@ -104,7 +105,7 @@ async def _connect(stream: trio.abc.Stream, proxy: ServerUrl, host: str, port: i
 
 @final
 class _Tunnel(trio.abc.Stream):
-    """A connection some of whose first bytes have been read already, along with the proxy's answer."""
+    """A connection whose first bytes have already been read, together with the proxy's response."""
 
     def __init__(self, stream: trio.abc.Stream, first: bytes) -> None:
         self._stream = stream

@@ -1,7 +1,7 @@
 """SOCKS5 proxies (RFC 1928), with or without name and password (RFC 1929): the only module that imports python-socks.
 
-The package is an extra, ``pip install warpgate-trio[socks]``, and is imported when such a proxy is first asked.  It is
-handed a connection to the proxy that is open already, so that the proxy's name is looked up as every other one.
+The package is an extra, ``pip install warpgate-trio[socks]``, and is imported when a SOCKS5 proxy is first used.  It is
+given an open connection to the proxy, so the proxy's name is resolved like every other name.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ from .connect import name_of
 
 __all__ = ["ask_socks", "check_available"]
 
-_MAX_SAID: Final = 80  # characters of what the package says that are shown
+_MAX_SAID: Final = 80  # characters that are shown of the package's message
 _FORBIDDEN, _UNREACHABLE, _REFUSED = 2, (3, 4, 6), 5  # replies, RFC 1928 section 6
 
 
 def check_available() -> None:
-    """Whether the package is there.  Imports nothing.
+    """Check that the package is installed, without importing it.
 
     Raises:
-      ConfigError: it is not.
+      ConfigError: it is not installed.
     """
     if importlib.util.find_spec("python_socks") is None:
         raise ConfigError("a SOCKS5 proxy needs the package python-socks: pip install 'warpgate-trio[socks]'")
 
 
 async def ask_socks(stream: trio.abc.Stream, proxy: ServerUrl, host: str, port: int) -> None:
-    """Have a proxy that we are connected to connect on to `host`, a name or an IP address.  No timeout is in here.
+    """Have the proxy at the other end of `stream` connect to `host`, a name or an IP address.  There is no timeout.
 
     Raises:
-      ProxyError: it does not.
+      ProxyError: it refuses, or does not speak SOCKS5.
+      trio.BrokenResourceError: the connection broke.
     """
     from python_socks import ProxyError as SocksRefused
     from python_socks import ProxyType
@@ -49,7 +50,7 @@ async def ask_socks(stream: trio.abc.Stream, proxy: ServerUrl, host: str, port: 
         username=proxy.username,
         password=(proxy.password or "") if proxy.username is not None else None,
         rdns=True,
-        forward=_Opened(stream),  # type: ignore[arg-type]  # of a proxy in front of this one, no more is used
+        forward=_Opened(stream),  # type: ignore[arg-type]  # the package uses no more of a forwarding proxy
     )
     try:
         await client.connect(host, port, timeout=math.inf)
@@ -57,7 +58,7 @@ async def ask_socks(stream: trio.abc.Stream, proxy: ServerUrl, host: str, port: 
         raise ProxyError(f"{name_of(proxy)} {_refusal(error.error_code, str(error), f'{host}:{port}')}") from error
     except trio.BrokenResourceError:
         raise
-    except Exception as error:  # what it makes of bytes that no SOCKS5 proxy sends
+    except Exception as error:  # any error of the package for bytes that are not SOCKS5
         raise ProxyError(f"{name_of(proxy)} does not speak SOCKS5; is the port right?") from error
 
 
@@ -72,7 +73,7 @@ def _refusal(code: int | None, said: str, target: str) -> str:
 
 @final
 class _Opened:
-    """An open connection, as python-socks takes one from a proxy in front of another."""
+    """An open connection in the form in which python-socks accepts a forwarding proxy."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream

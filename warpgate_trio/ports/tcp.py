@@ -1,14 +1,15 @@
-"""One local TCP port, as punching wants it (docs/punching.md): a mapping, a listener, sockets that connect from it.
+"""One local TCP port for punching (docs/punching.md): a mapping, a listener, and sockets that connect from the port.
 
 The mapping that a STUN server saw belongs to the local port, and lives as long as the connection to that server.  So
 that connection stays open, and everything else is bound to the same port:
 
-* a listener, open *before* the mapping is announced.  Where the peer's SYN comes in first, it is the listener that
-  answers; without one, full cone × symmetric never connects;
+* a listener, open *before* the mapping is announced.  It answers when the peer's SYN arrives first; without it, full
+  cone × symmetric never connects;
 * the sockets that connect to the peer.  Where both sides' SYNs cross, the two sockets become one connection (RFC 9293
-  §3.5); where the listener has won, connecting fails with EADDRNOTAVAIL, and the connection waits to be accepted.
+  §3.5).  Where the listener was first, connecting fails with EADDRNOTAVAIL, and the connection waits to be accepted.
 
-Every one of them says SO_REUSEADDR and SO_REUSEPORT before its bind: one that does not would forbid it to the others.
+All of these sockets set SO_REUSEADDR and SO_REUSEPORT before their bind: a socket without them would prevent the binds
+of the others.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from .segments import clamp_segments
 __all__ = ["BACKLOG", "TcpPort"]
 
 BACKLOG: Final = 16
-"""Connections that may wait to be accepted: a peer comes with a handful, and who else knows the port is a stranger."""
+"""Connections that may wait to be accepted: a peer makes a handful, and nobody else should know the port."""
 
 
 @final
 class TcpPort:
-    """See the module's page; made by `open`, closed by `close`.
+    """One local TCP port; see the module's docstring.  Made by `open`, closed by `close`.
 
     Attributes:
-      local: the address that all of its sockets are bound to.
-      mapped: where STUN servers saw it, the first server first; empty without servers.
-      mapped_at: when they were asked (`trio.current_time`).
+      local: the address to which all of its sockets are bound.
+      mapped: by STUN server, the endpoint at which the server saw the port, the first answer first.
+      mapped_at: when the last server answered (`trio.current_time`); None before the first.
     """
 
     def __init__(self, listener: trio.socket.SocketType, local: TransportAddress) -> None:
@@ -57,7 +58,7 @@ class TcpPort:
         """Bind and listen, on a port that the system chooses if none is given; nothing is sent.
 
         Raises:
-          OSError: the address is not ours, the port is taken, or there are too many files.
+          OSError: the address is not ours, the port is taken, or no file descriptor is left.
         """
         listener = trio.socket.socket(socket_family(ip))
         try:
@@ -72,10 +73,15 @@ class TcpPort:
             raise
 
     async def query(self, server: TransportAddress, *, timeout: float) -> StunAnswer:
-        """Ask a STUN server where it sees this port, over a connection that stays open; again over the same one.
+        """Ask a STUN server at which endpoint it sees this port; the answer is kept in `mapped`.
+
+        The connection stays open after an answer, and later queries use it again.
+
+        Args:
+          timeout: seconds for the connection, and again for the answer.
 
         Raises:
-          StunError: it cannot be reached, or did not tell.
+          StunError: the server cannot be reached, or gives no valid answer.
         """
         stream = self._streams.get(server)
         try:
@@ -106,10 +112,10 @@ class TcpPort:
         """Connect from this port.
 
         Args:
-          on_start: called when the SYN leaves before any other task runs.
+          on_start: called right before the SYN is sent, with no other task in between.
 
         Raises:
-          OSError: refused, unreachable; EADDRNOTAVAIL: the peer's connection was accepted by the listener.
+          OSError: refused or unreachable; EADDRNOTAVAIL where the listener has taken the peer's connection.
           trio.ClosedResourceError: the port was closed, before or meanwhile.
         """
         if self.closed:
@@ -129,7 +135,7 @@ class TcpPort:
         return sock
 
     async def accept(self) -> tuple[trio.socket.SocketType, TransportAddress]:
-        """The next connection that came to this port, and from where.
+        """Wait for the next incoming connection; returns it and its source address.
 
         Raises:
           trio.ClosedResourceError: the port was closed.
@@ -143,7 +149,7 @@ class TcpPort:
         return sock, (remote[0], remote[1])
 
     def close(self) -> None:
-        """Close the listener and the connections to servers; sockets that were handed out are their owners'."""
+        """Close the listener and the connections to servers; sockets that were returned belong to the callers."""
         if self.closed:
             return
         self.closed = True
@@ -152,5 +158,5 @@ class TcpPort:
             self._drop(server)
 
     def servers(self) -> Sequence[TransportAddress]:
-        """Those to which a connection stands."""
+        """The STUN servers to which a connection is open."""
         return tuple(self._streams)

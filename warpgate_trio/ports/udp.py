@@ -1,16 +1,16 @@
-"""One UDP port of ours and everything that goes through it (docs/punching.md, laws 1 and 6).
+"""One local UDP port and everything that goes through it (docs/punching.md, laws 1 and 6).
 
-The port that asked a STUN server is the port that punches, and the port that carries QUIC afterwards: what a NAT lets
-in is tied to it.  So several conversations share a socket.  One owner task reads it and sorts what comes; the first of
-these that applies has it:
+The port that asked a STUN server is the port that punches, and the port that carries QUIC afterwards: a NAT's mapping
+belongs to it.  So several conversations share a socket.  One owner task reads it and dispatches each datagram by the
+first rule that applies:
 
     the answer to a request of ours      to its transaction
-    from a source that has a handler     to that handler (a TURN server's, say)
-    0 to 3, with STUN's cookie           to the checks that listen for probes (RFC 9443 tells by the first byte)
+    from a source that has a handler     to that handler (a TURN server's, for example)
+    first byte 0 to 3, STUN's cookie     to the handler for probes (RFC 9443: the first byte shows the protocol)
     anything else                        to the path that was opened to the source; without one it is dropped
 
-A port outlives the attempt that used it exactly when a path of it was kept: `release` closes it now, or with its last
-path.  `UdpPorts` is the node's: it runs the owner tasks, and closes every port when the node has ended.
+A port outlives the attempt that used it only if one of its paths was kept: `release` closes it now, or with its last
+path.  `UdpPorts` belongs to the node: it runs the owner tasks, and closes all ports when the node ends.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ __all__ = ["MAX_PORTS", "MAX_QUEUED", "PathOwner", "UdpPath", "UdpPort", "UdpPor
 
 MAX_QUEUED: Final = 2048
 """Datagrams that wait for the reader of a path: 3 MB, what a fast path delivers while its reader is busy for 30 ms.
-Beyond that they are dropped, as a full socket buffer does it."""
+Further ones are dropped, as by a full socket buffer."""
 UNREACHABLE: Final = 3
-"""Datagrams in a row that found no way out of this machine, after which who has paths on the port is told: one may be
-a route that is just being replaced."""
+"""Datagrams in a row that could not leave this host, after which `on_unreachable` is called: a single failure may be a
+route that is just being replaced."""
 MAX_PORTS: Final = 1024
-"""UDP ports open in one node: two sprays of 256 sockets and some hundred Links; a process's usual limit of files."""
+"""UDP ports open in one node: two sprays of 256 sockets and some hundred Links; also the usual limit of open files."""
 
 
 class PathOwner(Protocol):
-    """What a `UdpPath` is a path of."""
+    """The port, or other supplier of datagrams, to which a `UdpPath` belongs."""
 
     @property
     def local(self) -> TransportAddress: ...
@@ -61,7 +61,7 @@ class PathOwner(Protocol):
 
 @final
 class UdpPath:
-    """The `DatagramPath` of one remote address through a `UdpPort`, or through whatever else supplies datagrams."""
+    """The `DatagramPath` to one remote address through a `UdpPort` or another `PathOwner`."""
 
     def __init__(self, port: PathOwner, remote: TransportAddress) -> None:
         self._port = port
@@ -104,7 +104,7 @@ class UdpPath:
             raise trio.BrokenResourceError(self._broken)
 
     def take(self, data: bytes) -> None:
-        """A datagram has come in from there."""
+        """Take a datagram that has arrived from the remote address."""
         if len(self._waiting) >= MAX_QUEUED:
             self.dropped += 1
             return
@@ -112,23 +112,24 @@ class UdpPath:
         self._arrived.set()
 
     def break_off(self, why: str) -> None:
-        """Its port is no more; who sends or receives hears `why`."""
+        """Break the path, since its port was closed; sending and receiving raise an error that says `why`."""
         self._broken = why
         self._arrived.set()
 
 
 @final
 class UdpPort:
-    """One socket; made by `UdpPorts.open`, which runs its owner task.
+    """One UDP port, a `DatagramPort`; made by `UdpPorts.open`, which runs its owner task.
 
     Args:
-      on_unreachable: told its address when `UNREACHABLE` datagrams in a row found no way out of this machine.
+      on_close: called when the port was closed.
+      on_unreachable: called with `local` when `UNREACHABLE` datagrams in a row could not leave this host.
 
     Attributes:
       local: its own address.
-      dropped: datagrams that belonged to nobody.
-      mapped: where STUN servers saw it last, by server.
-      mapped_at: when that was (`trio.current_time`).
+      dropped: how many datagrams no rule applied to, or failed in a handler.
+      mapped: by STUN server, the endpoint at which the server last saw the port.
+      mapped_at: when the last server answered (`trio.current_time`); None before the first.
     """
 
     def __init__(
@@ -161,13 +162,14 @@ class UdpPort:
 
     @property
     def errors(self) -> dict[str, int]:
-        """What could not be sent, and why; see `DatagramSocket.errors`."""
+        """How many datagrams could not be sent or read, by errno name; see `DatagramSocket.errors`."""
         return dict(self._sock.errors)
 
     async def serve(self) -> None:
-        """The owner task: read and sort until the port is closed.
+        """The owner task: read and dispatch datagrams until the port is closed.
 
-        Shielded: when the node is cancelled, the goodbyes of its Links still need their sockets.  `UdpPorts` closes it.
+        It is shielded: when the node is cancelled, its Links still need the sockets for their last messages.
+        `UdpPorts` closes the port.
         """
         with trio.CancelScope(shield=True):
             try:
@@ -184,12 +186,12 @@ class UdpPort:
                 self.close_nowait()
 
     def _sort_safely(self, data: bytes, source: TransportAddress) -> Iterable[Datagram]:
-        """A datagram on which somebody's code fails is dropped: the next one may be the peer's."""
+        """Dispatch a datagram; one on which a handler fails is dropped, since the next one may be the peer's."""
         try:
             with panics_as_errors():
                 return list(self._sort(data, source))
         except Exception:
-            log = logger.debug if self.dropped else logger.warning  # anybody can send the same a thousand times
+            log = logger.debug if self.dropped else logger.warning  # anybody can send such datagrams by the thousand
             log("UDP port %s: a datagram from %s was not understood", self.local, source, exc_info=True)
             self.dropped += 1
             return ()
@@ -205,7 +207,7 @@ class UdpPort:
         if (handler := self._handlers.get(source)) is not None:
             return handler(data, source)
         if found is not None:
-            return ()  # it names a request of ours, and is no answer to it
+            return ()  # it has the id of a request of ours, but is no valid answer
         if is_stun:
             if self._probes is not None:
                 return self._probes(data, source)
@@ -216,7 +218,7 @@ class UdpPort:
         return ()
 
     async def send(self, datagrams: Iterable[Datagram], *, hops: int | None = None) -> None:
-        """Send a batch; a checkpoint always.  What cannot be sent is dropped.
+        """Send a batch; always a checkpoint.  Datagrams that cannot be sent are dropped.
 
         Raises:
           trio.ClosedResourceError: the port was closed.
@@ -227,15 +229,15 @@ class UdpPort:
             self._on_unreachable(self.local)
 
     def send_nowait(self, datagrams: Iterable[Datagram]) -> None:
-        """Send what goes without waiting; the rest is dropped.  Never raises."""
+        """Send without waiting; datagrams that would block are dropped.  Never raises."""
         self._sock.send_nowait(datagrams)
 
     async def query(self, server: TransportAddress, *, rto: float, tries: int) -> StunAnswer:
-        """Ask a STUN server where it sees this port; the answer is kept in `mapped`.
+        """Ask a STUN server at which endpoint it sees this port; the answer is kept in `mapped`.
 
         Args:
-          rto, tries: RFC 8489 §6.2.1; the wait doubles after the last request too, so it is over after
-            ``rto * (2 ** tries - 1)`` seconds.
+          rto, tries: the first retransmission timeout in seconds, and the number of requests (RFC 8489 §6.2.1).  The
+            wait doubles after the last request too, so all ends after ``rto * (2 ** tries - 1)`` seconds.
 
         Raises:
           StunError: as `warpgate_trio.stun.client.query_udp`.
@@ -255,7 +257,7 @@ class UdpPort:
         return answer
 
     async def transact(self, transaction: StunTransaction) -> None:
-        """Send a request and wait until the transaction is done, whatever its method; then its owner reads the answer.
+        """Send a request of any STUN method, and wait until the transaction is done; the caller reads its answer.
 
         Raises:
           trio.ClosedResourceError: the port was closed meanwhile.
@@ -279,7 +281,7 @@ class UdpPort:
 
     @contextmanager
     def handler(self, source: TransportAddress, handler: DatagramHandler) -> Iterator[None]:
-        """Give what comes from `source` to `handler`, within the block; answers to requests of ours come before."""
+        """Within the block, give datagrams from `source` to `handler`, except answers to requests of ours."""
         self._handlers[source] = handler
         try:
             yield
@@ -287,11 +289,16 @@ class UdpPort:
             del self._handlers[source]
 
     def listen_for_probes(self, handler: DatagramHandler | None) -> None:
-        """Give STUN packets that answer nothing of ours to `handler`, until another one or None takes its place."""
+        """Give STUN messages that answer no request of ours to `handler`; replaces the last one, None removes it."""
         self._probes = handler
 
     def open_path(self, remote: TransportAddress) -> UdpPath:
-        """A path to one remote address; ValueError when it has one."""
+        """Open a path to one remote address.
+
+        Raises:
+          ValueError: there is a path to it already.
+          trio.ClosedResourceError: the port was closed.
+        """
         if remote in self._paths:
             raise ValueError(f"there is a path to {remote} already")
         if self._closed:
@@ -300,20 +307,20 @@ class UdpPort:
         return path
 
     def forget(self, path: UdpPath) -> None:
-        """A path was closed."""
+        """Remove a path that was closed; a released port closes with its last one."""
         if self._paths.get(path.remote) is path:
             del self._paths[path.remote]
         if self._released and not self._paths:
             self.close_nowait()
 
     def release(self) -> None:
-        """Whoever opened the port needs it no more: it closes with its last path, or now."""
+        """Give the port up: it closes with its last path, or now if it has none."""
         self._released = True
         if not self._paths:
             self.close_nowait()
 
     def close_nowait(self) -> None:
-        """Close it; what stands on it breaks.  Idempotent."""
+        """Close the port; its paths and transactions break.  Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -344,7 +351,7 @@ class UdpPorts:
 
     @asynccontextmanager
     async def running(self, nursery: trio.Nursery) -> AsyncGenerator[None]:
-        """Ports can be opened within the block; their owner tasks run in `nursery`, and end with the block."""
+        """Allow ports to be opened within the block; their owner tasks run in `nursery`, and end with the block."""
         self._nursery = nursery
         try:
             yield
@@ -354,11 +361,11 @@ class UdpPorts:
                 port.close_nowait()
 
     async def open(self, ip: str, port: int = 0) -> UdpPort:
-        """A port on one of our addresses; it is the caller's to `release`.
+        """Open a port on one of our addresses; the caller has to `release` it.
 
         Raises:
-          OSError: the address is not ours, the port is taken, or there are too many open already; EMFILE where the
-            process has no file descriptor to spare (`Host.spare_descriptors`).
+          OSError: the address is not ours, the port is taken, or `MAX_PORTS` are open; EMFILE where the process has no
+            file descriptor to spare (`Host.spare_descriptors`).
           trio.ClosedResourceError: the node was closed.
         """
         self._check_room()
@@ -366,7 +373,7 @@ class UdpPorts:
             raise OSError(errno.EMFILE, "the last file descriptors are not for UDP ports")
         sock = await DatagramSocket.bind((ip, port))
         try:
-            nursery = self._check_room()  # others may have been here, and the node may have closed
+            nursery = self._check_room()  # again: other tasks may have opened ports, and the node may have closed
             made = UdpPort(sock, on_close=self._forget, on_unreachable=self._on_unreachable)
             nursery.start_soon(made.serve, name=f"UDP port {made.local}")
         except BaseException:
