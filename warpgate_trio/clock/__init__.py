@@ -1,3 +1,3 @@
-"""What time it is: asking by NTP, correcting, and agreeing with a peer on an instant."""
+"""Time: measuring the clock by NTP, correcting it, and agreeing with a peer on an instant."""
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The node's corrected wall clock, and the task that keeps it measured.
 
-`CorrectedClock` gives what plugins and signals are shown as the time: the host's wall clock and the newest
-`ClockEstimate`, with the uncertainty that goes with it.  Until there is an estimate it is the wall clock, and how wrong
-that is nobody knows: its uncertainty is infinite.
+`CorrectedClock` provides the time for plugins and signals: the host's wall clock corrected by the newest
+`ClockEstimate`, and the uncertainty of that.  Until there is an estimate it equals the wall clock, and its uncertainty
+is infinite.
 
-`keep_measured` asks the time servers when it starts, again when the estimate has aged, when the wall clock was moved,
-and after a failure with growing patience, since servers on the internet must not be pressed (RFC 8633 section 3.3).
+`keep_measured` asks the NTP servers at its start, when the estimate has aged, and when the wall clock was moved.  After
+a failure it asks again with growing pauses, since public servers must not be overloaded (RFC 8633 section 3.3).
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ __all__ = [
 logger: logging.Logger = logging.getLogger(__name__)
 
 INTERVAL: Final = 1024.0
-"""Seconds between measurements: 2^10, the usual longest poll of NTP clients; a clock drifts 15 ms in it."""
+"""Seconds between measurements: 2^10, the usual longest poll interval of NTP clients, in which a clock drifts 15 ms."""
 RETRY_FIRST: Final = 16.0
-"""Seconds to the next measurement after a failure, doubling up to `INTERVAL`: the shortest poll of RFC 5905
+"""Seconds to the next measurement after a failure, doubling up to `INTERVAL`: the shortest poll interval of RFC 5905
 (MINPOLL)."""
 CHECK_INTERVAL: Final = 16.0
-"""Seconds between looks at whether the wall clock was moved; no packet is sent for it."""
+"""Seconds between checks whether the wall clock was moved, which send no packets."""
 MOVED: Final = 0.1
-"""Seconds that wall clock and monotonic clock may come apart before the estimate is measured anew: more than a daemon
-slews in `CHECK_INTERVAL` (500 ppm), less than what a punch could not stand."""
+"""Seconds by which wall clock and monotonic clock may diverge before a new measurement: more than a daemon slews in
+`CHECK_INTERVAL` (500 ppm), and less than a punch tolerates."""
 MAX_UNCERTAINTY: Final = 10.0
-"""Seconds: an estimate that may be further off than that is not used; no pair of peers could meet by it."""
+"""Seconds of uncertainty above which an estimate is not used: no pair of peers could meet by it."""
 
 
 @final
 class CorrectedClock:
-    """Wall-clock time as well as the node knows it.  In shape a `warpgate_trio.clock.wall.Clock`."""
+    """Wall-clock time, corrected as well as possible.  A `warpgate_trio.clock.wall.Clock`."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -65,13 +65,13 @@ class CorrectedClock:
         return self._estimate
 
     def now(self) -> float:
-        """Unix seconds, corrected as well as is known.  Wants to be called inside `trio.run`."""
+        """Unix seconds, corrected by the newest estimate.  To be called inside `trio.run`."""
         wall = self._host.wall_time()
         return wall if self._estimate is None else self._estimate.corrected(wall, trio.current_time())
 
     def uncertainty(self, at: float | None = None) -> float:
-        """Seconds by which this clock may be wrong now or, with `at`, when it will show that time; infinite when
-        nothing was measured.
+        """Seconds by which this clock may be wrong now, or with `at` at that time of this clock; infinite while nothing
+        was measured.
         """
         if self._estimate is None:
             return math.inf
@@ -85,21 +85,21 @@ class CorrectedClock:
         return self._estimate.moved(self._host.wall_time(), trio.current_time())
 
     def trio_time(self, instant: float) -> float:
-        """A Unix time of this clock as one of `trio.current_time`, for `trio.sleep_until` and deadlines."""
+        """Convert a Unix time of this clock to one of `trio.current_time`, for `trio.sleep_until` and deadlines."""
         return trio.current_time() + (instant - self.now())
 
     def note_asked(self) -> None:
-        """A measurement has ended, well or not."""
+        """Record that a measurement has ended, with or without success."""
         self._asked.set()
 
     async def wait_asked(self) -> None:
-        """Return once the time servers have been asked, whatever came of it; the caller bounds the time."""
+        """Wait until a first measurement has succeeded or failed; the caller has to limit the time."""
         await self._asked.wait()
 
     def update(self, estimate: ClockEstimate) -> float:
-        """Use a measurement from now on; returns the seconds by which that moved this clock.
+        """Use a new estimate from now on; returns the seconds by which that moved this clock.
 
-        One that may be more than `MAX_UNCERTAINTY` off, or is worse than what we have by now, changes nothing.
+        It is not used if its uncertainty is above `MAX_UNCERTAINTY`, or above that of the present estimate.
         """
         wall, monotonic = self._host.wall_time(), trio.current_time()
         uncertainty = estimate.uncertainty_at(wall, monotonic)
@@ -123,22 +123,22 @@ async def keep_measured(
 
     Args:
       timeout: seconds for one measurement.
-      names: as of `measure_offset`.
-      on_failure: told why a measurement failed, after it was logged; must not block.
+      names: as in `measure_offset`.
+      on_failure: called with the error of a failed measurement, after it was logged; must not block.
     """
     pause = RETRY_FIRST
     while True:
         try:
             with panics_as_errors():
                 estimate = await measure_offset(servers, timeout=timeout, host=host, names=names)
-        except Exception as error:  # a server's doing, whatever its class: the clock is not measured, no more
+        except Exception as error:  # any failure caused by a server only means that the clock is not measured
             if not isinstance(error, ClockUnavailable):
                 logger.exception("the clock could not be measured")
                 error = ClockUnavailable(f"unexpected {type(error).__name__}")
             logger.warning("no time server: %s", error)
             clock.note_asked()
             on_failure(error)
-            await trio.sleep(pause * host.random.uniform(0.9, 1.1))  # not in step with the other nodes
+            await trio.sleep(pause * host.random.uniform(0.9, 1.1))  # jitter, against synchronised nodes
             pause = min(2 * pause, INTERVAL)
             continue
         pause = RETRY_FIRST
@@ -151,10 +151,10 @@ async def keep_measured(
 
 
 async def _until_stale(clock: CorrectedClock, seconds: float) -> None:
-    """Until the estimate has aged by `seconds`, or the wall clock was moved; for `CHECK_INTERVAL` in any case."""
+    """Wait until the estimate has aged by `seconds` or the wall clock was moved, and at least `CHECK_INTERVAL`."""
     ends = trio.current_time() + seconds
     while True:
-        # Nobody tells when a clock is moved (but for timerfd, on Linux alone): one has to look.
+        # A moved clock causes no event (except by timerfd, on Linux only), so it is polled.
         await trio.sleep(CHECK_INTERVAL)
         if trio.current_time() >= ends or abs(clock.moved()) > MOVED:
             return

@@ -1,17 +1,16 @@
-"""From what several servers say to one offset with an uncertainty.  No I/O, no clock.
+"""Combines the answers of several servers to one offset with an uncertainty.  No I/O, no clock.
 
-Theory of operation.  Each server's answer is an interval that the truth lies in if the server is right.  The servers
-that are right therefore have a point in common (Marzullo's algorithm, from which RFC 5905 section 11.2.1 has its
-selection).  The best guess is the middle of what most of them have in common.  The uncertainty is wider: a liar who
-takes care to agree with the others a little can pull that middle, so it covers every point on which *some* majority
-agrees, and the truth is one of those as long as most servers are right, whatever the rest says.  Only a majority can
-outvote: of two servers that contradict each other either may be the liar, and then there is no estimate, so that
-neither moves our clock.
+Theory of operation.  Each server's answer is an interval that contains the true offset if the server is right.  So the
+intervals of all right servers have a point in common (Marzullo's algorithm, on which the selection in RFC 5905 section
+11.2.1 is based).  The best guess is the middle of the part that most intervals have in common.  A liar that agrees with
+the others a little can shift this middle.  So the uncertainty is wider: it covers every point on which *some* majority
+agrees.  The true offset is such a point as long as most servers are right, whatever the others say.  Only a majority
+can outvote.  If two servers contradict each other, either may be the liar, so there is no estimate and neither moves
+our clock.
 
-An estimate ages.  Between the oscillators of two machines lie up to `DRIFT` seconds per second, and it also stops being
-true when the wall clock is moved under it: by the machine's own time daemon, by hand, or by a sleep in which the
-monotonic clock stood still.  A `ClockEstimate` therefore remembers both clocks and sees by their difference that
-one was moved.
+An estimate ages.  The oscillators of two hosts drift apart by up to `DRIFT` seconds per second.  The estimate also
+becomes wrong when the wall clock is moved: by the host's time daemon, by hand, or by a sleep in which the monotonic
+clock stood still.  So a `ClockEstimate` remembers both clocks, and detects by their difference that one was moved.
 """
 
 from __future__ import annotations
@@ -30,27 +29,27 @@ DRIFT: Final = 15e-6
 @final
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """The offset as one server has it: `offset` ± `uncertainty` seconds."""
+    """The offset according to one server: `offset` ± `uncertainty` seconds."""
 
     source: str
     offset: float
     uncertainty: float
 
     def aged(self, seconds: float) -> Interval:
-        """The same, `seconds` later."""
+        """The same interval `seconds` later, widened by the drift."""
         return Interval(self.source, self.offset, self.uncertainty + DRIFT * max(seconds, 0.0))
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Offset:
-    """What a majority agrees on.
+    """The offset on which a majority agrees.
 
     Attributes:
       offset: seconds to add to the local clock.
       uncertainty: seconds by which that may be wrong.
-      agreeing: the sources that allow for some of what lies within that.
-      outvoted: the others.
+      agreeing: the sources whose intervals overlap the points on which some majority agrees.
+      outvoted: the other sources.
     """
 
     offset: float
@@ -60,9 +59,9 @@ class Offset:
 
 
 def intersect(intervals: Sequence[Interval]) -> Offset | None:
-    """The offset that most intervals have in common; None when no majority of them has any, or there is none."""
+    """The offset that most intervals have in common; None when no majority overlaps, or there are no intervals."""
     edges = sorted(
-        [(each.offset - each.uncertainty, 0) for each in intervals]  # where edges meet, an interval begins first
+        [(each.offset - each.uncertainty, 0) for each in intervals]  # of equal edges, beginnings come before ends
         + [(each.offset + each.uncertainty, 1) for each in intervals]
     )
     depths = accumulate(-1 if ends else 1 for _, ends in edges)
@@ -71,7 +70,7 @@ def intersect(intervals: Sequence[Interval]) -> Offset | None:
     if not agreed:
         return None
     deepest = [stretch for stretch in agreed if stretch[0] == max(agreed)[0]]
-    offset = (deepest[0][1] + deepest[-1][2]) / 2  # of two groups that are as large: from the one to the other
+    offset = (deepest[0][1] + deepest[-1][2]) / 2  # equally large groups count together, with the gap between them
     low, high = agreed[0][1], agreed[-1][2]
     right = [each.offset - each.uncertainty <= high and each.offset + each.uncertainty >= low for each in intervals]
     return Offset(
@@ -85,16 +84,16 @@ def intersect(intervals: Sequence[Interval]) -> Offset | None:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClockEstimate:
-    """How wrong this machine's wall clock was at one moment, and what that tells about later ones.
+    """The error of this host's wall clock at one moment, from which later errors follow.
 
     Attributes:
       offset: seconds to add to the wall clock.
-      uncertainty: seconds by which the corrected time may then have been wrong.
+      uncertainty: seconds by which the corrected time may have been wrong at that moment.
       measured_at: that moment, in monotonic seconds (`trio.current_time`).
-      wall_at: that moment, as the wall clock had it.
-      servers: those that agreed.
-      faults: what was wrong with each of the others, by server; one sentence each.
-      delays: the shortest round trip to each that answered, in seconds, by server.
+      wall_at: that moment on the wall clock, in Unix seconds.
+      servers: the servers that agreed.
+      faults: by server, one sentence on what was wrong with each of the others.
+      delays: by server, the shortest round trip in seconds to each that answered.
     """
 
     offset: float
@@ -106,20 +105,20 @@ class ClockEstimate:
     delays: Mapping[str, float] = field(default_factory=dict)
 
     def moved(self, wall: float, monotonic: float) -> float:
-        """Seconds that the wall clock went ahead of the monotonic one since the measurement; negative: fell behind."""
+        """Seconds by which the wall clock has gained on the monotonic one since the measurement; may be negative."""
         return (wall - self.wall_at) - (monotonic - self.measured_at)
 
     def corrected(self, wall: float, monotonic: float) -> float:
-        """Unix seconds, given what both clocks show now.
+        """Unix seconds, from the present times of both clocks.
 
-        Where the two clocks have come apart, either the wall clock was set (then the monotonic one leads on from the
-        measurement) or the machine slept (then the wall clock does).  Whichever leaves the wall clock less wrong is
-        believed; a daemon sets a clock to make it right.
+        Where the clocks have diverged, there are two explanations.  If the wall clock was set, the time follows from
+        the measurement and the monotonic clock.  If the host slept, it follows from the wall clock and the offset.  The
+        explanation by which the wall clock is less wrong is used, as a daemon sets a clock to make it right.
         """
         by_monotonic = self.wall_at + self.offset + (monotonic - self.measured_at)
         return by_monotonic if abs(by_monotonic - wall) <= abs(self.offset) else wall + self.offset
 
     def uncertainty_at(self, wall: float, monotonic: float) -> float:
-        """Seconds by which `corrected` may be wrong: it grows with age, and covers both readings of a moved clock."""
+        """Seconds by which `corrected` may be wrong: it grows with age, and allows for both causes of a moved clock."""
         age = max(monotonic - self.measured_at, 0.0)
         return self.uncertainty + DRIFT * age + abs(self.moved(wall, monotonic))

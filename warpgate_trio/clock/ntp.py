@@ -1,17 +1,18 @@
-"""One client's exchange with one NTP server (RFC 5905), without I/O.
+"""A client's exchange with one NTP server (RFC 5905), without I/O.
 
-Theory of operation.  A request says nothing about its sender: every field is zero but version, mode and the transmit
-timestamp, and that is 64 random bits (draft-ietf-ntp-data-minimization), kept here beside the time at which the request
-really left.  A server copies those bits into its answer, so they are at once a sequence number and the only thing that
-an answer proves: that its author saw the request.  They are compared as they came, as bytes; as floats two different
-timestamps can be equal.  Each is good for one answer, so a replayed one is nothing.
+Theory of operation.  A request says nothing about its sender.  All fields but version, mode and the transmit timestamp
+are zero, and the timestamp is 64 random bits (draft-ietf-ntp-data-minimization).  They are kept here with the time at
+which the request was really sent.  A server copies them into its answer.  So they serve as a sequence number, and prove
+that the author of the answer has seen the request; an answer proves nothing else.  They are compared as bytes, since
+two different timestamps can be equal as floats.  Each is valid for one answer, so a replayed answer is rejected.
 
-An answer gives four times: ours of sending (T1) and of arrival (T4), the server's of arrival (T2) and of sending (T3).
-The truth is then within half the round trip of ``((T2 - T1) + (T3 - T4)) / 2`` whatever the two directions took, give
-or take what the server itself may be off: its root dispersion and half its root delay, and the steps of its clock.
+With an answer there are four times: ours of sending (T1) and arrival (T4), and the server's of arrival (T2) and sending
+(T3).  The true offset is within half the round trip of ``((T2 - T1) + (T3 - T4)) / 2``, however the delay is divided
+between the two directions.  The error of the server's own clock adds to that: its root dispersion, half its root delay,
+and its precision.
 
-NTP counts seconds in 32 bits from 1900, so that they begin again in 2036; a timestamp is taken to be of the era that
-is nearest to our own clock, which is right as long as that is less than 68 years off.
+NTP counts seconds from 1900 in 32 bits, which overflow in 2036.  A timestamp is taken to be of the era that is nearest
+to our own clock, which is right as long as our clock is less than 68 years off.
 
 The packet format is ntplib's.
 """
@@ -47,16 +48,16 @@ PACKET_SIZE: Final = 48
 MAX_STRATUM: Final = 15
 """Hops from a reference clock; 16 means unsynchronised (RFC 5905 section 7.3)."""
 MAX_DISTANCE: Final = 16.0
-"""Seconds of root delay / 2 + root dispersion from which a server has lost its way: MAXDISP of RFC 5905 section 7.2."""
+"""Seconds of root delay / 2 + root dispersion from which a server is not used: MAXDISP of RFC 5905 section 7.2."""
 KISSES: Final = frozenset({"DENY", "RSTR", "RATE"})
-"""What RFC 5905 section 7.4 has a client act upon.  Stratum 0 alone is no kiss of death: it is also how a server that
-has no time yet says so (stratum 16 goes out as 0, figure 11), with INIT, STEP or nothing in the code's place."""
+"""The codes on which RFC 5905 section 7.4 has a client act.  Stratum 0 alone is no kiss of death: a server that has no
+time yet sends it too (stratum 16 is sent as 0, figure 11), with INIT, STEP or nothing as the code."""
 UNSYNCHRONISED: Final = "the server's clock is not synchronised"
-"""How each error begins that says so."""
+"""The beginning of each error about a server that has no valid time."""
 _MAX_PENDING: Final = 8  # Requests of one exchange that may still be answered.
 _ERA: Final = 2.0**32
 _DELTA: Final = float(ntplib.NTP.NTP_DELTA)
-_MIN_DELAY: Final = 1e-6  # A second of 2026 has steps of 0.24 µs as a float, and there are four of them.
+_MIN_DELAY: Final = 1e-6  # Unix seconds of 2026 have a resolution of 0.24 µs as floats, and four of them are used.
 _ORIGIN: Final = slice(24, 32)
 _TRANSMIT: Final = slice(40, 48)
 _CLIENT: Final = 3
@@ -66,17 +67,17 @@ _LEAP_UNKNOWN: Final = 3
 
 
 class NtpRejected(RemoteProtocolError):
-    """A packet that is no usable answer; the message says why."""
+    """A packet is no usable answer; the message says why."""
 
 
 @final
 class WrongOrigin(NtpRejected):
-    """It answers nothing that was asked: forged, replayed, cut short, or older than what is remembered."""
+    """A packet answers no open request: it is forged, replayed, truncated, or too late."""
 
 
 @final
 class KissOfDeath(NtpRejected):
-    """The server asks to be left alone, or to be asked less often (RFC 5905 section 7.4).
+    """The server asks for no more or fewer requests (RFC 5905 section 7.4).
 
     Attributes:
       code: one of `KISSES`.
@@ -90,14 +91,14 @@ class KissOfDeath(NtpRejected):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NtpSample:
-    """What one answer says.
+    """The result of one answer.
 
     Attributes:
-      offset: seconds to add to the local clock for the server's.
-      delay: seconds that the two packets took together.
-      uncertainty: seconds by which `offset` may be wrong at most, if the server speaks the truth.
-      stratum: of the server.
-      received_at: local time at which the answer came.
+      offset: seconds to add to the local clock to get the server's.
+      delay: the round-trip time in seconds, without the server's processing time.
+      uncertainty: seconds by which `offset` may be wrong at most, if the server does not lie.
+      stratum: the server's stratum.
+      received_at: local time at which the answer arrived.
     """
 
     offset: float
@@ -109,17 +110,25 @@ class NtpSample:
 
 @final
 class NtpExchange:
-    """Requests to one server and their answers, in the time of any one local clock that runs evenly near Unix time.
+    """Requests to one server and their answers.
 
-    A `request` is made when its owner wants one, and given up when it wants another.  No timer runs here: how often a
-    server is asked, and how long it is waited for, goes by all of its addresses together (`ntp_client`).
+    Times are those of any local clock that runs evenly and is near Unix time.  There are no timers: `ntp_client`
+    decides when to make the next `request` and how long to wait, for all addresses of a server together.
     """
 
     def __init__(self) -> None:
         self._pending: BoundedMap[bytes, float] = BoundedMap(_MAX_PENDING)
 
     def request(self, nonce: bytes, now: float) -> bytes:
-        """A request to send at once, at local time `now`.  `nonce`: eight fresh unpredictable bytes."""
+        """Make a request, to be sent at once.
+
+        Args:
+          nonce: eight fresh unpredictable bytes.
+          now: the local time.
+
+        Raises:
+          ValueError: the nonce has another length.
+        """
         if len(nonce) != 8:
             raise ValueError("a nonce has eight bytes")
         if not any(nonce):
@@ -129,16 +138,16 @@ class NtpExchange:
         return blank[: _TRANSMIT.start] + nonce
 
     def receive(self, data: bytes, now: float) -> NtpSample:
-        """Read an answer that came at local time `now`.
+        """Read an answer that arrived at local time `now`.
 
         Raises:
-          WrongOrigin: it answers nothing that is still open; what is open stays so.
-          KissOfDeath: the server wants no more requests.
-          NtpRejected: the server answered, and what it says cannot be used.
+          WrongOrigin: it answers no open request.
+          KissOfDeath: the server wants no more or fewer requests.
+          NtpRejected: the server's answer cannot be used.
         """
         sent = self._pending.pop(data[_ORIGIN])
         if sent is None or len(data) < PACKET_SIZE:
-            # Before all that it says: who did not see the request has no say, not even about the end of the exchange.
+            # Checked first: a sender that has not seen the request must not even be able to end the exchange.
             raise WrongOrigin("something came that answers no request of ours")
         packet = ntplib.NTPPacket()
         packet.from_data(data)
@@ -186,11 +195,11 @@ def _kiss_code(reference: int) -> str:
 
 
 def from_ntp(timestamp: float, near: float) -> float:
-    """Unix seconds of an NTP timestamp, in the era that brings it nearest to `near`."""
+    """Convert an NTP timestamp to Unix seconds, in the era nearest to `near`, in Unix seconds."""
     unix = timestamp - _DELTA
     return unix + _ERA * math.floor((near - unix) / _ERA + 0.5)
 
 
 def to_ntp(unix: float) -> float:
-    """The NTP timestamp of a Unix time, without its era."""
+    """Convert a Unix time to an NTP timestamp, without the era."""
     return (unix + _DELTA) % _ERA

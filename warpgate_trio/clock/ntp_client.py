@@ -1,14 +1,16 @@
-"""The wall clock's error, asked of several time servers at once: the Trio shell of `ntp` and `estimate`.
+"""Measures the wall clock's error with several NTP servers at once: the Trio shell of `ntp` and `estimate`.
 
-Theory of operation.  Each server has a task, and under it one for either family, whichever has an answer first: it asks
-the name's addresses one after the other, the next as soon as one has failed or kept silent for `RETRY`.  An address is
-asked until there are `SAMPLES` answers and keeps the one with the shortest round trip, which had the least to be
-wrong about; a server that limits its clients answers perhaps once, and nobody waits long for the second time.  As soon
-as a majority of *all* servers agrees, no further answer could change the result, and the rest is cancelled; when some
-do not answer, those that did are waited upon by `SETTLE` at most.  So a dead server costs nothing that matters.
+Theory of operation.  Each server has a task, with one task below it for each address family; the first family with an
+answer wins.  A family's task asks the addresses of the name in order, and begins with the next one when one has failed
+or has not answered within `RETRY`.  An address is asked until there are `SAMPLES` answers.  Of these, the one with the
+shortest round trip is kept, as its error is smallest.  A server with a rate limit may answer only once, so a second
+answer is not waited for long.
 
-The times of sending and arrival are read from one clock that was set to the wall clock at the start and then follows
-Trio's: a wall clock that is moved in the middle spoils nothing.
+As soon as a majority of *all* servers agrees, the rest is cancelled.  Otherwise the measurement ends at most `SETTLE`
+after the first server is done.  So a dead server costs little time.
+
+Times of sending and arrival are read from a clock that is set to the wall clock at the start and then follows Trio's
+clock.  So it does not matter if the wall clock is moved meanwhile.
 """
 
 from __future__ import annotations
@@ -35,25 +37,25 @@ __all__ = ["MAX_ADDRESSES", "MAX_REQUESTS", "MAX_SERVERS", "RETRY", "SAMPLES", "
 logger: logging.Logger = logging.getLogger(__name__)
 
 SAMPLES: Final = 3
-"""Answers wanted of each server: of three, one is rarely delayed.  More in a row is what servers limit."""
+"""Answers wanted of each server: of three, at least one is mostly not delayed, and servers limit the rate of more."""
 MAX_REQUESTS: Final = 6
 """Requests to one address in one measurement, lost ones included."""
 MAX_ADDRESSES: Final = 4
-"""Addresses of one family that a server's name is asked by, one after the other: what pools tell."""
+"""Addresses of one family that are asked for a server's name, one after another: as many as NTP pools return."""
 MAX_SERVERS: Final = 8
-"""Servers asked in one measurement, the first that are configured."""
+"""Servers that are asked in one measurement: the first of the configuration."""
 RETRY: Final = 1.0
-"""Seconds for a first answer before the request is repeated, as RFC 5905 lets a client wait at the least (its MINPOLL
-is for clients that stay)."""
+"""Seconds for a first answer before the request is sent again: the shortest wait that RFC 5905 allows a client (its
+MINPOLL is for clients that stay)."""
 SETTLE: Final = 0.5
-"""Seconds after the first server is done in which the others may join: more than round trips on Earth take."""
-_MIN_AGAIN: Final = 0.05  # Seconds for a second and third answer at least; else three times what the first one took.
+"""Seconds after the first server is done in which the others may still answer: longer than round trips on Earth."""
+_MIN_AGAIN: Final = 0.05  # Seconds for a second and third answer at least; else three times the best round trip.
 
 
 @final
 @dataclass(slots=True)
 class _Reading:
-    """What became of one server."""
+    """The state of asking one server."""
 
     name: str
     best: NtpSample | None = None
@@ -64,14 +66,16 @@ class _Reading:
 async def measure_offset(
     servers: Sequence[ServerUrl], *, timeout: float, host: Host, names: Names | None = None
 ) -> ClockEstimate:
-    """Ask the time of `servers` (ntp URLs; the first `MAX_SERVERS`), at most `timeout` seconds in all.
+    """Measure the wall clock's offset by NTP servers.
 
     Args:
-      names: looks the servers' names up, and remembers them; None for this once.
+      servers: ntp URLs, of which the first `MAX_SERVERS` are asked.
+      timeout: seconds for the whole measurement.
+      names: resolves and remembers the servers' names; with None, names are resolved for this measurement only.
 
     Raises:
       ClockUnavailable: no server answered, or no majority of those that did agrees; names each with its reason.
-      ValueError: a URL is of another scheme.
+      ValueError: a URL has another scheme than ntp.
     """
     for url in servers:
         if url.scheme != "ntp":
@@ -152,7 +156,7 @@ def _agreed(readings: Sequence[_Reading], now: float) -> Offset | None:
 
 
 async def _ask_server(reading: _Reading, local: Callable[[], float], host: Host, names: Names) -> None:
-    """Ask one server by its addresses; what came of it is in `reading`."""
+    """Ask one server at its addresses, and record the result in `reading`."""
     url = ServerUrl.parse(reading.name)
     reading.fault = "its name has not been resolved yet"
     found = (await names.look_up([url.host], timeout=math.inf)).get(url.host, ())
@@ -170,7 +174,7 @@ async def _ask_server(reading: _Reading, local: Callable[[], float], host: Host,
 
 
 async def _race(scope: trio.CancelScope, asks: Sequence[Callable[[], Awaitable[bool]]]) -> None:
-    """One after the other until one has answered well, which ends `scope`; who is slow is not waited for, nor left."""
+    """Start asking the addresses `RETRY` apart, or earlier when one fails; the first success cancels `scope`."""
 
     async def run(ask: Callable[[], Awaitable[bool]], over: trio.Event) -> None:
         if await ask():
@@ -186,12 +190,12 @@ async def _race(scope: trio.CancelScope, asks: Sequence[Callable[[], Awaitable[b
 
 
 async def _ask_address(reading: _Reading, address: TransportAddress, local: Callable[[], float], host: Host) -> bool:
-    """Whether it answered well.  A server that says no, or is not there, is not asked twice."""
+    """Ask one address; returns whether there was a usable answer.  A refusal or an error ends the asking."""
     exchange = NtpExchange()
     good = 0
     try:
         with trio.socket.socket(socket_family(address[0]), trio.socket.SOCK_DGRAM) as sock:
-            await sock.connect(address)  # so that only its answers come in, and "port unreachable" is heard
+            await sock.connect(address)  # so that only its answers and its "port unreachable" arrive
             for _ in range(MAX_REQUESTS):
                 wait = RETRY if reading.best is None else max(_MIN_AGAIN, 3 * reading.best.delay)
                 await sock.send(exchange.request(host.entropy(8), local()))
@@ -224,5 +228,5 @@ async def _next_sample(
         now = local()
         try:
             return exchange.receive(data, now)
-        except WrongOrigin as error:  # anybody can send that; the server's own answer may still come
+        except WrongOrigin as error:  # anybody can send such packets; the server's answer may still come
             reading.fault = str(error)

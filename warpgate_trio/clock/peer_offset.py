@@ -1,12 +1,12 @@
-"""How far a peer's clock is from ours, from the times of one signal and its answer (docs/punching.md, law 7).
+"""The offset of a peer's clock from ours, from the times of one signal and its answer (docs/punching.md, law 7).
 
-The four timestamps are NTP's, with the peer for a server.  The true offset is within half the round trip of the
-computed one, however unevenly the two directions shared it; this is arithmetic, and trusts only that the peer reads its
-own clock.  (A peer that does not spoils its own punch.)
+The four timestamps are those of NTP, with the peer as the server.  The true offset is within half the round trip of the
+computed one, however the delay is divided between the two directions.  This relies only on the peer's reading its own
+clock, and a peer that reports other times spoils its own punch.
 
-Where both sides asked time servers, their corrected clocks differ by no more than the sum of their uncertainties.  Of
-the two bounds the tighter is used, unless they exclude each other: then some time server spoke untrue, and arithmetic
-holds.
+Where both sides have asked NTP servers, their corrected clocks differ by no more than the sum of their uncertainties.
+The tighter of the two bounds is used.  If they contradict each other, an NTP server was wrong, and the bound from the
+signal is used.
 """
 
 from __future__ import annotations
@@ -27,18 +27,24 @@ _MAX_RATE: Final = (
 @final
 @dataclass(frozen=True, slots=True)
 class PeerOffset:
-    """Seconds to add to our corrected clock for the peer's, ± `uncertainty`; where it comes from."""
+    """The offset of a peer's clock.
+
+    Attributes:
+      offset: seconds to add to our corrected clock to get the peer's.
+      uncertainty: seconds by which that may be wrong.
+      source: what it was computed from: NTP on both sides, or a signal and its answer.
+    """
 
     offset: float
     uncertainty: float
     source: Literal["ntp", "signal"]
 
     def to_peer(self, ours: float) -> float:
-        """A time of ours on the peer's clock."""
+        """Convert a time of our clock to the peer's."""
         return ours + self.offset
 
     def to_ours(self, theirs: float) -> float:
-        """A time of the peer's on our clock."""
+        """Convert a time of the peer's clock to ours."""
         return theirs - self.offset
 
 
@@ -48,14 +54,14 @@ def from_signal(
     """The offset from one signal and its answer.
 
     Args:
-      sent, received: ours, on our corrected clock: when the signal was sent, when its answer came.
-      peer_received, peer_sent: the peer's, on its own: when the signal came, when the answer was sent.
-      resolution: seconds between two values that a timestamp can have: 0.001 for those of an envelope, under a
-        microsecond for a float.
+      sent, received: on our corrected clock, when the signal was sent and when its answer arrived.
+      peer_received, peer_sent: on the peer's clock, when the signal arrived and when the answer was sent.
+      resolution: the resolution of the timestamps in seconds: 0.001 for those of an envelope, under a microsecond for
+        floats.
 
     Raises:
-      ValueError: the times are no round trip: one is not a number, the peer claims to have held the signal for less
-        than no time, or for longer than we waited.
+      ValueError: the times are no round trip: one is not finite, or the peer claims to have held the signal for a
+        negative time, or for longer than we waited.
     """
     if not all(map(math.isfinite, (sent, peer_received, peer_sent, received))):
         raise ValueError("a timestamp is not a finite number")
@@ -68,11 +74,11 @@ def from_signal(
 
 
 def combine(ours: float | None, theirs: float | None, signal: PeerOffset | None) -> PeerOffset | None:
-    """The better of what is known; None when nothing is.
+    """The offset with the tighter bound, by NTP or by a signal; None when neither is known.
 
     Args:
-      ours, theirs: the uncertainty of either corrected clock, in seconds; None or infinite: not measured.
-      signal: what `from_signal` made of a round trip between these corrected clocks.
+      ours, theirs: the uncertainty of each corrected clock, in seconds; None or infinite if not measured.
+      signal: the result of `from_signal` for a round trip between these corrected clocks; None if there was none.
 
     Raises:
       ValueError: an uncertainty is negative or not a number.

@@ -1,14 +1,14 @@
-"""When and where two peers punch who cannot talk to each other any more.  Pure functions.
+"""When and at which ports two peers punch if an answer is late or lost.  Pure functions.
 
-Theory of operation.  Unix time is cut into periods of P seconds; *bucket* k begins at its *boundary*, k * P.  Whoever
-starts a punch names the first boundary that leaves enough time, B, and with it the next one, B + 1.  When the answer is
-late or lost, both sides still know two instants at which the other may be there, and which ports it uses then: those
-are derived from a secret of the session (it travels sealed, so nobody else can be there first) and the bucket's number,
-so that a port that one bucket failed on, and that a NAT may remember as refused, is not used by the next.
+Theory of operation.  Unix time is divided into periods of P seconds; *bucket* k begins at its *boundary*, k * P.  The
+initiator of a punch names the first boundary that leaves enough time, B, and with it the next one, B + 1.  If the
+answer is late or lost, both sides still know two instants at which the other may punch, and the ports that it then
+uses.  The ports are derived from a secret of the session and the number of the bucket.  The secret is sent sealed, so
+nobody else can be there first.  The next bucket has other ports, since a NAT may remember a failed port as refused.
 
-A side that knows nothing but the secret and its own clock computes the boundary itself.  Two clocks that are less than
-half a period apart then name the same boundary or neighbours; `boundaries_to_serve` says which ones a side must be at
-so that the other, with a clock as bad as ours, is met at one of them.
+A side that knows only the secret and its own clock computes the boundary itself.  Two clocks that are less than half a
+period apart then give the same boundary or adjacent ones.  `boundaries_to_serve` returns the boundaries at which a side
+has to be, so that a peer with an equally wrong clock is met at one of them.
 
 Instants are floats, Unix seconds on the corrected clock.
 """
@@ -32,10 +32,10 @@ __all__ = [
 ]
 
 AVOIDED_PORTS: Final = frozenset({1719, 1720, 1723, 2000, 5060, 5061, 6566, 6667, 10080})
-"""Ports whose packets NATs like to rewrite: H.323, PPTP, SCCP, SIP, SANE, IRC, Amanda (the helpers of Linux's conntrack
-and the "application layer gateways" of home routers)."""
-_MIN_SECRET: Final = 16  # Bytes: what cannot be guessed.
-_SHORTEST: Final = 0.001  # Seconds in a period, and the latest time, within which every boundary is a float of its own.
+"""Ports whose packets NATs may rewrite: H.323, PPTP, SCCP, SIP, SANE, IRC, Amanda (the helpers of Linux's conntrack and
+the "application layer gateways" of home routers)."""
+_MIN_SECRET: Final = 16  # Bytes: too many to guess.
+_SHORTEST: Final = 0.001  # Seconds in a period; up to the latest time, boundaries are then distinct floats.
 _LATEST: Final = 1e11
 _MAX_BUCKET: Final = int(3 * _LATEST / _SHORTEST)
 _CONTEXT: Final = b"warpgate-trio bucket ports v1\0"
@@ -47,7 +47,7 @@ class Boundary:
     """An instant at which two peers may meet.
 
     Attributes:
-      bucket: its number, which `bucket_ports` wants.
+      bucket: its number, for `bucket_ports`.
       instant: Unix seconds.
     """
 
@@ -61,14 +61,14 @@ def boundary_rendezvous(now: float, period: float, lead: float) -> tuple[Boundar
     Args:
       now: Unix seconds, corrected.
       period: seconds between boundaries.
-      lead: seconds that it takes to get ready.
+      lead: seconds needed to get ready.
 
     Raises:
-      ValueError: the period is not positive, the lead negative, or one of the three no finite number.
+      ValueError: the period is not positive, the lead negative, or one of the three is not finite or out of range.
     """
     _check(now, period, lead)
     bucket = math.ceil((now + lead) / period)
-    while bucket * period < now + lead:  # the division rounds
+    while bucket * period < now + lead:  # corrects rounding errors of the division
         bucket += 1
     while (bucket - 1) * period >= now + lead:
         bucket -= 1
@@ -76,17 +76,18 @@ def boundary_rendezvous(now: float, period: float, lead: float) -> tuple[Boundar
 
 
 def can_meet(period: float, uncertainty: float) -> bool:
-    """Whether two clocks that may differ by `uncertainty` can keep a rendezvous: it is less than half a period."""
+    """Whether two clocks that may differ by `uncertainty` can meet at a boundary: it is less than half a period."""
     return 2 * uncertainty < period
 
 
 def boundaries_to_serve(now: float, period: float, lead: float, uncertainty: float) -> tuple[Boundary, ...]:
-    """Where to be to meet a peer who names the first boundary by its own clock: one boundary where all clocks that may
-    be the peer's name the same, else two.
+    """The boundaries at which to be, to meet a peer that computes the first boundary by its own clock.
+
+    That is one boundary where every possible time of the peer's clock gives the same one, else two.
 
     Args:
-      now, period, lead: as for `boundary_rendezvous`.
-      uncertainty: seconds by which the two clocks may differ, the sum of what either may be off.
+      now, period, lead: as in `boundary_rendezvous`.
+      uncertainty: seconds by which the two clocks may differ: the sum of both clocks' uncertainties.
 
     Raises:
       ValueError: as `boundary_rendezvous`; or the uncertainty is negative, or too large for the period (`can_meet`).
@@ -100,10 +101,10 @@ def boundaries_to_serve(now: float, period: float, lead: float, uncertainty: flo
 
 
 def boundaries_left(bucket: int, period: float, now: float, lead: float, uncertainty: float) -> tuple[Boundary, ...]:
-    """Of B = `bucket` and B + 1, which a peer has named, those that we still reach in time even if our clock is slow.
+    """Of B = `bucket` and B + 1, which a peer has named, those that can still be reached even if our clock is slow.
 
     Raises:
-      ValueError: as `boundary_rendezvous`; or the uncertainty is negative or no number, or `bucket` is none.
+      ValueError: as `boundary_rendezvous`; or the uncertainty is negative or no number, or `bucket` is out of range.
     """
     _check(now, period, lead)
     if not uncertainty >= 0:
@@ -113,16 +114,17 @@ def boundaries_left(bucket: int, period: float, now: float, lead: float, uncerta
 
 
 def bucket_ports(secret: bytes, bucket: int, n: int, low: int, high: int) -> tuple[int, ...]:
-    """`n` distinct ports of [`low`, `high`] without `AVOIDED_PORTS`: the same for both peers, and for nobody else.
+    """`n` distinct ports from `low` to `high` without `AVOIDED_PORTS`: the same for both peers, unknown to others.
 
     The first `k` of them do not depend on `n`.
 
     Args:
-      secret: of the session, at least 16 bytes.
-      bucket: which boundary; one that is not used twice with a secret.
+      secret: the session's secret, at least 16 bytes.
+      bucket: the number of the boundary; not to be used twice with one secret.
 
     Raises:
-      ValueError: the secret is too short, the range is none of ports, or has fewer than `n`, or the bucket is none.
+      ValueError: the secret is too short, the range is invalid or has fewer than `n` usable ports, or the bucket is out
+        of range.
     """
     if len(secret) < _MIN_SECRET:
         raise ValueError(f"a secret has at least {_MIN_SECRET} bytes")
@@ -134,8 +136,8 @@ def bucket_ports(secret: bytes, bucket: int, n: int, low: int, high: int) -> tup
     usable = size - sum(low <= port <= high for port in AVOIDED_PORTS)
     if not 0 <= n <= usable:
         raise ValueError(f"there are no {n} usable ports from {low} to {high}")
-    # Fisher and Yates' shuffle, as far as it is needed: every choice is equally likely, and a narrow range costs no
-    # more than a wide one.  What was swapped is kept in a dict.
+    # A partial Fisher-Yates shuffle: every choice is equally likely, and the cost does not depend on the size of the
+    # range.  Swapped elements are kept in a dict.
     numbers = _numbers(secret, bucket)
     swapped: dict[int, int] = {}
     ports: list[int] = []
@@ -151,7 +153,7 @@ def bucket_ports(secret: bytes, bucket: int, n: int, low: int, high: int) -> tup
 
 
 def _numbers(secret: bytes, bucket: int) -> Iterator[int]:
-    """Endless 32-bit numbers: HMAC-SHA256 of the bucket and a counter."""
+    """An endless sequence of 32-bit numbers: HMAC-SHA256 of the bucket and a counter."""
     counter = 0
     while True:
         block = hmac.digest(secret, _CONTEXT + bucket.to_bytes(8, "big") + counter.to_bytes(4, "big"), "sha256")
@@ -160,7 +162,7 @@ def _numbers(secret: bytes, bucket: int) -> Iterator[int]:
 
 
 def _below(limit: int, numbers: Iterator[int]) -> int:
-    """A number below `limit`, each equally likely: what the last, incomplete stretch would favour is thrown away."""
+    """A number below `limit`, each equally likely: numbers of the last, incomplete multiple of `limit` are skipped."""
     fair = (1 << 32) // limit * limit
     return next(number for number in numbers if number < fair) % limit
 

@@ -1,4 +1,4 @@
-"""What the rest of a node sees of the wall clock."""
+"""The interface of the wall clock for the rest of a node."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ["Clock"]
 
 
 class Clock(Protocol):
-    """The node's idea of wall-clock time."""
+    """The node's corrected wall-clock time."""
 
     def now(self) -> float:
-        """Unix seconds, corrected as well as the node knows."""
+        """Unix seconds, corrected as well as possible."""
 
     def uncertainty(self, at: float | None = None) -> float:
-        """Seconds by which that may be wrong; infinite while no time server was heard."""
+        """Seconds by which that may be wrong now, or at time `at`; infinite while no NTP server has answered."""
