@@ -1,4 +1,4 @@
-"""What a node and the command line are told: the configuration, and where it comes from."""
+"""The configuration of a node and the command line, and the sources that it is read from."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A `Host` whose user has said which interfaces a node may use: ``[interfaces] include`` and ``exclude``.
+"""A `Host` with only the interfaces that its user has chosen: ``[interfaces] include`` and ``exclude``.
 
-What is left out is marked, not hidden: an address on it is this machine's all the same, and a peer that has it dialled
-must not get through to us by it.  So it is neither published nor measured, no socket is bound to it, and packets for
-which the routes would take it are sent from an address of another interface.
+Excluded interfaces are marked, not hidden: their addresses still belong to this host, and a peer must not make a node
+dial itself by naming one.  An excluded interface is neither published nor measured, and no socket is bound to it.
+Packets that the routes would send through it get a source address of another interface.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["choose_interfaces"]
 
 
 def choose_interfaces(host: Host, config: InterfacesConfig) -> Host:
-    """`host`, as a node with this configuration sees it."""
+    """`host` with the interfaces of this configuration; `host` itself where all are used."""
     return _ChosenInterfaces(host, config) if config.include or config.exclude else host
 
 
@@ -43,7 +43,7 @@ class _ChosenInterfaces:
         named = _fits(interface.name, self._include)
         return dataclasses.replace(
             interface,
-            is_virtual=interface.is_virtual and not named,  # who names one knows where it leads
+            is_virtual=interface.is_virtual and not named,  # a virtual interface is used if the user names it
             is_excluded=(bool(self._include) and not named) or _fits(interface.name, self._exclude),
         )
 
@@ -52,7 +52,7 @@ class _ChosenInterfaces:
 
     def source_address(self, dest: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address | None:
         source = self._host.source_address(dest)
-        if source is None or source == dest:  # our own address; it leads to us by whatever interface
+        if source is None or source == dest:  # an own address, which leads here whatever its interface
             return source
         interfaces = self.interfaces()
         if not any(each.is_excluded and source in {own.ip for own in each.addresses} for each in interfaces):

@@ -1,15 +1,15 @@
-"""What a node is configured with: `NodeConfig`, and where it comes from.
+"""A node's configuration: `NodeConfig`, and reading it from code, files, the environment and the command line.
 
 In code::
 
     NodeConfig(servers=Servers(websocket=["wss://signal.example.org"]), listen=ListenConfig(port=4433))
 
-or, for programs with users, `load_config`, which merges key by key, the first that names a key winning: the command
-line, ``WARPGATE_*`` environment variables, a file that the user names, the user's own file, the defaults.
+or, for programs with users, `load_config`.  It merges key by key.  The first of these sources that has a key decides:
+the command line, ``WARPGATE_*`` environment variables, a file that the user names, the user's own file, the defaults.
 
-Every value goes through one table, `_READERS`, wherever it comes from.  So a value is checked in one way, and every
-error is a `ConfigError` of one sentence that names the source, the dotted key and the value, with passwords masked.
-A reader that is handed something else raises `Unfit`, which `_read_value` turns into that sentence.
+Every value from any source is read by the table `_READERS`.  So there is one check for each value, and every error is a
+`ConfigError` of one sentence that names the source, the dotted key and the value, with passwords masked.  A reader
+raises `Unfit` for a value that is not valid, which `_read_value` converts to that sentence.
 """
 
 from __future__ import annotations
@@ -61,12 +61,16 @@ __all__ = [
 
 
 MAX_TOKEN: Final = 256
-"""Characters of a relay token; those that `serve` makes have 43."""
+"""Characters of a relay token at most; `serve` makes tokens of 43."""
 _TOKEN = re.compile(rf"[!-~]{{16,{MAX_TOKEN}}}", re.ASCII)
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True):
-    """A table of the configuration.  Values are checked, and texts converted, also when it is made in code."""
+    """A table of the configuration.  Values are checked and converted also when it is made in code.
+
+    Raises:
+      ConfigError: a value is not valid.
+    """
 
     name_of_table: ClassVar[str]
 
@@ -78,11 +82,11 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True):
 
 @final
 class IdentityConfig(_Section, frozen=True, kw_only=True):
-    """Which identity the node has.
+    """The node's identity.
 
     Attributes:
-      key_file: where its key is kept, made on first use; None for `identity.default_key_file()`.
-      ephemeral: a fresh identity per start, kept nowhere; `key_file` is then not looked at.
+      key_file: the file of its key, created on first use; None for `identity.default_key_file()`.
+      ephemeral: whether each start has a new identity, which is not stored; `key_file` is then not used.
     """
 
     name_of_table = "identity"
@@ -96,9 +100,9 @@ class ListenConfig(_Section, frozen=True, kw_only=True):
     """Where the node listens.
 
     Attributes:
-      port: the TCP port, on every address of the machine; 0 for one that the system chooses.
-      findable: whether a node that can be called lets its signal servers tell whoever knows its peer id by which
-        servers it can be asked where it is (docs/contacts.md).
+      port: the TCP port, on every address of the host; with 0 the system chooses one.
+      findable: whether a node that can be called publishes a key record at its signal servers.  Anybody who knows the
+        peer id can then learn at which servers to ask the node for its address (docs/contacts.md).
     """
 
     name_of_table = "listen"
@@ -109,14 +113,15 @@ class ListenConfig(_Section, frozen=True, kw_only=True):
 
 @final
 class InterfacesConfig(_Section, frozen=True, kw_only=True):
-    """Which network interfaces the node uses: publishes the addresses of, measures, and binds sockets to.
+    """Which network interfaces the node uses: it publishes their addresses, measures them, and binds sockets to them.
 
-    Globs of their names (``eth*``, ``wg0``), whatever their case.  It listens on every address all the same.
+    The values are globs of interface names (``eth*``, ``wg0``), case-insensitive.  The node listens on the addresses of
+    all interfaces in any case.
 
     Attributes:
-      include: only these, among them virtual ones; empty for all but those that lead only to containers and virtual
-        machines on this machine.
-      exclude: not these, whatever `include` says.
+      include: only these interfaces are used, including virtual ones.  Empty for all interfaces except those that lead
+        only to containers and virtual machines on this host.
+      exclude: these interfaces are not used, even if `include` names them.
     """
 
     name_of_table = "interfaces"
@@ -124,25 +129,25 @@ class InterfacesConfig(_Section, frozen=True, kw_only=True):
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
-    if TYPE_CHECKING:  # what __post_init__ makes true: any iterable is accepted
+    if TYPE_CHECKING:  # by __post_init__, any iterable is accepted
 
         def __init__(self, *, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> None: ...
 
 
 @final
 class NetworkConfig(_Section, frozen=True, kw_only=True):
-    """How the node gets out of its network.
+    """How the node reaches servers outside its network.
 
     Attributes:
-      proxy: by what proxy its TCP connections to servers go (docs/configuration.md): "env", the one that HTTPS_PROXY or
-        ALL_PROXY in the environment names, if they name one; "none"; or the URL of one.  Text is accepted.
+      proxy: the proxy of TCP connections to servers (docs/configuration.md).  "env" takes the one in HTTPS_PROXY or
+        ALL_PROXY of the environment, if any; "none" uses none; else a proxy's URL.  Text is accepted.
     """
 
     name_of_table = "network"
 
     proxy: ProxySetting = "env"
 
-    if TYPE_CHECKING:  # what __post_init__ makes true: text is accepted for the URL
+    if TYPE_CHECKING:  # by __post_init__, text is accepted for the URL
 
         def __init__(self, *, proxy: ProxySetting | str = "env") -> None: ...
 
@@ -151,16 +156,16 @@ class NetworkConfig(_Section, frozen=True, kw_only=True):
 class Servers(_Section, frozen=True, kw_only=True):
     """The servers that the node uses, in order of preference.
 
-    Texts are accepted for URLs, and any iterable for the lists.
+    Text is accepted for URLs, and any iterable for the lists.
 
     Attributes:
       websocket: rendezvous servers (ws, wss), for signals and as relays.
       mqtt: MQTT brokers (mqtt, mqtts), for signals.
       stun: STUN servers (stun, stuns).
       turn: TURN servers.
-      ntp: time servers (ntp).
-      relay_token: of the rendezvous servers; who has it may relay by them with any peer.  A secret.
-      ca_file: certificates in PEM that are trusted for TLS besides the system's; None for no more.
+      ntp: NTP servers (ntp).
+      relay_token: the token of the rendezvous servers, whose holders may relay through them with any peer.  A secret.
+      ca_file: a file of certificates in PEM that are trusted for TLS in addition to the system's; None for no others.
     """
 
     name_of_table = "servers"
@@ -179,11 +184,11 @@ class Servers(_Section, frozen=True, kw_only=True):
 
     @property
     def signal(self) -> tuple[ServerUrl, ...]:
-        """All that carry signals, kinds in turn: of the few that an address has room for, each kind gets some."""
+        """All servers for signals, kinds alternating: an address has room for a few, which should include both."""
         pairs = zip_longest(self.websocket, self.mqtt)
         return tuple(url for pair in pairs for url in pair if url is not None)
 
-    if TYPE_CHECKING:  # what __post_init__ makes true: texts are accepted for URLs
+    if TYPE_CHECKING:  # by __post_init__, text is accepted for URLs, and any iterable for lists
 
         def __init__(
             self,
@@ -207,8 +212,8 @@ class PortMapConfig(_Section, frozen=True, kw_only=True):
     """Whether routers are asked to open the port that the node listens on (docs/port_mapping.md).
 
     Attributes:
-      enabled: False: no router is asked for anything.
-      protocols: what they are asked by: pcp, natpmp, upnp.
+      enabled: whether routers are asked at all.
+      protocols: the protocols that may be used: pcp, natpmp, upnp.
     """
 
     name_of_table = "portmap"
@@ -216,25 +221,25 @@ class PortMapConfig(_Section, frozen=True, kw_only=True):
     enabled: bool = True
     protocols: tuple[PortMapProtocol, ...] = PORTMAP_PROTOCOLS
 
-    if TYPE_CHECKING:  # what __post_init__ makes true: any iterable is accepted
+    if TYPE_CHECKING:  # by __post_init__, any iterable is accepted
 
         def __init__(self, *, enabled: bool = True, protocols: Iterable[str] = PORTMAP_PROTOCOLS) -> None: ...
 
 
 @final
 class PathsConfig(_Section, frozen=True, kw_only=True):
-    """How Links watch the paths that they are on, and outlive them (docs/live_links.md).
+    """How Links monitor their paths, and survive the failure of one (docs/live_links.md).
 
     Attributes:
-      dead_after: seconds within which the death of a path is to be noticed, also while nobody says anything; 0: as soon
-        as what is asked on an idle Link by itself lets it.
-      resume_timeout: seconds for which a Link without a path is kept, while another one is sought; 0: it ends with its
-        path.  What both sides allow counts, so the lesser of the two.
-      upgrade: whether a node that has called looks for better paths than those that its Links have.
-      standby_relay: whether a relay's path that was left for a better one is kept in case that one fails: of few
-        Links, and where the peer keeps it too.
-      relay_first: whether calls take a relay's path at once, and change over to a better one when it is found
-        (docs/walk.md).  None: those of `Node.auto_connect` do not, those of ``warpgate-trio connect`` do.
+      dead_after: seconds within which a dead path is detected, also on an idle Link; with 0, as soon as the usual
+        PINGs of an idle Link show it.
+      resume_timeout: seconds for which a Link without a path is kept while another path is sought; with 0 it ends with
+        its path.  The lesser of both sides' values applies.
+      upgrade: whether a node that has called looks for better paths for its Links.
+      standby_relay: whether the path through a relay is kept after a change to a better path, in case that one fails.
+        This applies to a few Links, and only where the peer keeps the path too.
+      relay_first: whether calls take a path through a relay at once, and change to a better one when it is found
+        (docs/walk.md).  With None, `Node.auto_connect` does not, and ``warpgate-trio connect`` does.
     """
 
     name_of_table = "paths"
@@ -248,20 +253,20 @@ class PathsConfig(_Section, frozen=True, kw_only=True):
 
 @final
 class Budgets(_Section, frozen=True, kw_only=True):
-    """How long things may take, in seconds; each is more than 0 (docs/configuration.md).
+    """Time limits in seconds, each more than 0 (docs/configuration.md).
 
     Attributes:
       direct_min: the direct phase lasts three round trips of a signal, but at least this.
       direct_max: ... and at most this.
       punch: the punch phase.
       spray: the spray phase.
-      relay_base: the relay phase lasts twelve round trips of a signal and this.
+      relay_base: the relay phase lasts twelve round trips of a signal plus this.
       total: one whole `auto_connect`, all phases together.
-      handshake: an inbound connection from accept to commit: TLS, proof and COMMIT; and a likely direct combo, where no
+      handshake: an inbound connection from accept to commit: TLS, proof and COMMIT; also a likely direct combo when no
         phase is left.
       commit: the wait for ACCEPT or REFUSE after COMMIT.
       authorize: one call of the application's `authorize`.
-      goodbye: what a node may still say to the network after it was told to close.
+      goodbye: the last messages of a node to the network while it closes.
       signal: the wait for the reply to one signal message.
     """
 
@@ -289,7 +294,7 @@ class Budgets(_Section, frozen=True, kw_only=True):
 
 @final
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that a node is configured with; `load_config` and `from_toml` read one, or make it in code."""
+    """The whole configuration of a node, made in code or read by `load_config` or `from_toml`."""
 
     identity: IdentityConfig = msgspec.field(default_factory=IdentityConfig)
     listen: ListenConfig = msgspec.field(default_factory=ListenConfig)
@@ -302,22 +307,23 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_toml(cls, text: str, *, base_dir: str | os.PathLike[str]) -> NodeConfig:
-        """Read a configuration file's text; relative paths in it are of `base_dir`.  Raises `ConfigError`."""
+        """Read the text of a configuration file; relative paths in it start at `base_dir`.  Raises `ConfigError`."""
         return _assemble(_read_toml(text, Source("the TOML text", Path(base_dir))))
 
     def to_toml(self, *, redact: bool = False) -> str:
-        """The configuration as a file's text, defaults included, which `from_toml` reads back to an equal one.
+        """The configuration as the text of a file, including defaults, which `from_toml` reads back to an equal one.
 
-        With `redact` it shows no password and no query of a URL; it is then for people to look at.  What is None is
-        left out, since TOML has no such value.
+        With `redact`, passwords, the relay token and queries of URLs are masked; the text is then only for display.
+        None values are left out, since TOML has none.
         """
         return tomli_w.dumps({section: _plain(getattr(self, section), redact) for section in self.__struct_fields__})
 
 
 def default_config_file() -> Path:
-    """The user's own configuration file, which `load_config` reads when it is there.
+    """The path of the user's own configuration file, which `load_config` reads if it exists.
 
-    Raises `ConfigError` for a user without a home directory, as a container with an arbitrary uid has it.
+    Raises:
+      ConfigError: the user has no home directory, as in a container with an arbitrary uid.
     """
     try:
         return platformdirs.user_config_path("warpgate-trio", appauthor=False) / "config.toml"
@@ -331,25 +337,28 @@ def load_config(
     env: Mapping[str, str] | None = None,
     overrides: Mapping[str, object] | None = None,
 ) -> NodeConfig:
-    """Merge the configuration from everywhere, key by key (a list is one value).  It reads files, without Trio.
+    """Merge the configuration from all sources, key by key (a list is one value).  It reads files, without Trio.
 
-    From the strongest:
+    The sources, with decreasing priority:
 
-    1. `overrides`, the command line: ``{"listen.port": 5}``; a value of None is not there.
-    2. `env`, ``os.environ`` when None: ``WARPGATE_<SECTION>_<KEY>``, lists with commas between the items, as in
+    1. `overrides`, the command line: ``{"listen.port": 5}``; values of None are ignored.
+    2. `env`, by default ``os.environ``: ``WARPGATE_<SECTION>_<KEY>``, lists with commas between the items, as in
        ``WARPGATE_SERVERS_STUN=stun:a.example,stun:b.example``.
     3. `file`, else the file that ``WARPGATE_CONFIG`` names; it has to exist.
     4. The user's own file, `default_config_file()`, if there is one.
     5. The defaults.
 
-    A relative path is of the directory of the file that names it, elsewhere of the working directory; ``~`` is the
-    home directory.  Raises `ConfigError` with one sentence that names source, key and value; for an unknown key it
-    names the nearest known one.
+    A relative path in a file starts at the directory of that file, elsewhere at the working directory; ``~`` is the
+    home directory.
+
+    Raises:
+      ConfigError: a value is not valid, in one sentence that names source, key and value; or a key is unknown, with the
+        nearest known one; or a file cannot be read.
     """
     environment = os.environ if env is None else env
     try:
         cwd = Path.cwd()
-    except OSError:  # deleted under our feet; only who names a relative path has to mind
+    except OSError:  # the working directory was deleted, which matters only for relative paths
         cwd = Path()
     values: dict[str, object] = {}
     user_file = _user_file()
@@ -370,8 +379,8 @@ def load_config(
 
 
 def _user_file() -> Path | None:
-    """The user's own file, if there is one that we can know of."""
-    with suppress(ConfigError, OSError):  # OSError: in the home of somebody else, where we may not look
+    """The user's own configuration file, if there is a readable place for one and it exists."""
+    with suppress(ConfigError, OSError):  # OSError: in another user's home, without permission
         file = default_config_file()
         if file.is_file():
             return file
@@ -385,7 +394,7 @@ _IN_CODE: Final = Source("", None)
 
 
 def _read_value(key: str, value: object, source: Source) -> object:
-    """`value`, checked and converted for `key`; ConfigError names all three."""
+    """`value`, checked and converted for `key`; a ConfigError names source, key and value."""
     prefix = f"{source.name}: " if source.name else ""
     reader = _READERS.get(key)
     if reader is None:
@@ -473,11 +482,11 @@ def _read_file(path: Path, cwd: Path) -> dict[str, object]:
 
 
 def _read_toml(text: str, source: Source) -> dict[str, object]:
-    """The values of a TOML text, checked, by dotted key."""
+    """The checked values of a TOML text, by dotted key."""
     try:
         tables = tomllib.loads(text.removeprefix("\ufeff"))  # a byte order mark, as editors on Windows write it
     except (ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, or a number of too many digits
-        raise ConfigError(f"{source.name}: {error}") from error  # tomllib names line and column
+        raise ConfigError(f"{source.name}: {error}") from error  # tomllib's text has the line and column
     values: dict[str, object] = {}
     for section, table in tables.items():
         if section not in _SECTIONS:
@@ -499,7 +508,7 @@ def _assemble(values: Mapping[str, object]) -> NodeConfig:
 
 
 def _plain(value: object, redact: bool) -> object:
-    """`value` in the types of TOML."""
+    """`value` converted to the types of TOML."""
     if isinstance(value, ServerUrl):
         return value.redacted if redact else str(value)
     if isinstance(value, tuple):

@@ -1,14 +1,14 @@
-"""By which proxy a server is reached: the setting ``network.proxy``, and what curl's variables say.
+"""Chooses the proxy for a server, by the setting ``network.proxy`` and the environment variables of curl.
 
-The setting is ``env``, ``none``, or a proxy's URL.  With ``env`` the variables are those that a company's machines have
-set for every other program, lower case before upper case, an empty one as good as none (curl(1), "ENVIRONMENT"):
+The setting is ``env``, ``none``, or a proxy's URL.  With ``env``, the variables that other programs use too decide.
+Lower case comes before upper case, and an empty variable counts as missing (curl(1), "ENVIRONMENT"):
 
-* ``HTTPS_PROXY``, else ``ALL_PROXY``, for servers behind TLS, and for TURN over TCP, which is there for networks like
-  these;
-* ``ALL_PROXY`` alone for ``ws`` and ``mqtt``: without TLS a server is nearby, or on trial.
+* ``HTTPS_PROXY``, else ``ALL_PROXY``, for servers with TLS, and for TURN over TCP, which exists for such networks;
+* only ``ALL_PROXY`` for ``ws`` and ``mqtt``: a server without TLS is nearby, or a test.
 
-A proxy that is named by URL serves them all (RFC 6455 section 4.1 has one tunnel for ``ws``, too).  Two kinds of
-servers never go by a proxy: what ``NO_PROXY`` lists, and this machine, which is another one where the proxy stands.
+A proxy that is set by URL is used for all servers (RFC 6455 section 4.1 tunnels ``ws`` too).  Two kinds of servers are
+always reached directly: those that ``NO_PROXY`` lists, and this host, since its name would mean another host at the
+proxy.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ _PLAIN: Final = frozenset({"ws", "mqtt"})
 
 
 def read_proxy(value: object) -> ProxySetting:
-    """The setting from itself or from its text; raises `Unfit`."""
+    """Read the setting, from text or as it is; raises `Unfit`."""
     if isinstance(value, ServerUrl):
         value = str(value)
     if value == "env":
         return "env"
     if value == "none":
         return "none"
-    if not isinstance(value, str) or ":" not in value:  # a misspelt word, rather than a host
+    if not isinstance(value, str) or ":" not in value:  # more likely a misspelt word than a host
         raise Unfit('expected "env", "none", or the URL of a proxy, as http://proxy:3128')
     return parse_proxy_url(value)
 
 
 @final
 class Proxies:
-    """Which proxy leads to which server.
+    """Chooses the proxy for each server.
 
     Args:
-      setting: what is configured.
-      environment: the variables.
+      setting: the value of ``network.proxy``.
+      environment: the environment variables.
     """
 
     def __init__(self, setting: ProxySetting, environment: Mapping[str, str]) -> None:
@@ -57,10 +57,10 @@ class Proxies:
         self._exempt = tuple((_first(environment, _EXEMPT)[1]).replace(",", " ").split())
 
     def to(self, server: ServerUrl) -> ServerUrl | None:
-        """The proxy by which a server is reached; None: directly.
+        """The proxy for a server; None if it is reached directly.
 
         Raises:
-          ConfigError: the variable that names it cannot be used.
+          ConfigError: the environment variable that applies has no valid value.
         """
         if self._setting == "none" or _is_this_machine(server.host) or self._is_exempt(server.host):
             return None
@@ -84,7 +84,7 @@ def _first(environment: Mapping[str, str], names: tuple[str, ...]) -> tuple[str,
 
 
 def _matches(entry: str, name: str, ip: IPv4Address | IPv6Address | None) -> bool:
-    """Whether an entry of NO_PROXY covers a host: ``*``, a domain with all below it, an address, or a network."""
+    """Whether an entry of NO_PROXY covers a host: ``*``, a domain and its subdomains, an address, or a network."""
     if entry == "*":
         return True
     if ip is not None:

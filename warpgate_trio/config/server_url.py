@@ -1,13 +1,13 @@
-"""`ServerUrl` and `TurnServer`: where a server is, as its users write it down.
+"""`ServerUrl` and `TurnServer`: the URLs of servers.
 
-Two grammars.  ``ws``, ``wss``, ``mqtt``, ``mqtts`` and ``ntp`` have URLs of the familiar form, scheme://host:port.
+There are two grammars.  ``ws``, ``wss``, ``mqtt``, ``mqtts`` and ``ntp`` have URLs of the form scheme://host:port.
 ``stun``, ``stuns``, ``turn`` and ``turns`` have URIs of RFC 7064 and RFC 7065: no "//", no path, and for TURN one
-parameter.  The login in a TURN URI is ours; those RFCs leave credentials out.
+parameter.  The login in a TURN URI is an extension of this project, since those RFCs leave credentials out.
 
-Parsing is strict, because what passes here ends up in the first line of a request, in a TLS server name and in logs:
-printable ASCII, a host that is a DNS name or an address, a port.  URLs come from people, too, so what does not fit is
-said in one sentence that shows the value, secrets masked (`shown_value`).  Inside, that sentence travels as `Unfit`:
-who called knows what to name in front of it, this module the URL, `config` the source and the key.
+Parsing is strict, because the parts end up in the first line of a request, in a TLS server name and in logs.  Only
+printable ASCII is accepted, a host that is a DNS name or an IP address, and a valid port.  URLs are written by people,
+so an error is one sentence that shows the value with secrets masked (`shown_value`).  Internally the sentence is raised
+as `Unfit`, and the caller prefixes it: this module with the URL, `config` with the source and the key.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ..sockaddr import bracketed
 __all__ = ["MAX_URL", "ServerUrl", "TurnServer"]  # what else has no underscore is for config.py
 
 MAX_URL: Final = 256
-"""Characters of a URL without its login, which is how long one in an address may be: a peer could not be told more."""
-MASK: Final = "***"  # stands for a secret
-_MOST_SHOWN: Final = 200  # characters of a value in an error
+"""Characters of a URL without its login: an address has no room for longer ones, so peers could not learn them."""
+MASK: Final = "***"  # replaces a secret
+_MOST_SHOWN: Final = 200  # characters of a value that an error shows
 
 _DEFAULT_PORTS: Final[Mapping[str, int]] = {
     "ws": 80,
@@ -53,14 +53,14 @@ _URL = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?P<slashes>//)?(?:(?P<login>[^@/?#]*)@)?"
     r"(?P<host>\[[^\]]*\]|[^:/?#@\[\]]*)(?::(?P<port>[^/?#]*))?(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?"
 )
-_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"  # RFC 1035 2.3.1, and the underscore that many have in local names
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"  # RFC 1035 2.3.1, and underscores, which local names often have
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\.?", re.ASCII)
 
 
 class Unfit(Exception):
-    """A value does not fit; the text says what is expected.  Always turned into a `ConfigError`.
+    """A value is not valid; the text says what is expected.  Always converted to a `ConfigError`.
 
-    `item` is the one of a list that does not fit, with its position.
+    `item` is the position and value of a list's invalid item; None if the value itself is invalid.
     """
 
     def __init__(self, message: str, *, item: tuple[int, object] | None = None) -> None:
@@ -70,15 +70,15 @@ class Unfit(Exception):
 
 @final
 class ServerUrl(msgspec.Struct, frozen=True):
-    """Where a server is and how to talk to it.  Made by `parse`; `str` gives the URL back, in its normal form.
+    """The URL of a server or proxy.  Made by `parse`; `str` returns the URL in its normal form.
 
     Attributes:
-      scheme: ws, wss, mqtt, mqtts, stun, stuns, turn, turns or ntp; http, socks5 or socks5h for a proxy on the way.
+      scheme: ws, wss, mqtt, mqtts, stun, stuns, turn, turns or ntp; http, socks5 or socks5h for a proxy.
       host: a DNS name in lower case, or an IPv4 or IPv6 address without brackets.
-      port: the scheme's own where the URL names none.
-      username, password: of the server, or None.
+      port: the scheme's default where the URL has none.
+      username, password: the login, or None.
       path: starts with "/", or is empty.
-      params: the query, as pairs.
+      params: the query, as (name, value) pairs.
     """
 
     scheme: str
@@ -93,8 +93,11 @@ class ServerUrl(msgspec.Struct, frozen=True):
     def parse(cls, text: str) -> ServerUrl:
         """Read ``ws://``, ``wss://``, ``mqtt://``, ``mqtts://`` and ``ntp://`` URLs, and ``stun:``, ``turn:`` URIs.
 
-        The latter are of RFC 7064 and RFC 7065: ``stun:host:port``, ``turn:host:port?transport=tcp``.  Login names and
-        passwords are percent-encoded, IPv6 addresses in brackets.  Raises `ConfigError` with what is wrong.
+        The latter are those of RFC 7064 and RFC 7065: ``stun:host:port``, ``turn:host:port?transport=tcp``.  Login
+        names and passwords are percent-encoded, IPv6 addresses in brackets.
+
+        Raises:
+          ConfigError: the text is no such URL; says what is wrong.
         """
         try:
             return _parse_url(text)
@@ -108,41 +111,41 @@ class ServerUrl(msgspec.Struct, frozen=True):
 
     @property
     def host_name(self) -> str:
-        """The host without the dot at the end of a name, which keeps search domains out: the name in TLS (RFC 6066
-        section 3), in certificates, and for who compares servers.
+        """The host without a trailing dot, which only excludes search domains: for TLS (RFC 6066 section 3),
+        certificates, and comparing servers.
         """
         return self.host.removesuffix(".")
 
     @property
     def authority(self) -> str:
-        """`host_name`, and the port where it is not the scheme's own: HTTP's ``Host`` (RFC 6455 section 4.1)."""
+        """`host_name`, and the port if it is not the scheme's default: HTTP's ``Host`` (RFC 6455 section 4.1)."""
         host = bracketed(self.host) if ":" in self.host else self.host_name
         return host if self.port == _ALL_PORTS.get(self.scheme) else f"{host}:{self.port}"
 
     @property
     def target(self) -> str:
-        """Path and query, as the first line of an HTTP request has them: never empty."""
+        """Path and query for the first line of an HTTP request; never empty."""
         return (self.path or "/") + self._query
 
     @property
     def transport(self) -> Literal["tcp", "udp"]:
-        """What carries it: TCP (under TLS too) or UDP; for TURN the URI's `transport`, UDP when it names none."""
+        """The transport protocol: TCP, also below TLS, or UDP.  For TURN the URI's `transport`, by default UDP."""
         named = dict(self.params).get("transport", "udp") if self.scheme == "turn" else ""
         return "udp" if self.scheme in ("stun", "ntp") or named == "udp" else "tcp"
 
     @property
     def published(self) -> ServerUrl:
-        """The same server for everybody: what a node publishes.
+        """The URL that a node publishes: without login and query, which may both be secret.
 
-        Without login and query, which may both be secret; a server that lets in nobody without them is none for peers.
+        Peers cannot use a server that requires them.
         """
         return msgspec.structs.replace(self, username=None, password=None, params=())
 
     @property
     def redacted(self) -> str:
-        """The URL without what may be secret, for logs: the password, and the values of the query but `transport`.
+        """The URL for logs, with secrets masked: the password, and the values of the query except `transport`.
 
-        A name without a value may be the secret itself (``?token``).
+        A name without a value is masked too, since it may be the secret itself (``?token``).
         """
         params = tuple(
             (name, value) if name == "transport" else (name, MASK) if value else (MASK, "")
@@ -178,6 +181,9 @@ class TurnServer(msgspec.Struct, frozen=True):
     Attributes:
       url: a turn or turns URL.  Text is accepted, also with the login in it: ``turn:name:password@host``.
       username, password: both or neither.
+
+    Raises:
+      ConfigError: a value is not valid.
     """
 
     url: ServerUrl
@@ -205,7 +211,7 @@ class TurnServer(msgspec.Struct, frozen=True):
 
 
 def read_url(value: object, *schemes: str) -> ServerUrl:
-    """A URL of one of `schemes`, from itself or from its text; raises `Unfit`."""
+    """Read a URL of one of `schemes`, from text or a `ServerUrl`; raises `Unfit`."""
     if isinstance(value, str):
         value = _parse_url(value)
     if not isinstance(value, ServerUrl) or value.scheme not in schemes:
@@ -217,7 +223,7 @@ def read_url(value: object, *schemes: str) -> ServerUrl:
 
 
 def read_turn(value: object) -> TurnServer:
-    """A TURN server from itself, from a URL, or from a table of its fields; raises `Unfit`."""
+    """Read a TURN server, from a `TurnServer`, a URL, or a table of its fields; raises `Unfit`."""
     if isinstance(value, TurnServer):
         return value
     table = value if isinstance(value, Mapping) else {"url": value}
@@ -232,7 +238,7 @@ def read_turn(value: object) -> TurnServer:
 
 
 def _turn_values(url: object, username: object, password: object) -> tuple[ServerUrl, str | None, str | None]:
-    """URL without login, username and password of a TURN server, from a URL with or without a login."""
+    """The URL without its login, the username and the password of a TURN server; raises `Unfit`."""
     server = read_url(url, "turn", "turns")
     if server.username is not None:
         if username is not None or password is not None:
@@ -247,8 +253,8 @@ def _turn_values(url: object, username: object, password: object) -> tuple[Serve
 
 
 def parse_proxy_url(text: str) -> ServerUrl:
-    """A proxy's URL, or its host and port alone, as curl takes them; raises `Unfit`."""
-    if ":" not in text:  # a misspelt word, rather than a host
+    """Read a proxy's URL, or only its host and port, as curl accepts them; raises `Unfit`."""
+    if ":" not in text:  # more likely a misspelt word than a host
         raise Unfit("expected the URL of a proxy, as http://proxy:3128")
     url = _parse_url((text if "://" in text else f"http://{text}").removesuffix("/"), _PROXY_PORTS)
     if ":" in (url.username or ""):
@@ -257,7 +263,7 @@ def parse_proxy_url(text: str) -> ServerUrl:
 
 
 def _parse_url(text: str, ports: Mapping[str, int] = _DEFAULT_PORTS) -> ServerUrl:
-    if not _PRINTABLE.fullmatch(text):  # before all else: no control characters, which would end up in a request
+    if not _PRINTABLE.fullmatch(text):  # checked first: control characters would end up in a request
         raise Unfit("a URL has printable ASCII characters only, without spaces")
     match = _URL.fullmatch(text)
     if match is None:
@@ -304,7 +310,7 @@ def _parse_host(text: str) -> str:
     try:
         if host.startswith("["):
             return str(IPv6Address(host[1:-1])) if "%" not in host else _no_host()
-        if re.fullmatch(r"(.*\.)?[0-9]+", host):  # a name that ends like an IPv4 address has to be one
+        if re.fullmatch(r"(.*\.)?[0-9]+", host):  # a host whose last label is a number has to be an IPv4 address
             return str(IPv4Address(host))
     except ValueError:
         return _no_host()
@@ -328,7 +334,7 @@ def _check_params(scheme: str, params: tuple[tuple[str, str], ...]) -> None:
 
 
 def shown_value(value: object) -> str:
-    """A value for an error: short, and without what looks like a secret in it."""
+    """A value as an error shows it: shortened, and with masks in place of apparent secrets."""
     if isinstance(value, str):
         text = re.sub(r"(:(?://)?).*@", rf"\1{MASK}@", value, count=1, flags=re.DOTALL)
         shown = repr(re.sub(r"\?(?!transport=).*", f"?{MASK}", text, count=1, flags=re.DOTALL))
@@ -345,7 +351,7 @@ def shown_value(value: object) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What an error about an unknown name adds; `known` is not empty."""
+    """The end of an error about an unknown name: the nearest known one; `known` must not be empty."""
     keys = list(known)
-    same = [key for key in keys if key.rpartition(".")[2] == name]  # its section was left out
+    same = [key for key in keys if key.rpartition(".")[2] == name]  # the section was left out
     return f"the nearest known one is {difflib.get_close_matches(name, same or keys, n=1, cutoff=0.0)[0]}"

@@ -1,7 +1,7 @@
-"""How single values of the configuration are read, whatever their key: numbers, flags, paths, lists, URLs.
+"""Readers of single values of the configuration: numbers, flags, paths, lists, URLs.
 
-A reader takes a value from code, from TOML or, where its source is text, from the environment, and returns it checked
-and converted; what does not fit is `Unfit`.
+A reader takes a value from code or TOML, or as text from the environment.  It returns the value checked and converted,
+and raises `Unfit` for one that is not valid.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Source:
     """Where a value comes from."""
 
     name: str  # for errors; empty for code
-    base_dir: Path | None  # what relative paths are of; None leaves them alone
-    text: bool = False  # every value is a text: the environment
+    base_dir: Path | None  # relative paths start there; None leaves them as they are
+    text: bool = False  # whether every value is text, as in the environment
 
 
 Reader: TypeAlias = Callable[[object, Source], object]
@@ -57,7 +57,7 @@ def _seconds_in(value: object, source: Source) -> float | None:
             value = float(value)
         except ValueError:
             return None
-    # The upper bound also keeps out infinity, and nan compares with nothing.
+    # The upper bound excludes infinity, too; comparisons with nan are false.
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
         return None
     return float(value)
@@ -89,7 +89,7 @@ def expanded(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         raise Unfit("the home directory that '~' stands for is not known") from None
-    except ValueError:  # a name behind '~' that no user can have: a NUL in it, half of a surrogate pair
+    except ValueError:  # a name after '~' that no user can have, with a NUL or half of a surrogate pair
         raise Unfit("'~' is followed by what is no user's name") from None
 
 
