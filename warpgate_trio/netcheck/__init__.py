@@ -1,4 +1,4 @@
-"""What this machine's network is like: the report, and what measures it."""
+"""Diagnosis of this host's network: the report, and the probes that measure it."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""How `Node.netcheck` finds out what this machine's network is like (`netcheck` has the report and its words).
+"""The probes of `Node.netcheck` (`report` has the report and its texts).
 
-Theory of operation.  Everything is asked at once, each server in a task of its own and with a patience of its own, and
-what each says goes into its row: a server that is dead costs its row and nothing else.  Per address family one thing
-has an order: first every STUN server is asked where it sees us, then the NATs are measured from each interface in turn
-(`warpgate_trio.nat.measure`), by those servers that answered.  Two measurements at a time would disturb each other's
-order of mappings, so the node's own background measurement is waited for, and used, where one is under way.
+Theory of operation.  All servers are asked at the same time, each in a task of its own and with its own timeout.  The
+result goes into the server's row, so a dead server affects only its own row.  For each address family there is one
+sequence: first every STUN server is asked for our mapping, then the NATs are measured from each interface in turn
+(`warpgate_trio.nat.measure`), with the servers that answered.  Two measurements at a time would disturb the order of
+each other's mappings.  So if the node is measuring in the background, the check waits for that measurement and uses it.
 
-When the time is up, the report is of what is known by then; nothing raises for a network that is bad.
+When the time is up, the report has what is known by then.  A bad network raises no exception.
 """
 
 from __future__ import annotations
@@ -59,18 +59,19 @@ __all__ = ["PATIENCE", "TIMEOUT", "check_network"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 TIMEOUT: Final = 15.0
-"""Seconds for the whole check: a measurement with nothing but dead servers, after another one that was under way."""
+"""Seconds for the whole check: enough for a measurement with only dead servers, after another one that was under
+way."""
 HEAD_START: Final = 1.2
-"""Seconds for servers to answer over TCP, and for the names of further ones to be resolved, before the NATs are
-measured: those that will, have by then."""
+"""Seconds for servers to answer over TCP, and for further names to resolve, before the NATs are measured: later answers
+are unlikely."""
 PATIENCE: Final = 5.0
-"""Seconds for one server: TCP, TLS and registration over a bad satellite link, or a lost SYN and its repetitions."""
+"""Seconds for one server: TCP, TLS and registration over a bad satellite link, or a lost SYN that is retransmitted."""
 RTO: Final = 0.2
-"""Seconds to the first repetition of a question over UDP; doubles."""
+"""Seconds before the first retransmission over UDP; doubles."""
 TRIES: Final = 3
 """Requests in all, the first one included."""
 LAST_WAIT: Final = 3.0
-"""RTOs after the last request: 1.2 s in all, twice the round trip by satellite."""
+"""RTOs that are waited after the last request: 1.2 s in all, twice the round trip by satellite."""
 
 Kind: TypeAlias = Literal["websocket", "mqtt", "stun", "turn", "ntp"]
 _KINDS: Final[dict[str, Kind]] = {
@@ -92,7 +93,7 @@ _KINDS: Final[dict[str, Kind]] = {
 @final
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What became of asking one server by one of its addresses."""
+    """The result of asking one server, at one or several of its addresses."""
 
     latency: float | None = None
     error: str | None = None
@@ -103,7 +104,7 @@ class _Outcome:
 @final
 @dataclass(slots=True)
 class _Row:
-    """A server over a transport; the first of its addresses to answer counts, and only all together are silence."""
+    """A server over one transport.  One outcome with an answer makes it reachable; `asks` without one unreachable."""
 
     url: ServerUrl
     transport: str
@@ -134,7 +135,15 @@ async def check_network(
     everything: bool,
     timeout: float,
 ) -> NetcheckReport:
-    """Make the report; see `Node.netcheck`."""
+    """Make the report; see `Node.netcheck`.
+
+    Args:
+      everything: whether to try each signal and TURN server afresh, and STUN servers over TCP too.
+      timeout: seconds for the whole check.
+
+    Raises:
+      ValueError: the timeout is not more than 0.
+    """
     if not timeout > 0:
         raise ValueError(f"a timeout is more than 0 s, not {timeout}")
     check = _Check(servers, hub, nat, names, relays, portmaps, host, everything)
@@ -166,7 +175,7 @@ class _Check:
         self._unresolved: dict[str, NameFailure] = {}
         self._host = host
         self._everything = everything
-        self._signals: list[_Row] = []  # empty unless each server is tried afresh
+        self._signals: list[_Row] = []  # empty unless `everything`
         self._signals_done = trio.Event()
         self._stun = list(dict.fromkeys(url for url in servers.stun if url.scheme == "stun"))
         self._rows = {
@@ -192,7 +201,7 @@ class _Check:
                 nursery.start_soon(self._check_family, af)
 
     async def _check_gateways(self) -> None:
-        """They are asked in the background; a router that says nothing takes a while to be known for that."""
+        """Wait for the routers, which the node asks in the background; one that stays silent takes a while."""
         with trio.move_on_after(PATIENCE):
             await self._portmaps.wait_settled()
 
@@ -210,7 +219,7 @@ class _Check:
         self._signals_done.set()
 
     def _signal_rows(self) -> list[ServerCheck]:
-        """What became of the signal servers: as the hub sees them now, unless each was tried afresh."""
+        """The rows of the signal servers: their state in the hub, or with `everything` the result of a new try."""
         if self._everything:
             return [each.check() for each in self._signals]
         return [
@@ -227,11 +236,11 @@ class _Check:
         ]
 
     async def _fill(self, row: _Row, ask: Callable[[], Awaitable[float]]) -> None:
-        """`ask` bounds its own time, and knows who did not answer."""
+        """Add the outcome of `ask`, which has its own timeout: its error says if a proxy or the server is silent."""
         row.outcomes.append(await _outcome(ask, patience=math.inf))
 
     async def _check_turn(self, turn: TurnServer, row: _Row) -> None:
-        """It is well where it gives an address to who has the login that is configured."""
+        """A TURN server is reachable if it gives an allocation for the configured login."""
         row.outcomes.append(await _outcome(partial(self._relays.measure, turn)))
 
     async def _check_ntp(self, url: ServerUrl) -> None:
@@ -282,11 +291,11 @@ class _Check:
             after = self._nat.profiles.by_key.get((None, af))
             alive = await self._ask_stun(there, nursery)
             if not alive:
-                await self._signals_done.wait()  # silence means something where somebody else answers
+                await self._signals_done.wait()  # silence is evidence only where other servers answer
             online = any(each.reachable for each in self._signal_rows())
             for path in paths:
                 if path.main and after is not None and after is not before and (after.udp != UNKNOWN or not online):
-                    path.profile = after  # measured in the background, while we waited for our turn
+                    path.profile = after  # measured in the background while this check waited for the lock
                 elif paths[0].address.is_loopback and not path.main:
                     path.why = "was not measured: the STUN servers are on this machine"
                 else:
@@ -295,7 +304,7 @@ class _Check:
                     )
 
     async def _resolve(self, af: Family) -> dict[ServerUrl, list[TransportAddress]]:
-        """The addresses of each STUN server in a family; those without one get their outcome."""
+        """The reachable addresses of each STUN server in a family; records an outcome for servers without one."""
         hosts = [url.host for url in self._stun]
         known = await self._names.look_up(hosts, timeout=PATIENCE, settle=HEAD_START, fresh=True)
         self._unresolved.update(self._names.failures(hosts))
@@ -321,9 +330,9 @@ class _Check:
     async def _ask_stun(
         self, servers: dict[ServerUrl, list[TransportAddress]], nursery: trio.Nursery
     ) -> list[TransportAddress]:
-        """Fill the rows of STUN servers; those addresses that answer over UDP.
+        """Fill the rows of STUN servers; returns the addresses that answer over UDP.
 
-        Those that do not over TCP are given up in `nursery`: what they make of a connection takes longer.
+        TCP is asked in `nursery`, and waited for here only for `HEAD_START`: a failing connection may take longer.
         """
         alive: list[TransportAddress] = []
         tcp = [trio.Event() for _ in servers if self._everything]
@@ -334,7 +343,7 @@ class _Check:
                 alive.append(address)
                 return latency
 
-            # All of them, since each that answers is one more to measure by.
+            # All addresses are asked, since each that answers can be used for the measurement.
             self._rows[url, "udp"].outcomes.append(await _best(servers[url], ask, enough=len(servers[url])))
 
         async def ask_tcp(url: ServerUrl, done: trio.Event) -> None:
@@ -352,7 +361,7 @@ class _Check:
         return [address for address in in_turn(servers.values()) if address in alive]
 
     def _failing_names(self) -> dict[str, NameFailure]:
-        """The names of servers that cannot be resolved, whoever has tried."""
+        """The servers' names that could not be resolved, in this check or elsewhere in the node."""
         found = {} if self._everything else self._hub.unresolved
         for row in self._signals:
             for outcome in row.outcomes:
@@ -405,14 +414,14 @@ class _Check:
         )
 
     def _unblock(self) -> None:
-        """A time server has answered: whatever is wrong with UDP to the STUN servers, it is not blocked."""
+        """Withdraw "UDP is blocked", since an NTP server has answered over UDP."""
         for path in (path for each in self._paths.values() for path in each):
             if path.profile is not None and path.profile.udp.blocked:
                 path.profile = replace(path.profile, udp=replace(path.profile.udp, blocked=None))
 
 
 async def _outcome(ask: Callable[[], Awaitable[float]], *, patience: float = PATIENCE) -> _Outcome:
-    """Ask within some seconds.  A server's answer can be anything; nothing of it is raised."""
+    """Ask within `patience` seconds.  Any exception becomes the outcome's error, since answers can be anything."""
     try:
         with trio.move_on_after(patience):
             return _Outcome(latency=await ask())
@@ -429,7 +438,7 @@ async def _outcome(ask: Callable[[], Awaitable[float]], *, patience: float = PAT
 async def _best(
     addresses: Sequence[TransportAddress], ask: Callable[[TransportAddress], Awaitable[float]], *, enough: int
 ) -> _Outcome:
-    """Ask a server by all its addresses at once, until `enough` have answered; the fastest, or the first failure."""
+    """Ask all addresses of a server at once, until `enough` have answered; the fastest answer, or the first failure."""
     outcomes: list[_Outcome] = []
 
     async def one(address: TransportAddress) -> None:

@@ -1,6 +1,6 @@
-"""What `Node.netcheck` reports: frozen types, and the words that a measurement becomes.  No I/O.
+"""The report of `Node.netcheck`: frozen types, and the sentences that describe a measurement.  No I/O.
 
-`netcheck_probes` finds out what stands in them.
+`probes` does the measuring.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ if TYPE_CHECKING:
 __all__ = ["ClockCheck", "GatewayCheck", "NetcheckReport", "PathCheck", "ServerCheck", "TransportCheck"]
 
 MAX_INTERFACES: Final = 4
-"""Interfaces measured per address family, one after another, the one that leads to the internet first."""
+"""Interfaces measured for each address family, one after another, the one that leads to the internet first."""
 MAX_SENTENCE: Final = 300
-"""Characters of an error in the report: parts of it may be a server's own words."""
+"""Characters of an error in the report, which may quote a server."""
 
 
 # --- The report -------------------------------------------------------------------------------------------------------
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of the report; null and None are "unknown"."""
+    """A part of the report; None, and null in JSON, means unknown."""
 
 
 @final
 class TransportCheck(_Part, frozen=True, kw_only=True):
-    """How the network treats UDP, or TCP: a `TransportProfile` in names.
+    """How the network treats UDP or TCP: a `TransportProfile` with names for values.
 
     Attributes:
-      words: for people, "port-restricted cone, keeps ports".
-      nat_type, delta_type: `NatType`'s and `DeltaType`'s names in lower case.
+      words: a description for people, such as "port-restricted cone, keeps ports".
+      nat_type, delta_type: the names of `NatType` and `DeltaType` in lower case.
       translated, blocked, hairpin: as in the profile.
       mapping, filtering, allocation: the enums' names in lower case.
       delta, low, high: as in the profile.
-      external: our addresses as servers saw them.
+      external: our external addresses, as servers saw them.
     """
 
     words: str
@@ -72,12 +72,12 @@ class PathCheck(_Part, frozen=True, kw_only=True):
     """What is between one interface and the internet, over one address family.
 
     Attributes:
-      interface: its name.
+      interface: the interface's name.
       af: 4 or 6.
-      address: ours, from which it was measured.
-      addresses: all that the interface has of the family.
-      main: whether packets to the internet leave by it.
-      udp, tcp: the profile.
+      address: our address from which it was measured.
+      addresses: all addresses of the interface in this family, except link-local ones.
+      main: whether packets to the internet leave through it.
+      udp, tcp: the profile of each transport.
       can, cannot, unknown: sentences about it (`warpgate_trio.nat.abilities`).
     """
 
@@ -98,12 +98,12 @@ class ServerCheck(_Part, frozen=True, kw_only=True):
     """One server over one transport.
 
     Attributes:
-      url: without what is secret.
-      kind: the key of ``[servers]`` that names it.
+      url: its URL, with secrets masked.
+      kind: the key of ``[servers]`` that lists it.
       transport: "udp" or "tcp".
-      reachable: None: not tested.
-      latency_ms: a round trip to it; None where there was none.
-      error: one sentence on why it is not reachable, or not tested.
+      reachable: whether it answered; None if it was not tested.
+      latency_ms: the round-trip time in milliseconds; None where there was no answer.
+      error: one sentence on why it is not reachable or was not tested.
     """
 
     url: str
@@ -116,12 +116,12 @@ class ServerCheck(_Part, frozen=True, kw_only=True):
 
 @final
 class ClockCheck(_Part, frozen=True, kw_only=True):
-    """What time servers say of this machine's clock.
+    """The error of this host's clock, according to NTP servers.
 
     Attributes:
-      offset_s: seconds to add to it.
+      offset_s: seconds to add to the clock; None if it was not measured.
       uncertainty_s: seconds by which that may be wrong.
-      agreeing, outvoted: the servers that say so, and those that say something else.
+      agreeing, outvoted: the servers that agree on it, and those that contradict it.
     """
 
     offset_s: float | None = None
@@ -135,11 +135,12 @@ class GatewayCheck(_Part, frozen=True, kw_only=True):
     """A router that was asked to open the port that the node listens on (docs/port_mapping.md).
 
     Attributes:
-      interface: the name of the interface that it is asked by.
-      address: its own, in our network.
-      protocols: what it answers to: pcp, natpmp, upnp.
-      mapped: where it has opened our port, by its own word: address and port, the address empty where it tells none.
-      problems: why it has opened none, or not by all protocols, in sentences.
+      interface: the name of the interface from which it is asked.
+      address: its address in our network.
+      protocols: the protocols that it answers: pcp, natpmp, upnp.
+      mapped: the external endpoints that it reports for our port, address and port; without an address if it reports
+        none.
+      problems: why it has opened no port, or does not answer all protocols, in sentences.
     """
 
     interface: str
@@ -151,18 +152,18 @@ class GatewayCheck(_Part, frozen=True, kw_only=True):
 
 @final
 class NetcheckReport(_Part, frozen=True, kw_only=True):
-    """What `Node.netcheck` found.
+    """The result of `Node.netcheck`.
 
     Attributes:
       online: whether at least one server was reached.
-      complete: False: the time was up before all had been asked.
-      elapsed_ms: how long it took.
-      external: our addresses as servers saw them, over all paths.
-      paths: per interface and address family, those that lead to the internet first.
-      servers: one row per server and transport, in the order of the configuration.
-      clock: what is wrong with it.
-      gateways: the routers that ports are opened by.
-      can, cannot, unknown: what holds for the node as a whole, then each path's sentences.
+      complete: whether everything was tested before the time was up.
+      elapsed_ms: the duration of the check in milliseconds.
+      external: our external addresses, as servers saw them, over all paths.
+      paths: one for each interface and address family, those that lead to the internet first.
+      servers: one row for each server and transport: signal, STUN, TURN, then NTP servers.
+      clock: the error of this host's clock.
+      gateways: the routers that were asked to open ports.
+      can, cannot, unknown: sentences about the node as a whole, then those of each path.
     """
 
     online: bool
@@ -184,7 +185,7 @@ class NetcheckReport(_Part, frozen=True, kw_only=True):
 @final
 @dataclass(slots=True)
 class Path:
-    """An interface, an address family, and what was measured there; without a profile, why there is none."""
+    """An interface, an address family, and the measured profile; `why` says why there is none."""
 
     interface: str
     af: Family
@@ -196,9 +197,12 @@ class Path:
 
 
 def plan_paths(interfaces: Sequence[Interface], af: Family, source: IpAddress | None) -> list[Path]:
-    """The paths of one family; `source` is our address on the way to the servers, None where none leads there.
+    """The paths of one address family.
 
-    Interfaces that lead to this machine alone are no paths, except where the servers are there.
+    Interfaces that lead only to this host are left out, unless the servers are there.
+
+    Args:
+      source: our address on the route to the servers; None where there is no route.
     """
     found: list[Path] = []
     for interface in interfaces:
@@ -227,7 +231,7 @@ def whole(
     *,
     unresolved: Mapping[str, NameFailure] | None = None,
 ) -> Abilities:
-    """What holds for the node, whatever its paths are like; `unresolved` are servers' names that DNS does not know."""
+    """The sentences about the node as a whole; `unresolved` has the servers' names that could not be resolved."""
     can: list[str] = []
     cannot = [sentence(each) for each in describe_failures(unresolved or {})]
     unknown: list[str] = []
@@ -306,5 +310,5 @@ def milliseconds(seconds: float) -> float:
 
 
 def sentence(text: str) -> str:
-    """An error fit to be shown: what a server wrote into it moves no cursor, and is no longer than it has to be."""
+    """An error in a form that can be shown: without control characters from a server, and of limited length."""
     return printable(text, MAX_SENTENCE)
