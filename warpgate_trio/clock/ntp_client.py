@@ -37,7 +37,7 @@ __all__ = ["MAX_ADDRESSES", "MAX_REQUESTS", "MAX_SERVERS", "RETRY", "SAMPLES", "
 logger: logging.Logger = logging.getLogger(__name__)
 
 SAMPLES: Final = 3
-"""Answers wanted of each server: of three, at least one is mostly not delayed, and servers limit the rate of more."""
+"""Answers wanted of each server: three are rarely all delayed, and more in a row would run into rate limits."""
 MAX_REQUESTS: Final = 6
 """Requests to one address in one measurement, lost ones included."""
 MAX_ADDRESSES: Final = 4

@@ -279,7 +279,7 @@ RANGE_DOUBT: Final = 0.01
 """The accepted chance of an estimate that covers only a part of the range: that costs one spray in a hundred, while too
 wide an estimate only lowers the chance per packet."""
 MAX_BLOCK: Final = 16384
-"""Largest aligned block that an estimate may be: of larger ones each has half of all ports anyway."""
+"""Largest aligned block that is used as an estimate: a larger one holds half of all ports anyway."""
 MIN_BLOCK: Final = 512
 """Smallest range that is believed: carriers give 512 to 4,096 ports, and ports that lie closer together are more likely
 those of a sequence in heavy traffic, which has moved on by the time of a spray."""

@@ -77,8 +77,8 @@ MAX_PREDICTED: Final = 8
 MAX_NAMES: Final = 8
 """Servers whose names are resolved: twice as many as are asked, as some names may not resolve."""
 QUIET: Final = 2.0
-"""Seconds after a port was taken in which no new mapping is made on a NAT with sequential ports: the attempt has told
-its peer which ports come next, and is over by then."""
+"""Seconds after a port was taken in which no new warm port is made behind a NAT with sequential ports: the attempt has
+told its peer which ports come next, and no longer needs them after that time."""
 MAX_NETWORKS: Final = 16
 """Networks whose profiles are remembered, by our address in them; each profile is used for `PROFILE_LIFETIME` at most,
 while the network is measured anew."""

@@ -57,6 +57,10 @@ class Lease:
       transport, internal: the protocol and the local port to map.
       nonce: see `Claim`.
       choose: returns another external port to try.
+
+    Attributes:
+      claim: the mapping to ask for, or the one that was granted.
+      grant: what the gateway has given; None while there is no mapping.
     """
 
     def __init__(self, transport: Transport, internal: int, *, nonce: bytes, choose: Callable[[], int]) -> None:
