@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
+import tempfile
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -270,22 +271,28 @@ async def test_ssh_by_a_port_and_by_stdin_and_stdout(server: Server, tmp_path: P
             assert await said("ssh", *options, "-p", str(here), "root@127.0.0.1", command) == expected
 
 
+@pytest.fixture
+def everybodys_folder() -> Iterator[Path]:
+    """One that other users reach, unlike pytest's, which whoever starts pytest beside us makes private again."""
+    with tempfile.TemporaryDirectory(prefix="warpgate-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
 @pytest.mark.needs("postgres", "root")
-async def test_psql(server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_psql(server: Server, everybodys_folder: Path) -> None:
     binaries = Path(str(find_program("psql"))).resolve()
     assert binaries.exists()
     initdb = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))[-1]
-    folder, port = tmp_path_factory.mktemp("postgres"), free_port()
-    for each in (folder, *list(folder.parents)[:3]):
-        if each != Path("/tmp"):
-            each.chmod(0o755)
-    data = folder / "data"
+    port, data = free_port(), everybodys_folder / "data"
     data.mkdir()
     await said("chown", "postgres", str(data))
     await said("runuser", "-u", "postgres", "--", str(initdb), "-A", "trust", "-N", "-D", str(data))
     words = ["-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", "", "-F"]
     with running(
-        ["runuser", "-u", "postgres", "--", str(initdb.with_name("postgres")), *words], [port], folder / "log"
+        ["runuser", "-u", "postgres", "--", str(initdb.with_name("postgres")), *words],
+        [port],
+        everybodys_folder / "log",
     ):
         async with port_to(server, port) as here:
             query = "select sum(n) from generate_series(1, 1000) n"
