@@ -1,7 +1,7 @@
-"""Files and folders over a Pipe: they arrive whole, under names that nobody had, and a break costs a block.
+"""Transfer of files and folders over a Pipe.
 
-One side sends what it has looked at, the other one takes it into a folder; who has dialled whom does not matter.  A
-transfer that was interrupted goes on where it was when the two meet again, by another Pipe, or in other processes.  See
+Each top-level name appears complete and replaces no existing file.  Either side may have opened the Pipe.  An
+interrupted transfer resumes over another Pipe, also in new processes, and repeats at most one block of each file.  See
 docs/files.md.
 """
 

@@ -1,4 +1,7 @@
-"""The folder beside the files where their parts are, and what is done there by names and descriptors.  It blocks."""
+"""The area: the hidden folder beside the received files that holds incomplete ones.  All functions block.
+
+The area holds one folder for each offer, its room.
+"""
 
 from __future__ import annotations
 
@@ -33,29 +36,34 @@ __all__ = [
 ]
 
 AREA: Final = ".warpgate-trio"
-"""The name of the folder."""
+"""The name of the area."""
 ABANDONED: Final = 14 * 86400.0
-"""Seconds after which what an offer has left is removed, when the next one comes: nobody goes on with it."""
+"""Seconds without a change after which the rest of an unfinished offer is removed; checked when an offer arrives."""
 _LOCK: Final = "lock"
 _OPEN_FILES_STAY: Final = os.name == "nt"
-"""Whether a file that is open cannot be removed."""
+"""Whether the system refuses to remove an open file."""
 DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def write_failure(error: OSError) -> TransferFailed:
-    """What the system's word about the disk means for a transfer."""
+    """The failure of a transfer that follows from a disk error of the system."""
     if error.errno in DISK_FULL:
         return TransferFailed(Reason.NO_SPACE, "the receiver's disk is full", by_peer=False)
     return TransferFailed(Reason.CANNOT_WRITE, f"the receiver cannot write: {reason_of(error)}", by_peer=False)
 
 
 def refusal(reason: Reason, text: str) -> TransferRefused:
-    """This side does not take an offer."""
+    """The error with which this side refuses an offer."""
     return TransferRefused(reason, text, by_peer=False)
 
 
 def open_area(into: Folder) -> Folder:
-    """The area of a destination, of which nobody else may change anything."""
+    """Open the area of a destination, and make it where it is missing.
+
+    Raises:
+      PermissionError: another user owns it or may write in it.
+      OSError: the system does not let it be made or opened.
+    """
     area = into.subfolder(AREA, make=True, mode=0o700)
     status = area.status()
     if os.name == "posix" and (status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022):
@@ -65,7 +73,10 @@ def open_area(into: Folder) -> Folder:
 
 
 def try_names(area: Folder, hidden: bool) -> Destination:
-    """What the file system does with names: three are tried.  Raises OSError."""
+    """Find out which names the file system accepts and which it treats as equal, with three trial files.
+
+    Raises OSError.
+    """
     mark = host.current().entropy(4).hex()
 
     def make(name: str) -> None:
@@ -92,7 +103,7 @@ def try_names(area: Folder, hidden: bool) -> Destination:
 
 
 def remove_abandoned(area: Folder, but: str) -> None:
-    """Remove what nobody goes on with, `but` the one that is asked for."""
+    """Remove the rooms of abandoned offers, except the room `but`."""
     before = host.current().wall_time() - ABANDONED
     for name in area.names():
         with suppress(OSError, TransferRefused):  # somebody is in it
@@ -112,13 +123,13 @@ def _remove_old(area: Folder, name: str, before: float) -> None:
 
 
 def clear_room(room: Folder, lock: int) -> None:
-    """Remove all that is in a room that this side has locked, and let go of the lock.
+    """Remove everything in a room that this process has locked, and release the lock.
 
-    The lock goes last, so that until then nobody else is in the room.  Where a file that is open cannot be removed, it
-    goes first, and so nothing does while somebody has it open.
+    The lock file is removed last, so that no other process enters the room before it is empty.  On a system that does
+    not remove open files, the lock file is removed first: if another process has it open, nothing is removed.
 
     Raises:
-      OSError: something stays.
+      OSError: something could not be removed.
     """
     try:
         if not _OPEN_FILES_STAY:
@@ -138,11 +149,13 @@ def _clear(room: Folder) -> None:
 
 
 def lock_room(room: Folder) -> int:
-    """Nobody else receives into a room as long as this is open; where locks are missing it is nothing.
+    """Lock a room, and return the descriptor that holds the lock until it is closed.
+
+    Without lock support of the system or the file system nothing is locked.
 
     Raises:
-      TransferRefused: somebody receives into it.
-      FileNotFoundError: it is removed by who has received into it.
+      TransferRefused: another transfer receives into the room.
+      FileNotFoundError: the transfer that used the room is removing it.
     """
     descriptor = room.open_file(_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -154,7 +167,7 @@ def lock_room(room: Folder) -> int:
     except BlockingIOError:
         os.close(descriptor)
         raise refusal(Reason.BUSY, "the same is being received already") from None
-    except OSError:  # a file system that has none
+    except OSError:  # a file system without locks
         pass
     try:
         if not os.path.samestat(os.fstat(descriptor), room.stat(_LOCK)):
@@ -166,7 +179,11 @@ def lock_room(room: Folder) -> int:
 
 
 def prune(folder: Folder, prefix: str, files: set[str], folders: set[str]) -> None:
-    """Remove all that is neither one of these files nor one of these folders."""
+    """Remove everything in a folder that is neither in `files` nor in `folders`.
+
+    Args:
+      prefix: path of the folder in the offer; empty, or with a ``/`` at its end.
+    """
     for name in folder.names():
         path = f"{prefix}{name}"
         kind = folder.kind(name)
@@ -178,7 +195,7 @@ def prune(folder: Folder, prefix: str, files: set[str], folders: set[str]) -> No
 
 
 def write_all(descriptor: int, pieces: Sequence[memoryview], size: int) -> None:
-    """Write pieces where the file stands."""
+    """Write all pieces, `size` bytes together, at the current position of the file."""
     if hasattr(os, "writev") and len(pieces) <= 512:
         done = os.writev(descriptor, pieces)
         if done == size:
@@ -190,9 +207,9 @@ def write_all(descriptor: int, pieces: Sequence[memoryview], size: int) -> None:
 
 
 def good_blocks(parent: Folder, name: str, size: int, record: FileRecord) -> Generator[None]:
-    """Step through the blocks of a file, from its beginning, for as long as they are what a record says.
+    """Step through the blocks of a file, from its beginning, until one does not match its checksum in the record.
 
-    The record is not complete any more where the file's length is another one.  Raises OSError.
+    If the file's length is not `size`, the record is marked incomplete.  Raises OSError.
     """
     descriptor = parent.open_file(name, os.O_RDONLY)
     try:

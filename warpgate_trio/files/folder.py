@@ -1,8 +1,7 @@
-"""Folders that are held open, and what is in them: nothing here follows a symbolic link that somebody has put in the
-way.
+"""Access to files below an open folder, without following symbolic links.
 
-On POSIX a folder is a descriptor, and each step from it to what it holds is one name (openat(2) with O_NOFOLLOW).
-Where descriptors of folders are missing, as on Windows, a folder is a path, and links are looked for before each step.
+On POSIX a folder is a descriptor, and its contents are reached one name at a time (openat(2) with O_NOFOLLOW).  On
+systems without descriptors of folders, such as Windows, a folder is a path, and each step first checks for a link.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ __all__ = ["Folder"]
 _BY_DESCRIPTOR: Final = {os.open, os.mkdir, os.stat, os.rename, os.link, os.unlink, os.rmdir} <= os.supports_dir_fd
 _FLAGS: Final = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES})
-"""How file systems say that they have no hard links: FAT, and some that are mounted over a network."""
+"""Errors of file systems without hard links: FAT, and some network file systems."""
 
 
 class _At(TypedDict, total=False):
@@ -28,10 +27,10 @@ class _At(TypedDict, total=False):
 
 @final
 class Folder:
-    """A folder that is held open; close it.
+    """An open folder; close it after use.
 
     Attributes:
-      path: where it is, for messages and where there is no other way.
+      path: its path, for messages and for calls that do not accept a descriptor.
     """
 
     __slots__ = ("_descriptor", "path")
@@ -42,7 +41,7 @@ class Folder:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """A folder that the user has named, by links too.  Raises OSError."""
+        """Open a folder that the user has named; links in `path` are followed.  Raises OSError."""
         if not _BY_DESCRIPTOR:
             if not path.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
@@ -56,7 +55,7 @@ class Folder:
         self.close()
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the descriptor."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -68,10 +67,11 @@ class Folder:
         return {"dir_fd": self._descriptor} if _BY_DESCRIPTOR else {}
 
     def subfolder(self, name: str, *, make: bool = False, mode: int = 0o777) -> Folder:
-        """A folder in it.  Raises OSError: it is none, or a link to one.
+        """Open a folder in this one.  Raises OSError, also where the name is a file or a link.
 
         Args:
-          make: where there is none.
+          make: whether to make the folder where it is missing.
+          mode: permissions of a new folder.
         """
         if make:
             with suppress(FileExistsError):
@@ -85,11 +85,14 @@ class Folder:
         return Folder(self.path / name, -1)
 
     def make_folder(self, name: str) -> None:
-        """Raises FileExistsError where the name is taken."""
+        """Make a folder in this one.  Raises OSError; FileExistsError where the name is taken."""
         os.mkdir(self._name(name), **self._at())
 
     def open_file(self, name: str, flags: int, mode: int = 0o666) -> int:
-        """The descriptor of a regular file in it.  Raises OSError: a link, a device, or what the system says."""
+        """Open a regular file in this folder and return its descriptor.
+
+        Raises OSError, also for a link or a device.
+        """
         if not _BY_DESCRIPTOR and self.kind(name) == stat.S_IFLNK:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(self.path / name))
         descriptor = os.open(self._name(name), flags | _FLAGS | getattr(os, "O_NONBLOCK", 0), mode, **self._at())
@@ -99,30 +102,33 @@ class Folder:
         return descriptor
 
     def stat(self, name: str) -> os.stat_result:
-        """Of what has the name itself, not of where it leads.  Raises OSError."""
+        """The status of a name in this folder; of a link, that of the link itself.  Raises OSError."""
         return os.stat(self._name(name), follow_symlinks=False, **self._at())
 
     def kind(self, name: str) -> int | None:
-        """The kind (`stat.S_IFMT`) of what has the name; None where nothing has."""
+        """The kind (`stat.S_IFMT`) of a name in this folder; None where it does not exist.  Raises other OSErrors."""
         try:
             return stat.S_IFMT(self.stat(name).st_mode)
         except FileNotFoundError:
             return None
 
     def set_time(self, name: str, modified: int) -> None:
-        """When a file in it was changed, in nanoseconds since 1970, where a descriptor cannot be told.
+        """Set the modification time of a file by its name, for systems that do not set it by descriptor.
 
-        Raises OSError, and OverflowError for what is no time here.
+        Args:
+          modified: nanoseconds since 1970.
+
+        Raises OSError, and OverflowError for a time that the system cannot represent.
         """
         if self.kind(name) == stat.S_IFREG:
             os.utime(self.path / name, ns=(modified, modified))
 
     def status(self) -> os.stat_result:
-        """Of the folder itself."""
+        """The status of the folder itself."""
         return os.fstat(self._descriptor) if _BY_DESCRIPTOR else os.stat(self.path)
 
     def free_space(self) -> int:
-        """Bytes that this user may still write."""
+        """Bytes available to this user on the file system."""
         if hasattr(os, "fstatvfs") and _BY_DESCRIPTOR:
             found = os.fstatvfs(self._descriptor)
             return found.f_bavail * found.f_frsize
@@ -131,11 +137,11 @@ class Folder:
         return shutil.disk_usage(self.path).free
 
     def names(self) -> list[str]:
-        """What is in it."""
+        """The names in this folder."""
         return os.listdir(self._descriptor if _BY_DESCRIPTOR else self.path)
 
     def remove(self, name: str) -> None:
-        """Remove whatever has the name, with all that is in it; nothing where nothing has.  Links are not followed."""
+        """Remove a file, a link, or a folder with its contents; a missing name is no error.  Links are not followed."""
         kind = self.kind(name)
         if kind is None:
             return
@@ -148,7 +154,7 @@ class Folder:
         os.rmdir(self._name(name), **self._at())
 
     def read(self, name: str, most: int) -> bytes:
-        """At most so many bytes of a file; nothing where there is none."""
+        """The first `most` bytes of a file at most; empty where there is no file."""
         try:
             descriptor = self.open_file(name, os.O_RDONLY)
         except FileNotFoundError:
@@ -157,7 +163,7 @@ class Folder:
             return file.read(most)
 
     def write(self, name: str, data: bytes) -> None:
-        """Have a small file of ours hold this: all of it, or what it held before."""
+        """Replace the content of a small file atomically: it holds either all of `data` or its old content."""
         new = f"{name}.new"
         self.remove(new)
         with open(self.open_file(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -168,21 +174,21 @@ class Folder:
             os.replace(self._name(new), self._name(name))
 
     def move_out(self, name: str, into: Folder, as_name: str) -> None:
-        """Give what is here a name in another folder of the same disk, at once and in nobody's place.
+        """Move a file or folder into another folder of the same disk, atomically and without replacing anything.
 
         Raises:
           FileExistsError: the name is taken there.
-          OSError: what the system says.
+          OSError: any other error of the system.
         """
         if os.name == "nt":
-            os.rename(self._name(name), into._name(as_name))  # which replaces nothing there
+            os.rename(self._name(name), into._name(as_name))  # on Windows this replaces nothing
             return
         is_folder = self.kind(name) == stat.S_IFDIR
         if not is_folder and self._link_out(name, into, as_name):
             os.unlink(self._name(name), **self._at())
             return
-        # A name that is taken by what is empty and our own: the rename that follows replaces nothing else, since a
-        # folder that somebody has put something into is not replaced.
+        # Reserve the name with an empty file or folder of ours, which the rename then replaces.  A folder into which
+        # somebody has put something meanwhile is not replaced.
         if is_folder:
             into.make_folder(as_name)
         else:
@@ -200,7 +206,7 @@ class Folder:
             raise
 
     def _link_out(self, name: str, into: Folder, as_name: str) -> bool:
-        """Whether the file system has hard links: then the file has both names."""
+        """Give a file a second name by a hard link; False where the file system has no hard links."""
         try:
             if _BY_DESCRIPTOR:
                 os.link(name, as_name, src_dir_fd=self._descriptor, dst_dir_fd=into._descriptor, follow_symlinks=False)
@@ -213,14 +219,14 @@ class Folder:
         return True
 
     def remove_empty(self, name: str, is_folder: bool) -> None:
-        """Remove a name that `move_out` took and could not use."""
+        """Remove a name that `move_out` reserved and could not use."""
         if is_folder:
             os.rmdir(self._name(name), **self._at())
         else:
             os.unlink(self._name(name), **self._at())
 
     def sync(self) -> None:
-        """Have the names that it holds outlast a power cut, where the system lets one say so."""
+        """Write the folder's names to the disk (fsync), where the system can do that."""
         if _BY_DESCRIPTOR:
             with suppress(OSError):
                 os.fsync(self._descriptor)

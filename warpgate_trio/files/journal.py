@@ -1,8 +1,8 @@
-"""What a receiver has of an offer: the offer itself, and a record for each block that was checked and written.
+"""The journal of a receiver: the offer, and a record for each block that was checked and written.
 
-A record is written after its block, and neither is waited for to be on the disk.  So a record is a claim: whoever reads
-it again after a restart compares each block with its checksum, and believes the file.  Records have one length; one
-that was cut off at the end, or that makes no sense, ends the journal.
+A record is written after its block, but neither is synced to the disk.  After a restart a record therefore proves
+nothing: the receiver reads each block again and compares it with the recorded checksum.  All records have the same
+length.  Reading ends at a truncated or invalid record.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ __all__ = ["FileRecord", "Saved", "block_record", "complete_record", "read_journ
 _RECORD: Final = struct.Struct(f">II{DIGEST_LENGTH}s")
 _COMPLETE: Final = 0xFFFF_FFFF
 MAX_SAVED: Final = 256 * 1024 * 1024
-"""Bytes of a saved offer, or of a journal: what the largest offer needs; a larger one is another file."""
+"""Bytes that are read of a saved offer or a journal: enough for the largest offer."""
 
 
 @final
 class Saved(msgspec.Struct, frozen=True, array_like=True):
-    """The offer that a journal is about.
+    """The offer that a journal belongs to.
 
     Attributes:
-      sender: the peer id.
-      run: of the offer: its sender's process.
-      published: the names at the top that have been given, with what they are called.
+      sender: the sender's peer id.
+      run: the `run` of the offer.
+      entries: the entries of the offer.
+      published: the top-level names that were moved to their destination, each with its name there.
     """
 
     sender: str
@@ -57,36 +58,37 @@ class FileRecord:
 
     @property
     def blocks(self) -> int:
+        """The number of blocks that are there."""
         return len(self.digests) // DIGEST_LENGTH
 
     @property
     def digest(self) -> bytes:
-        """Of all of its blocks."""
+        """The file checksum over the blocks that are there."""
         return FileDigest([bytes(self.digests)]).digest()
 
     def block(self, number: int) -> bytes:
-        """The checksum of one."""
+        """The checksum of block `number`."""
         return bytes(self.digests[number * DIGEST_LENGTH : (number + 1) * DIGEST_LENGTH])
 
     def cut(self, blocks: int) -> None:
-        """Only the first so many are there."""
+        """Keep only the first `blocks` blocks."""
         if blocks < self.blocks:
             del self.digests[blocks * DIGEST_LENGTH :]
             self.complete = False
 
 
 def block_record(index: int, number: int, digest: bytes) -> bytes:
-    """A block was written."""
+    """The record of a written block."""
     return _RECORD.pack(index, number, digest)
 
 
 def complete_record(index: int, digest: bytes) -> bytes:
-    """A file was closed."""
+    """The record of a complete file."""
     return _RECORD.pack(index, _COMPLETE, digest)
 
 
 def read_journal(data: bytes, entries: Sequence[Entry]) -> dict[int, FileRecord]:
-    """What a journal says, by the number of the file."""
+    """Parse a journal, up to its first invalid record; returns the records by the index of their entry."""
     found: dict[int, FileRecord] = {}
     for position in range(0, len(data) - _RECORD.size + 1, _RECORD.size):
         index, number, digest = _RECORD.unpack_from(data, position)
@@ -108,7 +110,7 @@ def read_journal(data: bytes, entries: Sequence[Entry]) -> dict[int, FileRecord]
 
 
 def write_journal(records: dict[int, FileRecord]) -> bytes:
-    """The journal that says so."""
+    """The journal that `read_journal` reads as `records`."""
     written = bytearray()
     for index, record in sorted(records.items()):
         for number in range(record.blocks):
@@ -119,7 +121,7 @@ def write_journal(records: dict[int, FileRecord]) -> bytes:
 
 
 def read_saved(data: bytes) -> Saved | None:
-    """The offer of a journal; None where it cannot be read: then nothing is there."""
+    """The saved offer of a journal; None where it cannot be decoded."""
     try:
         return msgspec.msgpack.decode(data, type=Saved)
     except (msgspec.MsgspecError, UnicodeDecodeError, WarpgateError):

@@ -1,8 +1,9 @@
-"""Which names an offer may have.  Pure: a table of rules, and what a destination makes of names.
+"""The rules for names in an offer.  Pure.
 
-A name is taken as it is or refused; none is rewritten, since what is called otherwise at the other end is not found
-there.  What leads out of the destination, or is told apart by no terminal, is refused everywhere.  What only some file
-systems cannot keep is refused where the destination is one of those (`Destination`, found out by trying).
+A name is accepted unchanged or refused.  It is never rewritten: a user would not find a file under another name.  Every
+receiver refuses names that lead out of the destination and names that a terminal shows wrongly.  Names that only some
+file systems cannot store are refused where the destination is such a file system, which is found by trial
+(`Destination`).
 """
 
 from __future__ import annotations
@@ -17,32 +18,32 @@ from ..errors import printable
 __all__ = ["MAX_DEPTH", "MAX_NAME", "MAX_PATH", "Destination", "free_names", "judge_names", "why_not"]
 
 MAX_NAME: Final = 255
-"""Bytes of one component in UTF-8: NAME_MAX of Linux and macOS; NTFS has as many UTF-16 units."""
+"""Bytes of one component in UTF-8: NAME_MAX of Linux and macOS.  NTFS allows as many UTF-16 units."""
 MAX_PATH: Final = 2048
-"""Bytes of a path in an offer: half of Linux's PATH_MAX, the rest is the destination's own."""
+"""Bytes of a path in an offer: half of Linux's PATH_MAX.  The other half is left for the destination's path."""
 MAX_DEPTH: Final = 64
-"""Components of a path: each costs a look-up, and real trees have twenty."""
+"""Components of a path.  Each costs a lookup; real trees are about twenty deep."""
 MAX_SHOWN: Final = 100
 """Characters of a name in a message."""
 _RESERVED: Final = frozenset(
     ["con", "prn", "aux", "nul", "conin$", "conout$"]
     + [f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789\u00b9\u00b2\u00b3"]
 )
-"""Devices of Windows, whatever extension follows ("Naming Files, Paths, and Namespaces")."""
+"""Device names of Windows, reserved with any extension ("Naming Files, Paths, and Namespaces")."""
 _FORBIDDEN_BY_WINDOWS: Final = frozenset('<>:"|?*')
 _TURNING: Final = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Line ends and overrides of the writing direction: ``exe.txt`` may be ``txt.exe``."""
+"""Line separators and bidirectional controls, with which ``txt.exe`` may be shown as ``exe.txt``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """What a receiver's file system does with names.
+    """How a receiver's file system treats names.
 
     Attributes:
-      windows: it knows the reserved names and characters of Windows.
-      folds_case: ``a`` and ``A`` are one file.
-      normalises: two spellings of one text in Unicode are one file.
-      hidden: whether names that begin with a dot are taken, at the top of an offer.
+      windows: whether names and characters that Windows reserves are refused.
+      folds_case: whether ``a`` and ``A`` are one file.
+      normalises: whether names with the same Unicode normal form are one file.
+      hidden: whether top-level names that begin with a dot are accepted.
     """
 
     windows: bool = False
@@ -51,7 +52,7 @@ class Destination:
     hidden: bool = False
 
     def key(self, name: str) -> str:
-        """What is equal for two names that are one file."""
+        """A key that is equal for two names exactly if they are one file."""
         if self.normalises or self.folds_case:
             name = unicodedata.normalize("NFC", name)
         return unicodedata.normalize("NFC", name.casefold()) if self.folds_case else name
@@ -73,7 +74,7 @@ _EVERYWHERE: Final[tuple[tuple[Callable[[str], bool], str], ...]] = (
     (lambda name: "\\" in name, "has a backslash, which separates folders on Windows"),
     (lambda name: len(name.encode("utf-8", "replace")) > MAX_NAME, f"has a component of more than {MAX_NAME} bytes"),
 )
-"""Of one component, in this order: what is wrong with it."""
+"""Checks of one component, in this order, each with the problem that it finds."""
 _ON_WINDOWS: Final[tuple[tuple[Callable[[str], bool], str], ...]] = (
     (lambda name: ":" in name, "has a colon: a drive or a stream on Windows"),
     (lambda name: not _FORBIDDEN_BY_WINDOWS.isdisjoint(name), "has a character that Windows has no names with"),
@@ -83,7 +84,7 @@ _ON_WINDOWS: Final[tuple[tuple[Callable[[str], bool], str], ...]] = (
 
 
 def why_not(path: str, destination: Destination) -> str | None:
-    """What is wrong with one path of an offer, components between ``/``; None where nothing is."""
+    """What is wrong with one path of an offer, whose components are separated by ``/``; None if it is acceptable."""
     if path.startswith("/"):
         return "is absolute"
     if len(path.encode("utf-8", "replace")) > MAX_PATH:
@@ -101,10 +102,10 @@ def why_not(path: str, destination: Destination) -> str | None:
 
 
 def judge_names(paths: Iterable[tuple[str, bool]], destination: Destination) -> str | None:
-    """What is wrong with the names of an offer, one sentence; None where nothing is.
+    """What is wrong with the names of an offer, in one sentence; None if all are acceptable.
 
     Args:
-      paths: each with whether it is a folder, folders before what is in them.
+      paths: each path, and whether it is a folder; a folder comes before its contents.
     """
     known: dict[str, str] = {}
     folders: set[str] = set()
@@ -134,7 +135,7 @@ def _shown(path: str) -> str:
 
 
 def free_names(name: str, is_folder: bool) -> Iterable[str]:
-    """The name, and what is tried one after the other where it is taken: ``name (1).ext``, …"""
+    """The name, followed by its alternatives to try in turn if it is taken: ``name (1).ext``, …"""
     yield name
     stem, extension = name, ""
     if not is_folder:

@@ -1,4 +1,4 @@
-"""What is told of a transfer while it goes on."""
+"""Progress reports of a running transfer."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["OnProgress", "Progress"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a transfer is.
+    """The state of a transfer.
 
     Attributes:
-      stage: ``"offered"``, ``"checking"`` (the sender reads again what the receiver has, the receiver gives the names),
-        ``"moving"`` or ``"done"``.
+      stage: ``"offered"``, ``"checking"``, ``"moving"`` or ``"done"``.  While checking, data is read again for its
+        checksum, or written to the disk and named by the receiver.
       size: bytes of all files.
       there: bytes that the receiver had before this Pipe.
-      done: bytes that are over, with those.
-      files: how many there are.
-      name: of the file that is moving.
+      done: bytes that the receiver has or was sent, including `there`.
+      files: number of files, without folders.
+      name: path of the current file.
     """
 
     stage: str

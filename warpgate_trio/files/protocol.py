@@ -1,13 +1,14 @@
-"""One transfer, without I/O: what either side may say next, and what the other one's claims are worth.
+"""The protocol of one transfer, without I/O: which message may come next, and which claims of the peer are valid.
 
-States are those of the transfer as one side knows it; every transition stands in `_NEXT`.  The other side's messages
-that it does not allow are a `RemoteProtocolError`, our own a `LocalProtocolError`.
+Each side keeps its own view of the state; `_NEXT` lists every transition.  A message of the peer that the state does
+not allow is a `RemoteProtocolError`, one of this side a `LocalProtocolError`.
 
     OFFERING --OFFER--> LISTING --last ENTRIES--> OFFERED --ACCEPT--> SENDING --FINISH--> FINISHED --DONE--> OVER
                                                      \\--REFUSE--> OVER  \\--WITHDRAW, STOP--> OVER
 
-A sender sends files in the order of the offer and the blocks of each in order, from the first one that the receiver has
-not, or from 0 where what the receiver has is something else.  So a receiver knows of each block which it has to be.
+The sender sends the files in the order of the offer, and the blocks of each file in order.  It begins with the first
+block that the receiver lacks, or with block 0 if the receiver's part has other content.  The receiver therefore knows
+which block comes next.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ from .wire import (
 __all__ = ["Offered", "Receiver", "Sender", "State", "completed", "first_bytes"]
 
 _BATCH: Final = MAX_MESSAGE - 4096
-"""Bytes of entries in one message, and room for one more."""
+"""Bytes of entries in one message; the rest of the message is a margin."""
 
 
 class State(Enum):
-    """How far a transfer is."""
+    """The state of a transfer."""
 
     OFFERING = "offering"
     LISTING = "listing"
@@ -70,7 +71,7 @@ _NEXT: Final[Mapping[tuple[State, type[Message]], State]] = {
     (State.LISTING, Entries): State.LISTING,  # `OFFERED` after the last one
     (State.OFFERED, Accept): State.SENDING,
     (State.OFFERED, Refuse): State.OVER,
-    (State.LISTING, Refuse): State.OVER,  # an offer of which the first message says that it is too large
+    (State.LISTING, Refuse): State.OVER,  # the OFFER message alone showed that the offer is not acceptable
     (State.SENDING, Block): State.SENDING,
     (State.SENDING, FileEnd): State.SENDING,
     (State.SENDING, Finish): State.FINISHED,
@@ -95,7 +96,7 @@ _RECEIVERS: Final = frozenset({Kind.ACCEPT, Kind.REFUSE, Kind.STOP, Kind.DONE})
 @final
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """A whole offer, as it was said: its names were judged by nobody."""
+    """A complete offer as it was received; its names have not been checked."""
 
     offer: Offer
     entries: tuple[Entry, ...]
@@ -107,7 +108,7 @@ def completed(bits: bytes, index: int) -> bool:
 
 
 def first_bytes(entries: Sequence[Entry], accept: Accept) -> int:
-    """Of how many bytes a receiver says that it has them."""
+    """The number of bytes that the receiver claims to have."""
     whole = sum(each.size for index, each in enumerate(entries) if completed(accept.complete, index))
     return whole + sum(
         min(entries[held.index].size, held.blocks * block_size(entries[held.index].size, 0)) for held in accept.held
@@ -116,7 +117,7 @@ def first_bytes(entries: Sequence[Entry], accept: Accept) -> int:
 
 @final
 class _Order:
-    """Which block, or which file's end, comes next: the same for both sides."""
+    """Which block or end of a file comes next; both sides compute the same."""
 
     def __init__(self, entries: Sequence[Entry], accept: Accept) -> None:
         self._entries = entries
@@ -124,7 +125,7 @@ class _Order:
         self._held = {each.index: each.blocks for each in accept.held}
         self.index = -1
         self.blocks = 0
-        """Of the file `index` there are so many."""
+        """Number of blocks of the file `index` that were sent or held."""
         self.next_file()
 
     def next_file(self) -> None:
@@ -139,11 +140,11 @@ class _Order:
         return self.index >= len(self._entries)
 
     def take_block(self, index: int, number: int, size: int) -> str | None:
-        """What is wrong with a block; None where it is the next one."""
+        """What is wrong with a block; None if it is the next one."""
         if index != self.index:
             return f"a block of file {index} where one of file {self.index} comes"
         if number == 0:
-            self.blocks = 0  # what was held is something else
+            self.blocks = 0  # the held part has other content
             self._held.pop(index, None)
         whole = self._entries[index].size
         if number != self.blocks or number >= block_count(whole):
@@ -162,10 +163,10 @@ class _Order:
 
 @final
 class Sender:
-    """The side that has the files.
+    """The sending side of a transfer.
 
     Attributes:
-      state: how far it is.
+      state: the state of the transfer as this side knows it.
     """
 
     def __init__(self, offer: Offer, entries: Sequence[Entry]) -> None:
@@ -176,7 +177,7 @@ class Sender:
         self.state: State = State.OFFERING
 
     def offer(self) -> Iterator[bytes]:
-        """What is to be sent first, in pieces."""
+        """The messages to send first: OFFER and ENTRIES."""
         self.state = _after(self.state, Offer, LocalProtocolError)
         yield encode(self._offer)
         batch: list[Entry] = []
@@ -193,10 +194,10 @@ class Sender:
             self.state = State.OFFERED
 
     def receive(self, data: bytes) -> Iterator[Accept | Refuse | Stop | Done]:
-        """What the receiver has said; ``b""`` is its end of the stream.
+        """The messages that `data` of the receiver completes; ``b""`` is the end of its stream.
 
         Raises:
-          RemoteProtocolError: it may not say that, or not now, or claims what cannot be.
+          RemoteProtocolError: a message is malformed, not allowed now, or claims something impossible.
         """
         for message in self._reader.feed(data):
             assert isinstance(message, Accept | Refuse | Stop | Done)
@@ -211,7 +212,7 @@ class Sender:
                 raise RemoteProtocolError(f"the receiver ended a transfer that is {self.state.value}")
 
     def _check(self, accept: Accept) -> None:
-        """What a receiver may have at all."""
+        """Check that the claims of an ACCEPT fit the offer."""
         if len(accept.complete) > -(-len(self._entries) // 8):
             raise RemoteProtocolError("ACCEPT has more files than there are")
         seen: set[int] = set()
@@ -225,22 +226,22 @@ class Sender:
             seen.add(held.index)
 
     def block(self, index: int, number: int, digest: bytes, size: int) -> bytes:
-        """What is to be sent before the bytes of a block."""
+        """The header to send before the bytes of a block."""
         self._say(Block, None if self._order is None else self._order.take_block(index, number, size))
         return block_header(index, number, digest, size)
 
     def end_file(self, index: int, digest: bytes) -> bytes:
-        """All of a file was sent."""
+        """The message that ends a file."""
         self._say(FileEnd, None if self._order is None else self._order.take_end(index))
         return encode(FileEnd(index, digest))
 
     def finish(self) -> bytes:
-        """All files were sent."""
+        """The message that all files were sent."""
         self._say(Finish, None if self._order is None or self._order.done else "files are missing")
         return encode(Finish())
 
     def withdraw(self, reason: Reason, text: str, index: int | None = None) -> bytes:
-        """It cannot go on."""
+        """The message that the sender cannot continue; `index` is the file that has changed."""
         self._say(Withdraw, None)
         return encode(Withdraw(reason, _cut(text), index))
 
@@ -252,13 +253,13 @@ class Sender:
 
 @final
 class Receiver:
-    """The side that gets the files.
+    """The receiving side of a transfer.
 
     Args:
-      max_entries: files and folders that it takes in one offer.
+      max_entries: the most files and folders that it accepts in one offer.
 
     Attributes:
-      state: how far it is.
+      state: the state of the transfer as this side knows it.
     """
 
     def __init__(self, *, max_entries: int = MAX_ENTRIES) -> None:
@@ -271,10 +272,12 @@ class Receiver:
         self.state: State = State.OFFERING
 
     def receive(self, data: bytes) -> Iterator[Offered | Refusal | Block | FileEnd | Finish | Withdraw]:
-        """What the sender has said; ``b""`` is its end of the stream.
+        """What `data` of the sender completes; ``b""`` is the end of its stream.
+
+        A `Refusal` is for the caller to pass to `refuse`.
 
         Raises:
-          RemoteProtocolError: it may not say that, or not now.
+          RemoteProtocolError: a message is malformed or not allowed now.
         """
         for message in self._reader.feed(data):
             self.state = _after(self.state, type(message), RemoteProtocolError)
@@ -332,22 +335,22 @@ class Receiver:
         return Offered(self._offer, tuple(self._entries))
 
     def accept(self, complete: bytes, held: Iterable[Held]) -> bytes:
-        """Have the sender begin."""
+        """The message that lets the sender begin."""
         accept = Accept(complete, tuple(held))
         self._say(accept)
         self._order = _Order(self._entries, accept)
         return encode(accept)
 
     def refuse(self, reason: Reason, text: str) -> bytes:
-        """Take nothing."""
+        """The message that the offer is refused."""
         return self._say(Refuse(reason, _cut(text)))
 
     def stop(self, reason: Reason, text: str) -> bytes:
-        """It cannot go on."""
+        """The message that the receiver cannot continue."""
         return self._say(Stop(reason, _cut(text)))
 
     def done(self) -> bytes:
-        """All files have their names."""
+        """The message that all files have their names."""
         return self._say(Done())
 
     def _say(self, message: Accept | Refuse | Stop | Done) -> bytes:
@@ -357,7 +360,7 @@ class Receiver:
 
 @final
 class Refusal(msgspec.Struct, frozen=True):
-    """Why an offer cannot be taken, known from its first message: for `Receiver.refuse`."""
+    """Why an offer cannot be accepted, as its first message shows; for `Receiver.refuse`."""
 
     reason: Reason
     text: str

@@ -1,4 +1,4 @@
-"""The side that gets the files, over one Pipe: checking and writing in threads, behind what is being received."""
+"""Receiving one transfer over a Pipe; a worker thread checks and writes the data while more of it is received."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ __all__ = ["Inbox", "Received", "receive_files"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_READ: Final = 4 * 1024 * 1024
-"""Bytes that are taken from the Pipe at once, and that a thread checks and writes in one call."""
+"""Bytes that are read from the Pipe at once, and that a thread checks and writes in one call."""
 AHEAD: Final = 1
-"""Batches that wait for the thread: what it falls behind by more waits with the sender."""
+"""Batches that wait for the thread.  When it falls further behind, flow control stops the sender."""
 SYNCS: Final = 16
-"""Threads that wait for the disk at a time: it writes down together what is asked of it together, and 2,000 files take
-0.4 s in place of 9 (ext4, one disk)."""
+"""Threads that call fsync at a time.  The disk combines requests that it has together: 2,000 files take 0.4 s instead
+of 9 (ext4, one disk)."""
 SYNC_SIZE: Final = 64
-"""Files and folders that one of these is given."""
+"""Files and folders that one call of a thread syncs."""
 _Batch: TypeAlias = Sequence[Block | FileEnd]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
-    """What has come.
+    """The result of a transfer.
 
     Attributes:
-      paths: where it is: the names at the top of the offer, with a number where they were taken.
-      files: how many, without folders.
+      paths: where the top-level files and folders are; a name that was taken has got a number.
+      files: number of files, without folders.
       size: bytes of all files.
-      there: bytes that had come before this Pipe.
+      there: bytes that were there before this Pipe.
     """
 
     paths: tuple[Path, ...]
@@ -64,24 +64,24 @@ async def receive_files(
     hidden: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Received:
-    """Receive what the peer sends by `send_files` over a Pipe, into a folder.
+    """Receive into a folder what the peer sends with `send_files`.
 
-    Nothing there is overwritten: ``name (1).ext`` is what comes where ``name.ext`` is taken.  Each name at the top
-    appears whole, when all files have come and their checksums were right; until then they are in a hidden folder
-    beside.  The Pipe stays the caller's, who closes it.
+    Nothing in the folder is overwritten: where ``name.ext`` is taken, the new file is ``name (1).ext``.  Each top-level
+    name appears complete, after all files have arrived with the right checksums.  Until then they are in a hidden
+    folder, ``.warpgate-trio``, in the same place.  The caller closes the Pipe.
 
     Args:
-      into: the folder, which is made where there is none.
-      max_files: files and folders that are taken.
-      max_size: bytes that are taken; None: as many as there is room for.
-      hidden: whether names at the top that begin with a dot are taken, which programs may obey.
-      on_progress: told about each batch of bytes.
+      into: the folder, which is made where it is missing.
+      max_files: the most files and folders that are accepted.
+      max_size: the most bytes that are accepted; None: as many as there is room for.
+      hidden: whether top-level names that begin with a dot are accepted; programs may read such files as configuration.
+      on_progress: called with the progress at each stage and after each batch of data.
 
     Raises:
-      TransferRefused: the offer was not taken, and the peer was told why.
-      TransferFailed: a file has changed at the sender, the disk is full, or something was damaged on the way.
-      RemoteProtocolError: the peer does not speak this.
-      trio.BrokenResourceError: the Pipe broke; what has come is kept for the next one from the same peer.
+      TransferRefused: the offer was refused; the peer has been sent the reason.
+      TransferFailed: a file has changed at the sender, the disk is full, or data was damaged on the way.
+      RemoteProtocolError: the peer does not speak this protocol.
+      trio.BrokenResourceError: the Pipe broke.  The data so far is kept for the next Pipe from the same peer.
     """
     inbox = Inbox(into, max_files=max_files, max_size=max_size, hidden=hidden)
     return await inbox.receive(pipe, on_progress=on_progress)
@@ -89,9 +89,9 @@ async def receive_files(
 
 @final
 class Inbox:
-    """A folder that transfers come into, one Pipe after the other; arguments as for `receive_files`.
+    """A folder that receives transfers over one Pipe after the other; arguments as for `receive_files`.
 
-    What this process has written itself is not read again when a sender comes back after a break.
+    When a sender returns after a break, data that this object has written before is not read again for its checksum.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Inbox:
         self._written: dict[tuple[str, bytes], int] = {}
 
     async def receive(self, pipe: Pipe, *, on_progress: OnProgress | None = None) -> Received:
-        """One transfer; raises as `receive_files`."""
+        """Receive one transfer; raises as `receive_files`."""
         keep_freed_memory()
         receiving = _Receiving(self, pipe, on_progress or (lambda _: None))
         offered = await receiving.wait_offer()
@@ -150,7 +150,7 @@ class _Receiving:
         self._progress = Progress(stage="offered", size=0)
 
     async def wait_offer(self) -> Offered:
-        """The whole offer."""
+        """Wait for the complete offer."""
         while True:
             for message in self._receiver.receive(await self._pipe.receive_some()):
                 if isinstance(message, Offered):
@@ -161,12 +161,12 @@ class _Receiving:
                 raise refusal
 
     def show_checking(self, offered: Offered) -> None:
-        """What is there is being read again."""
+        """Report that data of an earlier Pipe is being read again."""
         files = sum(not each.is_folder for each in offered.entries)
         self._show(stage="checking", size=offered.offer.size, files=files)
 
     async def refuse(self, refusal: TransferRefused) -> None:
-        """Tell the sender, and hear it out: until then it may still be saying what it offers."""
+        """Send a refusal, and read to the end of the stream: the sender may still be sending its offer."""
         with suppress(trio.BrokenResourceError):
             await self._pipe.send_all(self._receiver.refuse(Reason(refusal.reason), str(refusal)))
             await self._pipe.send_eof()
@@ -174,7 +174,7 @@ class _Receiving:
                 pass
 
     async def receive(self, staging: Staging, offered: Offered) -> Received:
-        """All that comes after the offer."""
+        """Do everything that follows the offer."""
         accept = staging.accept()
         there = first_bytes(offered.entries, accept)
         files = sum(not each.is_folder for each in offered.entries)
@@ -194,21 +194,21 @@ class _Receiving:
         return Received(paths=tuple(paths), files=files, size=offered.offer.size, there=there)
 
     async def _sync(self, staging: Staging) -> None:
-        """Have all on the disk before anything has its name."""
+        """Write everything to the disk (fsync) before any file gets its name."""
         limiter = trio.CapacityLimiter(SYNCS)
         try:
             async with trio.open_nursery() as nursery:
                 for first in range(0, len(staging.entries), SYNC_SIZE):
                     work = partial(staging.sync, first, first + SYNC_SIZE)
                     nursery.start_soon(partial(trio.to_thread.run_sync, work, limiter=limiter))
-        except* TransferFailed as group:  # of several the first one says it
+        except* TransferFailed as group:  # of several, raise the first
             failure = next(leaves(group))
         else:
             return
         raise failure
 
     async def _finish(self, staging: Staging) -> None:
-        """Tell the sender.  Who has not heard it comes back, and is told again; what is kept for that is little."""
+        """Send DONE.  A sender that does not receive it comes back and is sent it again; the offer is kept for that."""
         with suppress(trio.BrokenResourceError):
             await self._pipe.send_all(self._receiver.done())
             async for _ in self._pipe:
@@ -223,7 +223,7 @@ class _Receiving:
                 pass
 
     async def _take_all(self, staging: Staging) -> None:
-        """Until the sender has finished, and all is written."""
+        """Receive until the sender has finished and everything is written."""
         inlet, outlet = trio.open_memory_channel[_Batch](AHEAD)
         try:
             async with trio.open_nursery() as nursery:
@@ -267,6 +267,6 @@ class _Receiving:
 
     def _show(self, **changes: object) -> None:
         now = replace(self._progress, **changes)  # type: ignore[arg-type]
-        # A part that turned out to be another one is sent anew, and was counted.
+        # A held part with other content is sent again, and has been counted before.
         self._progress = replace(now, done=min(now.done, now.size))
         self._tell(self._progress)

@@ -1,8 +1,8 @@
-"""Transfers over several Pipes: what a break costs is the time until there is another Pipe.
+"""Transfers that continue over several Pipes.
 
-The sender's side calls again, with pauses that grow, for as long as its caller wants.  The receiver's side takes what
-Pipes come, one at a time of a peer: a new one takes the place of that before it, which may not know yet that it is
-dead.
+The sender calls the receiver again after a break, with growing pauses, until its patience is at an end.  The receiver
+accepts Pipes of all peers, but one at a time from each peer: a new Pipe replaces the previous one, whose break this
+side may not have detected yet.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ __all__ = ["keep_sending", "looking_again", "serve_inbox"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 PAUSES: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
-"""Seconds between calls to a peer that files were sent to; the last one is for all further ones."""
+"""Seconds before each further call after a break; the last value repeats."""
 MAX_CHANGES: Final = 3
-"""How often changed files are looked at again and sent: who writes all the time is not waited for."""
+"""How often the files are looked at and sent again after one has changed."""
 _PASSING: Final = frozenset({Reason.BUSY, Reason.DAMAGED})
 
 
@@ -52,23 +52,25 @@ async def keep_sending(
     on_break: Callable[[Exception, float], object] | None = None,
     on_progress: OnProgress | None = None,
 ) -> Outgoing:
-    """Send what was looked at until it has come, over as many Pipes as it takes.
+    """Send what `look_at` returned until the receiver has it, over as many Pipes as that takes.
 
     Args:
-      open_pipe: calls the receiver; what it raises the first time is raised.
-      patience: seconds without a byte that is over after which it is given up.
-      look_again: where a file has changed: looks at all again, and what it returns is sent; None: that is the end.  It
-        is the end, too, where it raises OSError or ValueError, as `look_at` does of a path that is gone.
-      on_break: told why a Pipe or a call has ended, and in how many seconds the next call is.
+      open_pipe: opens a Pipe to the receiver.  Its errors are raised until it has succeeded once, and are breaks
+        afterwards.
+      patience: seconds without progress after which the transfer is given up.
+      look_again: called in a thread after a file has changed; looks at all files again and returns what is sent next.
+        If it is None, or raises OSError or ValueError as `look_at` does for a missing path, the change is raised.
+      on_break: called with the reason for which a Pipe or call ended, and the seconds until the next call; None: the
+        break is logged.
       on_progress: as for `send_files`.
 
     Returns:
-      What was sent at last.
+      What was sent in the end.
 
     Raises:
       TransferRefused, TransferFailed, RemoteProtocolError: as `send_files`, where another try would end the same way.
-      trio.BrokenResourceError, ConnectError, PeerNotFound, PeerRefused, AddressError: the last reason, when the
-        patience was at its end.
+      trio.BrokenResourceError, ConnectError, PeerNotFound, PeerRefused, AddressError: the reason for the last break,
+        when the patience is at an end.
     """
     tell = on_break or (lambda error, pause: logger.info("calling again in %g s: %s", pause, error))
     most, since, tries, changes = -1, trio.current_time(), 0, 0
@@ -116,7 +118,7 @@ async def keep_sending(
 
 
 def looking_again(paths: Iterable[str | Path], outgoing: Outgoing) -> Callable[[], Outgoing]:
-    """A `look_again` for `keep_sending`: the same paths, as the same sender."""
+    """A `look_again` for `keep_sending`: looks at the same paths, for an offer with the same `run`."""
     return partial(look_at, list(paths), run=outgoing.offer.run)
 
 
@@ -131,10 +133,12 @@ async def serve_inbox(
     """Receive from all peers that call, until cancelled.
 
     Args:
-      accept: the next Pipe, as ``node.listener.accept`` has it.
-      on_received: told of each transfer that is over, when its Pipe is closed.
-      on_problem: told why a Pipe ended before; None: it is logged.  What has come is kept.
-      on_progress: as for `receive_files`.
+      accept: returns the next Pipe, as ``node.listener.accept`` does.
+      inbox: where the files go.
+      on_received: called after each complete transfer, when its Pipe is closed.
+      on_problem: called with the reason for which a Pipe ended early; None: the reason is logged.  The data so far is
+        kept.
+      on_progress: as for `receive_files`, with the Pipe before the progress.
     """
     tell = on_problem or (lambda pipe, error: logger.info("%r: %s", pipe, error))
     running: dict[str, tuple[trio.CancelScope, trio.Event]] = {}

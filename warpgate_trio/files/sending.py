@@ -1,4 +1,4 @@
-"""The side that has the files, over one Pipe: reading and hashing in threads, ahead of what is being sent."""
+"""Sending one transfer over a Pipe; a worker thread reads and hashes ahead of the data that is being sent."""
 
 from __future__ import annotations
 
@@ -24,27 +24,30 @@ __all__ = ["send_files", "send_outgoing"]
 _Batch: TypeAlias = Sequence[ReadBlock | Ended | None]
 
 AHEAD: Final = 2
-"""Batches that are read before they can be sent: one is always ready while the next one is read."""
+"""Batches that are read ahead: one is ready while the next one is read."""
 _SMALL: Final = 64 * 1024
-"""Bytes up to which blocks are joined with their neighbours into one write."""
+"""Bytes up to which a block is joined with its neighbours into one write."""
 
 
 async def send_files(pipe: Pipe, paths: Iterable[str | Path], *, on_progress: OnProgress | None = None) -> Outgoing:
-    """Send files and folders over a Pipe, and return when they have their names at the other side.
+    """Send files and folders over a Pipe, and return when they have their names at the receiver.
 
-    What has come there of the same files before is not sent again.  The Pipe stays the caller's, who closes it.
+    Data of the same files that the receiver already has is not sent again.  The caller closes the Pipe.
 
     Args:
-      paths: each is called at the other side as its last component is; links inside of folders are left out.
-      on_progress: told about each batch of bytes.
+      paths: the last component of each is its name at the receiver.  Links inside of folders are left out.
+      on_progress: called with the progress at each stage and after each batch of data.
+
+    Returns:
+      What was sent, including what was left out of it (`Outgoing.skipped`).
 
     Raises:
-      TransferRefused: the receiver takes nothing; its text says why.
-      TransferFailed: a file has changed, or the receiver cannot go on; what has come is kept there.
-      RemoteProtocolError: the peer does not speak this.
-      trio.BrokenResourceError: the Pipe broke: send them again over another one.
+      TransferRefused: the receiver refuses the offer; the text says why.
+      TransferFailed: a file has changed, or the receiver cannot continue.  It keeps the data that has arrived.
+      RemoteProtocolError: the peer does not speak this protocol.
+      trio.BrokenResourceError: the Pipe broke; the same call over another Pipe resumes the transfer.
       ValueError: the paths cannot be offered.
-      OSError: one of them cannot be looked at.
+      OSError: one of the paths cannot be read.
     """
     outgoing = await trio.to_thread.run_sync(look_at, list(paths))
     await send_outgoing(pipe, outgoing, on_progress=on_progress)
@@ -52,7 +55,10 @@ async def send_files(pipe: Pipe, paths: Iterable[str | Path], *, on_progress: On
 
 
 async def send_outgoing(pipe: Pipe, outgoing: Outgoing, *, on_progress: OnProgress | None = None) -> None:
-    """The same of what was looked at before.  Sent again after a break, it is known to be the same."""
+    """Send what `look_at` returned; arguments and errors as for `send_files`.
+
+    If the same object is sent again after a break, the receiver recognises it as the same offer.
+    """
     keep_freed_memory()
     sending = _Sending(pipe, outgoing, on_progress or (lambda _: None))
     try:
@@ -64,7 +70,7 @@ async def send_outgoing(pipe: Pipe, outgoing: Outgoing, *, on_progress: OnProgre
         said = [each for each in errors if isinstance(each, TransferRefused | TransferFailed | RemoteProtocolError)]
         if not errors:
             raise
-        if said:  # what the peer said last explains why the Pipe broke
+        if said:  # the peer's last message explains why the Pipe broke
             raise said[0] from None
         if len(errors) == 1 or all(
             isinstance(each, trio.BrokenResourceError | trio.ClosedResourceError) for each in errors
@@ -88,7 +94,7 @@ class _Sending:
         self._withdrawn: tuple[int, TransferFailed] | None = None
 
     async def listen(self) -> None:
-        """What the receiver says, until all is done."""
+        """Handle the receiver's messages until DONE."""
         while not self._done.is_set():
             data = await self._pipe.receive_some()
             for message in self._sender.receive(data):
@@ -150,7 +156,7 @@ class _Sending:
             if isinstance(each, ReadBlock):
                 self._small += self._sender.block(each.index, each.number, each.digest, each.size)
                 for piece in each.pieces:
-                    # What is said before a block goes with its first piece: a write of its own would cost more.
+                    # The messages before a block are sent with its first piece: a separate write would cost more.
                     if self._small:
                         self._small += piece
                         if each.size > _SMALL:
@@ -173,13 +179,13 @@ class _Sending:
 
     def _show(self, **changes: object) -> None:
         now = replace(self._progress, **changes)  # type: ignore[arg-type]
-        # A part that turned out to be another one is sent anew, and was counted.
+        # A held part with other content is sent again, and has been counted before.
         self._progress = replace(now, done=min(now.done, now.size))
         self._tell(self._progress)
 
 
 def _said(reason: int, text: str) -> str:
-    """The peer's word, for people."""
+    """The peer's reason as text for the user."""
     try:
         name = Reason(reason).name.lower().replace("_", " ")
     except ValueError:

@@ -1,10 +1,10 @@
-"""The sender's disk: what is offered, and its bytes.
+"""The sender's files: what is offered, and reading it.
 
-A file is what it was when it was looked at: the same one (device and inode) with the same size and time of change,
-before its first byte is read and after its last.  Nothing is followed out of what was named: links inside of it, and
-all that is no file and no folder, are left out and told.
+A file counts as unchanged if it has the same device, inode, size and modification time as when it was offered.  This is
+checked before its first byte is read and after its last.  Links inside of the named folders are not followed: they, and
+everything that is neither a file nor a folder, are left out and listed in `Outgoing.skipped`.
 
-All of it blocks: it is called by worker threads, one at a time.
+All functions block; worker threads call them, one at a time.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from .wire import FURTHEST_TIME, MAX_ENTRIES, MAX_FILE, VERSION, Accept, Entry, 
 __all__ = ["Ended", "Outgoing", "ReadBlock", "Reading", "Skipped", "look_at"]
 
 BATCH: Final = 4 * 1024 * 1024
-"""Bytes that one call of a thread reads at least, where there are so many: calling one costs 100 µs."""
+"""Bytes that one call of a thread reads at least, if there are as many: a call costs 100 µs."""
 FIRST: Final = 16 * 1024
-"""Bytes of a block's first piece, which is copied behind what is said before the block: as much as a TLS record has."""
+"""Bytes of a block's first piece, which is copied behind the block's header: as many as a TLS record holds."""
 PIECE: Final = 512 * 1024
-"""Bytes that are read at once, and hashed while they are in the processor's own memory."""
+"""Bytes that are read at once, and hashed while they are in the processor's cache."""
 MAX_BATCH: Final = 64
-"""Files that one call of a thread reads at most."""
+"""The most files that one call of a thread reads."""
 _FLAGS: Final = (
     os.O_RDONLY
     | getattr(os, "O_CLOEXEC", 0)
@@ -48,7 +48,7 @@ _FLAGS: Final = (
 @final
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What is not offered, and why not."""
+    """A path that is not offered, and the reason."""
 
     path: Path
     why: str
@@ -57,7 +57,7 @@ class Skipped:
 @final
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A file as it was when it was looked at."""
+    """A file, and its identity when it was looked at."""
 
     path: str
     identity: tuple[int, int, int, int]
@@ -70,12 +70,13 @@ def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
 @final
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """An offer of this machine's files; made by `look_at`.
+    """An offer of files of this machine; made by `look_at`.
 
     Attributes:
-      entries: what is offered, folders before what is in them.
+      offer: the first message to the receiver.
+      entries: what is offered, each folder before its contents.
       skipped: what was left out.
-      offer: what the receiver hears first.
+      sources: where each entry's file is; None for a folder.
     """
 
     offer: Offer
@@ -83,7 +84,7 @@ class Outgoing:
     skipped: tuple[Skipped, ...]
     sources: tuple[_Source | None, ...]
     digests: dict[int, bytearray] = field(default_factory=dict)
-    """Of the blocks that were read, by the number of the file."""
+    """Checksums of the blocks that were read, concatenated, by the index of the entry."""
 
     @property
     def size(self) -> int:
@@ -92,21 +93,22 @@ class Outgoing:
 
     @property
     def files(self) -> int:
-        """How many files there are, without folders."""
+        """The number of files, without folders."""
         return sum(not entry.is_folder for entry in self.entries)
 
 
 def look_at(paths: Iterable[str | Path], *, run: bytes | None = None) -> Outgoing:
-    """Look at files and folders, with all that is in them.
+    """Look at files and folders with their contents, and make an offer of them.  Blocks.
 
-    A path that is a link itself stands for what it leads to.
+    A path that is itself a link stands for its target.
 
     Args:
-      run: of the offer; None: a new one.
+      run: the `run` of the offer; None: a new one.
 
     Raises:
-      FileNotFoundError: and what else the system says about a path that was named.
-      ValueError: they cannot be offered: two of one name, a name that is none elsewhere, too many.
+      OSError: one of the paths is missing or cannot be read.
+      ValueError: the paths cannot be offered: two have the same name, a name is not valid at a receiver, there are too
+        many files, or a path is neither a file nor a folder.
     """
     named = [os.path.abspath(path) for path in paths]
     if not named:
@@ -145,7 +147,7 @@ class _Scan:
         self.skipped: list[Skipped] = []
 
     def add(self, path: str, name: str, status: os.stat_result, *, named: bool = False) -> None:
-        """A file or folder, called `name` in the offer."""
+        """Add a file, or a folder with its contents, that is called `name` in the offer."""
         why = _unfit(name, status)
         if why is not None:
             if named:
@@ -161,7 +163,7 @@ class _Scan:
             return
         kind = EntryKind.EXECUTABLE if status.st_mode & 0o100 and os.name == "posix" else EntryKind.FILE
         modified = min(max(status.st_mtime_ns, -FURTHEST_TIME), FURTHEST_TIME)
-        beyond = status.st_mtime_ns - modified  # tells changes apart that have the same `modified`
+        beyond = status.st_mtime_ns - modified  # distinguishes versions whose `modified` is the same bound
         version = ((status.st_ino ^ beyond) & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "big")
         self.entries.append(Entry(name, kind, status.st_size, modified, version))
         self.sources.append(_Source(path, _identity(status)))
@@ -175,7 +177,7 @@ class _Scan:
             return
         for each in inner:
             try:
-                status = os.stat(each.path, follow_symlinks=False)  # which the entry of Windows knows in part
+                status = os.stat(each.path, follow_symlinks=False)  # on Windows, each.stat() is incomplete
             except OSError as error:
                 self.skipped.append(Skipped(Path(each.path), f"cannot be read: {reason_of(error)}"))
             else:
@@ -201,7 +203,7 @@ def _unfit(name: str, status: os.stat_result) -> str | None:
 @final
 @dataclass(frozen=True, slots=True)
 class ReadBlock:
-    """A block of a file."""
+    """A block that was read, in pieces."""
 
     index: int
     number: int
@@ -213,7 +215,7 @@ class ReadBlock:
 @final
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A file has been read; its checksum."""
+    """The end of a file that was read, with the file's checksum."""
 
     index: int
     digest: bytes
@@ -221,10 +223,10 @@ class Ended:
 
 @final
 class Reading:
-    """Reads what a receiver has not, in the order of the protocol; close it.
+    """Reads what the receiver lacks, in the order of the protocol; close it after use.
 
     Attributes:
-      index: the number of the file that is being read.
+      index: the index of the entry that is being read.
     """
 
     def __init__(self, outgoing: Outgoing, accept: Accept) -> None:
@@ -241,17 +243,18 @@ class Reading:
         self.index: int = 0
 
     def close(self) -> None:
-        """Let go of the file that is open."""
+        """Close the open file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
     def read(self) -> Sequence[ReadBlock | Ended | None] | None:
-        """The next blocks and ends of files, None after the last ones; a None among them stands for a block that was
-        read again, for its checksum.
+        """The next blocks and ends of files; None after the last ones.
+
+        A None among them stands for a block that was read for its checksum only, because the receiver has it.
 
         Raises:
-          TransferFailed: the file `index` is not what was offered any more, or cannot be read.
+          TransferFailed: the file `index` has changed since it was offered, or cannot be read.
         """
         batch: list[ReadBlock | Ended | None] = []
         if self._failure is not None:
@@ -261,7 +264,7 @@ class Reading:
         except TransferFailed as failure:
             if not batch:
                 raise
-            self._failure = failure  # after what was read before it
+            self._failure = failure  # raised by the next call, after this batch
         return batch or None
 
     def _read_into(self, batch: list[ReadBlock | Ended | None]) -> None:
@@ -313,7 +316,7 @@ class Reading:
         except OSError as error:
             raise self._changed(index, f"cannot be read: {reason_of(error)}") from error
         self._check(index)
-        with suppress(AttributeError, OSError):  # of Linux and some others
+        with suppress(AttributeError, OSError):  # only Linux and some other systems have it
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
     def _check(self, index: int) -> None:

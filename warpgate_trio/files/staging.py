@@ -1,15 +1,15 @@
-"""The receiver's disk: where files grow until all of an offer is there, and how they get their names.
+"""The receiver's disk: where files grow until an offer is complete, and how they get their names.
 
-    INTO/.warpgate-trio/KEY/      KEY: of the sender and of what it offers, so nobody else has a part in it
+    INTO/.warpgate-trio/KEY/      the room; KEY: a hash of the sender's id and the offer's key, so no peers share a room
                         offer     what was offered (`journal.Saved`)
                         journal   a record for each block
-                        tree/     the files, by the names that they were offered by
+                        tree/     the files, under their names in the offer
 
-The area is this user's alone (0700), on the same disk as what is to come of it, and what is in it is reached step by
-step from open folders, past no link.  When the checksum of every file was the sender's, each name at the top of the
-tree is moved out, whole and at once, to a name that nobody has.
+Only this user has access to the area (mode 0700).  It is on the same disk as the destination.  Its contents are reached
+from open folders, one name at a time, without following links.  When every file has the sender's checksum, each
+top-level name of the tree is moved atomically to a free name in the destination.
 
-All of it blocks: it is called by worker threads, one at a time for each `Staging`.
+All functions block; worker threads call them, one at a time for each `Staging` except for `Staging.sync`.
 """
 
 from __future__ import annotations
@@ -58,18 +58,18 @@ from .wire import MAX_HELD, Accept, Block, Entry, FileEnd, Held, Reason
 __all__ = ["RESERVE", "Staging"]
 
 RESERVE: Final = 64 * 1024 * 1024
-"""Bytes of a disk that are left free: a system whose disk is full to the last byte has other troubles."""
+"""Bytes of the disk that are left free: a completely full disk disturbs the rest of the system."""
 STEP: Final = 16
-"""Blocks that one call of a thread reads again: a tenth of a second, after which it can be cancelled."""
+"""Blocks that one call of a thread reads again: a tenth of a second.  The transfer can be cancelled between calls."""
 MAX_ENTERED: Final = 10
-"""How often a room is entered in vain, as others have removed it, or all of the area, when they were done."""
+"""Attempts to enter a room that finished transfers of other processes remove meanwhile, alone or with the area."""
 ENTRY_COST: Final = 4096
-"""Bytes that a file or folder takes beside its own: a block of most file systems."""
+"""Bytes that a file or folder takes on the disk besides its content: a block of most file systems."""
 
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """What the system does not let be done is a reason to refuse the offer."""
+    """Turn an OSError into a refusal of the offer."""
     try:
         yield
     except OSError as error:
@@ -79,7 +79,7 @@ def _refusing() -> Iterator[None]:
 
 @contextmanager
 def _failing() -> Iterator[None]:
-    """What the system does not let be done ends the transfer."""
+    """Turn an OSError into the failure of the transfer."""
     try:
         yield
     except OSError as error:
@@ -87,13 +87,13 @@ def _failing() -> Iterator[None]:
 
 
 def _open_room(into: Folder, name: str, entries: Sequence[Entry], hidden: bool) -> tuple[Folder, int]:
-    """The room of an offer whose names are good, and its lock.  Raises OSError, TransferRefused."""
+    """Check the names of an offer, and open and lock its room.  Raises OSError, TransferRefused."""
     tries = 0
     while True:
         tries += 1
         try:
             return _enter_room(into, name, entries, hidden)
-        except FileNotFoundError:  # who was the last in there has left, and removed what we had open
+        except FileNotFoundError:  # another transfer has ended and removed what we had open
             if tries == MAX_ENTERED:
                 raise
 
@@ -114,11 +114,11 @@ def _enter_room(into: Folder, name: str, entries: Sequence[Entry], hidden: bool)
 
 @final
 class Staging:
-    """One offer of one peer, on the disk; made by `open`, and to be closed.
+    """One offer of one peer on the disk; made by `open`.  Close it after use.
 
     Attributes:
       entries: what is offered.
-      records: what is there, by the number of the file.
+      records: what is there of each file, by the index of its entry.
       written: bytes of the journal.
     """
 
@@ -141,15 +141,15 @@ class Staging:
     def open(
         cls, into: Path, sender: str, offered: Offered, *, hidden: bool, max_size: int | None, trusted: int = 0
     ) -> Staging:
-        """Judge an offer, and look for what is there of it; `check`, and then `begin`, come next.
+        """Check an offer, and find what is there of it.  Call `check` next, until it is False, and then `begin`.
 
         Args:
-          hidden: whether names that begin with a dot are taken.
-          max_size: bytes that are taken.
-          trusted: bytes of the journal that this process has written itself.
+          hidden: whether top-level names that begin with a dot are accepted.
+          max_size: the most bytes that are accepted; None: any number.
+          trusted: bytes of the journal that this process has written itself.  A journal of this length is not checked.
 
         Raises:
-          TransferRefused: it is not taken.
+          TransferRefused: the offer is not acceptable, or the system does not let it be stored.
         """
         with _refusing():
             return cls._open(into, sender, offered, hidden, max_size, trusted)
@@ -184,7 +184,7 @@ class Staging:
             raise
 
     def _find(self, trusted: int) -> None:
-        """What is there of these very files; anything else is removed."""
+        """Find what is there of exactly these files; remove everything else."""
         old = read_saved(self._room.read("offer", MAX_SAVED))
         journal = self._room.read("journal", MAX_SAVED)
         if old is None or (old.published and old.run != self._saved.run):
@@ -203,19 +203,19 @@ class Staging:
                 self._unchecked = self._verify()
 
     def check(self) -> bool:
-        """Read some of what is there again; False when all of it was.
+        """Read some of the data again for its checksum; False when all of it was read.
 
         Raises:
-          TransferRefused: the system does not let it be.
+          TransferRefused: the system does not let it be read.
         """
         with _refusing():
             return self._unchecked is not None and len(list(islice(self._unchecked, STEP))) == STEP
 
     def begin(self) -> None:
-        """Note what is there, and look for space for what is not.
+        """Save what is there, and check that the disk has space for the rest.
 
         Raises:
-          TransferRefused: there is none, or the system does not let it be.
+          TransferRefused: there is too little space, or the system does not let it be written.
         """
         with _refusing():
             self._begin()
@@ -230,7 +230,7 @@ class Staging:
             self._tree.make_folder(entry.path)
 
     def _adopt(self, old: Sequence[Entry], records: dict[int, FileRecord]) -> None:
-        """Of another offer of the same paths, keep what is the same now."""
+        """Keep the files of an earlier offer of the same paths that are unchanged in this one; remove the others."""
         now = {entry: index for index, entry in enumerate(self.entries)}
         for index, record in records.items():
             if (number := now.get(old[index])) is not None:
@@ -239,7 +239,7 @@ class Staging:
         prune(self._tree.root, "", kept, {entry.path for entry in self.entries if entry.is_folder})
 
     def _verify(self) -> Generator[None]:
-        """Believe the disk alone: each block's checksum is computed again, one a step."""
+        """Compute the checksum of each block on the disk again, one block at each step, and correct the records."""
         for index, record in list(self.records.items()):
             good = 0
             try:
@@ -269,7 +269,7 @@ class Staging:
     # -- what the sender is told -------------------------------------------------------------------------------------
 
     def accept(self) -> Accept:
-        """What is there."""
+        """The answer to the sender: what is there."""
         bits = bytearray(-(-len(self.entries) // 8))
         held: list[Held] = []
         for index, record in sorted(self.records.items()):
@@ -282,10 +282,10 @@ class Staging:
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def write(self, batch: Iterable[Block | FileEnd]) -> None:
-        """Blocks and ends of files, as the protocol has let them through.
+        """Check and write blocks and ends of files that the protocol has accepted.
 
         Raises:
-          TransferFailed: the disk does not take them, or their bytes are not what their checksum says.
+          TransferFailed: the disk cannot be written, or a checksum does not match.
         """
         records = bytearray()
         with _failing():
@@ -326,7 +326,7 @@ class Staging:
         return complete_record(end.index, end.digest)
 
     def discard(self, index: int) -> None:
-        """Keep nothing of a file."""
+        """Remove what is there of a file."""
         self._tree.remove(self.entries[index].path)
         self.records.pop(index, None)
         self._save()
@@ -334,7 +334,9 @@ class Staging:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def sync(self, first: int, last: int) -> None:
-        """Have these entries on the disk; several threads may do that at a time, when all is written.
+        """Write the entries from `first` up to `last` to the disk (fsync), after all have been written to.
+
+        Several threads may call it at a time.
 
         Raises:
           TransferFailed: as for `write`.
@@ -345,10 +347,10 @@ class Staging:
                     tree.sync(entry)
 
     def publish(self) -> list[Path]:
-        """Give the files their names, each at the top as one; returns where they are.
+        """Move each top-level file or folder to a free name in the destination; returns the new paths.
 
         Raises:
-          TransferFailed: no name is free, or the system lets none be given.
+          TransferFailed: no name is free, or the system does not let it be moved.
         """
         self._tree.rest()
         with _failing():
@@ -367,17 +369,17 @@ class Staging:
         raise TransferFailed(Reason.EXISTS, f"every name like {entry.path!r} is taken", by_peer=False)
 
     def forget(self) -> None:
-        """The sender knows that all is there: remove what is left, the room, and an area that nobody else is in."""
+        """Remove the room, and the area if it is empty then.  For a transfer whose sender has received DONE."""
         self._close_journal()
         self._tree.rest()
         lock, self._lock = self._lock, -1
-        with suppress(OSError):  # another one has come in
+        with suppress(OSError):  # another transfer uses it
             clear_room(self._room, lock)
             os.rmdir(self._room.path)
             os.rmdir(self._room.path.parent)
 
     def close(self) -> None:
-        """Let go of all; what is on the disk stays."""
+        """Close all files and release the lock; the data on the disk stays."""
         if self._unchecked is not None:
             self._unchecked.close()
         self._close_journal()
@@ -396,7 +398,7 @@ class Staging:
             self._journal = -1
 
     def _save(self) -> None:
-        """Write down what is there, in place of what was."""
+        """Replace the saved offer and the journal by the current state."""
         self._save_offer()
         self._close_journal()
         journal = write_journal({i: r for i, r in self.records.items() if not self._published(self.entries[i])})

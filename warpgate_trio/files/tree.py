@@ -1,4 +1,4 @@
-"""The files of one offer while they grow, below an open folder: one at a time, and past no link.  It blocks."""
+"""The incomplete files of one offer, below an open folder.  No links are followed.  All functions block."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["Tree"]
 
 
 def _any_time() -> AbstractContextManager[None]:
-    """A year that the file system or the system has not ends nothing: the file has the time at which it came."""
+    """Ignore a time that the system or the file system cannot store: the file keeps the time at which it was written."""
     return suppress(OSError, OverflowError)
 
 
 @final
 class Tree:
-    """Where the files of an offer are; close it.  All of it raises OSError.
+    """The files of an offer, of which one at a time is open for writing; close it after use.  All methods raise OSError.
 
     Attributes:
-      root: the folder, which is the tree's from now on.
+      root: the folder, which the tree owns and closes.
     """
 
     def __init__(self, root: Folder) -> None:
@@ -38,19 +38,19 @@ class Tree:
         self.close()
 
     def close(self) -> None:
-        """Let go of all; the files stay."""
+        """Close everything that is open; the files stay."""
         self.rest()
         self.root.close()
 
     def rest(self) -> None:
-        """Close what is open inside, so that it can be moved."""
+        """Close everything below the root, so that it can be moved."""
         self._close_file()
         if self._parent is not None:
             self._parent[1].close()
             self._parent = None
 
     def place(self, path: str) -> tuple[Folder, str]:
-        """The folder that a path of the offer is in, and its name there."""
+        """The open folder that contains a path of the offer, and the name in it."""
         above, _, name = path.rpartition("/")
         if not above:
             return self.root, name
@@ -67,12 +67,15 @@ class Tree:
         return self._parent[1], name
 
     def make_folder(self, path: str) -> None:
-        """A folder, where there is none."""
+        """Make a folder where it is missing."""
         parent, name = self.place(path)
         parent.subfolder(name, make=True).close()
 
     def grow(self, entry: Entry, blocks: int) -> int:
-        """The descriptor of a file of which so many blocks are kept, and which stands behind them."""
+        """Open a file for writing behind its first `blocks` blocks, cut off the rest, and return its descriptor.
+
+        If the file is already open and `blocks` is not 0, it is returned as it is.
+        """
         if self._growing is not None and self._growing[0] == entry.path and blocks:
             return self._growing[1]
         self._close_file()
@@ -88,26 +91,26 @@ class Tree:
         return descriptor
 
     def finish(self, entry: Entry, blocks: int) -> None:
-        """All of a file is there: give it its length and its time."""
+        """Set length and modification time of a complete file, and close it."""
         descriptor = self.grow(entry, blocks)
         os.ftruncate(descriptor, entry.size)
         if os.utime in os.supports_fd:
             with _any_time():
                 os.utime(descriptor, ns=(entry.modified, entry.modified))
         self._close_file()
-        if os.utime not in os.supports_fd:  # Windows, where it is said of a name
+        if os.utime not in os.supports_fd:  # Windows, where the time is set by name
             parent, name = self.place(entry.path)
             with _any_time():
                 parent.set_time(name, entry.modified)
 
     def remove(self, path: str) -> None:
-        """Keep nothing of a file."""
+        """Remove a file."""
         self._close_file()
         parent, name = self.place(path)
         parent.remove(name)
 
     def sync(self, entry: Entry) -> None:
-        """Have a file or folder outlast a power cut."""
+        """Write a file or folder to the disk (fsync)."""
         parent, name = self.place(entry.path)
         if entry.is_folder:
             with parent.subfolder(name) as folder:

@@ -1,16 +1,16 @@
-"""What sender and receiver say to each other, and how it is cut out of a stream.
+"""The messages between sender and receiver, and how they are parsed from a stream.
 
-Every message begins with five bytes, its kind and the length of the rest.  A BLOCK is that, then the file's number, the
-block's, its checksum, and its bytes; all others are msgpack arrays.
+Every message begins with a header of five bytes: its kind and the length of the rest.  In a BLOCK follow the index of
+the file, the number of the block, its checksum, and its bytes.  In all other messages follows a msgpack array.
 
     sender                                  receiver
-      ├─ OFFER, ENTRIES … ──────────────────►│  names and sizes judged, space looked for
+      ├─ OFFER, ENTRIES … ──────────────────►│  checks names, sizes and free space
       │◄──────────────────── ACCEPT(held) ───┤  or REFUSE
-      ├─ BLOCK, BLOCK, …, FILE_END, … ──────►│  without a further question
+      ├─ BLOCK, BLOCK, …, FILE_END, … ──────►│  all files, without further round trips
       ├─ FINISH ────────────────────────────►│  the files get their names
       │◄───────────────────────────── DONE ──┤
 
-Instead of what comes next the sender may say WITHDRAW at any time after ACCEPT, and the receiver STOP.
+After ACCEPT, the sender may end the transfer with WITHDRAW instead of its next message, and the receiver with STOP.
 """
 
 from __future__ import annotations
@@ -58,25 +58,25 @@ __all__ = [
 
 VERSION: Final = 1
 MAX_MESSAGE: Final = 64 * 1024
-"""Bytes of a message that is no BLOCK: so many files as a bit each, or some hundred entries."""
+"""Bytes of a message other than BLOCK: room for a bit for each entry in ACCEPT, or for some hundred entries."""
 MAX_ENTRIES: Final = 200_000
-"""Files and folders of one offer: 60 MB of memory where their names are of usual length; who has more packs them."""
+"""Files and folders of one offer: 60 MB of memory with names of usual length.  A larger tree has to be packed first."""
 MAX_NAMES: Final = 32 * 1024 * 1024
 """Bytes of all paths of an offer: 160 for each entry."""
 FURTHEST_TIME: Final = 1 << 62
-"""Nanoseconds from 1970 to the last change of a file, either way: the years 1823 to 2116."""
+"""Nanoseconds between 1970 and the modification time of a file, before or after: the years 1823 to 2116."""
 MAX_FILE: Final = 1 << 42
-"""Bytes of one file: 4 TiB, whose blocks' checksums are 64 MiB."""
+"""Bytes of one file: 4 TiB.  The checksums of its blocks take 32 MiB."""
 MAX_BYTES: Final = 1 << 50
-"""Bytes of all files of an offer: what no disk has, and what adds up within a machine word."""
+"""Bytes of all files of an offer: more than any disk has, and sums of it fit into a machine word."""
 MAX_TEXT: Final = 300
-"""Bytes of a reason: a sentence with a name in it."""
+"""Bytes of the text of a reason: a sentence with a name in it."""
 MAX_HELD: Final = 64
-"""Files of which a receiver says that it has a part: one sender leaves one, one that changed its mind a few."""
+"""Partial files that an ACCEPT may list.  An interrupted transfer leaves one; changed offers may leave a few."""
 LOOSE_PIECES: Final = 64
-"""Pieces of a message that wait as they came, however small they are."""
+"""Pieces of an incomplete message that are kept unjoined, however small they are."""
 PIECE_MEAN: Final = 4096
-"""Bytes that more pieces than that hold on average, or they are joined: each costs 200 bytes beside its own."""
+"""Average bytes of a piece below which more pieces than that are joined: each costs 200 bytes besides its content."""
 _HEADER: Final = struct.Struct(">BI")
 _BLOCK: Final = struct.Struct(f">II{DIGEST_LENGTH}s")
 
@@ -102,34 +102,34 @@ class Kind(IntEnum):
 
 
 class Reason(IntEnum):
-    """Why a side says REFUSE, STOP or WITHDRAW."""
+    """Why a side sends REFUSE, STOP or WITHDRAW."""
 
     UNWANTED = 1
-    """The receiver takes nothing, or not from this peer."""
+    """The receiver accepts no files, or none from this peer."""
     NAME = 2
-    """A name that it does not take."""
+    """The receiver does not accept a name."""
     TOO_MANY = 3
-    """More files than it takes."""
+    """More files than the receiver accepts."""
     TOO_LARGE = 4
-    """More bytes than it takes."""
+    """More bytes than the receiver accepts."""
     NO_SPACE = 5
     """The disk is too small, or has become full."""
     EXISTS = 6
     """No name is free."""
     BUSY = 7
-    """It receives the same from the same peer already, or other files."""
+    """The receiver is already receiving the same offer from the same peer, or other files."""
     CANNOT_WRITE = 8
-    """The system does not let it write."""
+    """The receiver's system does not let it write."""
     DAMAGED = 9
-    """What came is not what the checksum says."""
+    """The received data does not match its checksum."""
     CHANGED = 10
-    """A file is not what was offered any more."""
+    """A file has changed since it was offered, or can no longer be read."""
     UNSUPPORTED = 11
-    """A version that it does not know."""
+    """The receiver does not know the protocol version."""
 
 
 class EntryKind(IntEnum):
-    """What an entry is."""
+    """The kind of an entry."""
 
     FILE = 0
     EXECUTABLE = 1
@@ -140,10 +140,10 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     """A file or folder of an offer.
 
     Attributes:
-      path: below the destination, components between ``/``.
-      size: bytes; 0 of a folder.
-      modified: nanoseconds since 1970, or the nearest that there is to them; 0 of a folder.
-      version: what is another one where the sender's file was changed or replaced.
+      path: relative to the destination, with components separated by ``/``.
+      size: bytes; 0 for a folder.
+      modified: modification time in nanoseconds since 1970, limited to `FURTHEST_TIME`; 0 for a folder.
+      version: differs, with `modified`, after the sender's file was changed or replaced.
     """
 
     path: Annotated[str, Meta(min_length=1, max_length=MAX_PATH)]
@@ -158,12 +158,14 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True):
-    """What a sender begins with.
+    """The first message of a sender.
 
     Attributes:
-      key: the same for the same paths of the sender's machine: what a receiver finds what it has of them by.
-      run: the same as long as the sender does not start anew: who hears it again has not been heard.
-      entries: how many follow.
+      version: of the protocol.
+      key: a hash of the named paths on the sender's machine, by which a receiver finds data of an earlier transfer.
+      run: random, and the same for all attempts of one send.  A receiver that has finished this run and receives the
+        offer again knows that its DONE was lost.
+      entries: the number of entries that follow.
       size: bytes of all files.
     """
 
@@ -181,7 +183,7 @@ class Entries(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The first `blocks` blocks of a file are there, whose checksum is `digest`."""
+    """The receiver has the first `blocks` blocks of a file; `digest` is their checksum."""
 
     index: Index
     blocks: Annotated[int, Meta(ge=1, le=MAX_FILE // BLOCK)]
@@ -189,11 +191,11 @@ class Held(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 class Accept(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Send them.
+    """The receiver accepts the offer.
 
     Attributes:
-      complete: a bit for each entry, the lowest first, of what is there already; shorter where the rest is 0.
-      held: files of which a part is there.
+      complete: a bit for each entry, the lowest first: whether the receiver has the whole file.  Missing bits are 0.
+      held: files of which the receiver has a part.
     """
 
     complete: Annotated[bytes, Meta(max_length=-(-MAX_ENTRIES // 8))] = b""
@@ -201,7 +203,7 @@ class Accept(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class FileEnd(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """All blocks of a file were sent, or it has none; the checksum of all of it."""
+    """All blocks of a file were sent, if it has any; `digest` is the checksum of the file."""
 
     index: Index
     digest: Digest
@@ -221,15 +223,15 @@ class _Reasoned(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
 
 
 class Refuse(_Reasoned, frozen=True):
-    """Nothing is to be sent."""
+    """The receiver refuses the offer."""
 
 
 class Stop(_Reasoned, frozen=True):
-    """The receiver cannot go on."""
+    """The receiver cannot continue."""
 
 
 class Withdraw(_Reasoned, frozen=True):
-    """The sender cannot go on; `index`: the file that has changed, of which nothing is to be kept."""
+    """The sender cannot continue; `index` is the file that has changed, of which the receiver keeps nothing."""
 
     index: Index | None = None
 
@@ -237,7 +239,7 @@ class Withdraw(_Reasoned, frozen=True):
 @final
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block of a file, in the pieces that it came in."""
+    """A block of a file, in the pieces in which it arrived."""
 
     index: int
     number: int
@@ -264,22 +266,22 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 
 
 def encode(message: msgspec.Struct) -> bytes:
-    """A message that is no BLOCK."""
+    """Encode a message other than BLOCK."""
     body = _ENCODER.encode(message)
     return _HEADER.pack(_KINDS[type(message)], len(body)) + body
 
 
 def block_header(index: int, number: int, digest: bytes, size: int) -> bytes:
-    """What stands before the bytes of a block."""
+    """The header of a BLOCK, which precedes its bytes."""
     return _HEADER.pack(Kind.BLOCK, _BLOCK.size + size) + _BLOCK.pack(index, number, digest)
 
 
 @final
 class FileReader:
-    """Cuts messages out of what a Pipe brings; copies nothing of a block.
+    """Parses messages from the data of a Pipe; the bytes of blocks are not copied.
 
     Args:
-      kinds: which the other side may say at all.
+      kinds: the kinds that the other side may send.
     """
 
     def __init__(self, kinds: frozenset[Kind]) -> None:
@@ -288,10 +290,10 @@ class FileReader:
         self._held = 0
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """The messages that are whole now.
+        """The messages that `data` completes.
 
         Raises:
-          RemoteProtocolError: it is none, or longer than one of its kind may be.
+          RemoteProtocolError: a message is malformed, of a wrong kind, or longer than its kind may be.
         """
         if data:
             self._pieces.append(memoryview(data))
@@ -302,7 +304,7 @@ class FileReader:
             yield message
 
     def check_end(self) -> None:
-        """The stream has ended here; `RemoteProtocolError` in the middle of a message."""
+        """Raise `RemoteProtocolError` if the stream has ended in the middle of a message."""
         if self._held:
             raise RemoteProtocolError("the peer ended the stream in the middle of a message")
 
@@ -342,7 +344,7 @@ class FileReader:
         return bytes(found)
 
     def _take(self, size: int) -> tuple[memoryview, ...]:
-        """The next bytes, without a copy."""
+        """Take the next `size` bytes, without a copy."""
         taken: list[memoryview] = []
         self._held -= size
         used = 0
