@@ -46,11 +46,11 @@ class Saved(msgspec.Struct, frozen=True, array_like=True):
 @final
 @dataclass(slots=True)
 class FileRecord:
-    """What is there of one file.
+    """What the receiver has of one file.
 
     Attributes:
-      digests: of its blocks, one after the other.
-      complete: all of it is there, and its checksum was the sender's.
+      digests: the checksums of its first blocks, concatenated.
+      complete: whether the whole file is there and its checksum was the sender's.
     """
 
     digests: bytearray = field(default_factory=bytearray)

@@ -14,13 +14,13 @@ __all__ = ["Tree"]
 
 
 def _any_time() -> AbstractContextManager[None]:
-    """Ignore a time that the system or the file system cannot store: the file keeps the time at which it was written."""
+    """Ignore a time that the system or the file system cannot store: the file keeps the time of its last write."""
     return suppress(OSError, OverflowError)
 
 
 @final
 class Tree:
-    """The files of an offer, of which one at a time is open for writing; close it after use.  All methods raise OSError.
+    """The files of an offer, one of them at a time open for writing; close it after use.  All methods raise OSError.
 
     Attributes:
       root: the folder, which the tree owns and closes.

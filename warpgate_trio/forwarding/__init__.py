@@ -1,8 +1,8 @@
-"""TCP connections by a Pipe: ports of this machine that lead to the peer's network, and the other way round.
+"""TCP port forwarding: local ports that lead to targets in the peer's network, and the reverse.
 
-Each connection is a further Pipe on the same Link, whose label says where it is to lead.  The side that is asked has a
-list of what it exposes, `Exposed`, and of ports that the peer may have it listen on, `Bindable`; without a list it lets
-nothing through.  See docs/forwarding.md.
+Each connection is a further Pipe on the same Link; its label names the target.  The side that serves requests has a
+list of the targets that it exposes, `Exposed`, and a list of the ports on which it listens for a peer, `Bindable`.
+Without a list it refuses everything.  See docs/forwarding.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The side that asks: ports of this machine that lead to the peer's network, and single connections there."""
+"""The requesting side: local ports that lead to the peer's network, and single connections to it."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ __all__ = ["open_target", "serve_forward"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_OPENING: Final = 32
-"""Connections of one port whose Pipes are being opened: half of those that the peer's listener lets wait."""
+"""Connections of one port whose Pipes are being opened at a time: half of the backlog of the peer's listener."""
 BUSY_PAUSES: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-"""Seconds before a peer is asked again that has too many Pipes waiting: a burst of connections is taken in by then."""
+"""Seconds between attempts to open a Pipe to a peer that answers BUSY: a burst of connections is accepted by then."""
 
 
 async def open_target(pipe: Pipe, target: Target) -> Pipe:
-    """Open a stream to a target in the peer's network: a further Pipe of the same Link.
+    """Open a stream to a target in the peer's network, as a further Pipe of the Link of `pipe`.
 
-    It takes a round trip, and what the peer takes to connect.
+    It takes one round trip, and the time in which the peer connects to the target.
 
     Raises:
       TargetRefused: the peer does not expose the target, or cannot reach it.
-      PeerRefused: the peer does not listen, or has no room.
-      trio.BrokenResourceError: the path is gone.
+      PeerRefused: the peer does not listen, or has too many Pipes.
+      trio.BrokenResourceError: the Link broke.
       trio.ClosedResourceError: `pipe` was closed.
     """
     further = await pipe.open_pipe(f"{TCP}{target}")
@@ -56,13 +56,13 @@ async def serve_forward(
     *,
     on_problem: Callable[[Exception], object] | None = None,
 ) -> NoReturn:
-    """Lead every connection to a listener of this machine to a target in the peer's network, until cancelled.
+    """Forward every connection to a local listener to a target in the peer's network, until cancelled.
 
-    A connection that the peer does not lead on is reset.  The listener stays the caller's.
+    A connection that the peer does not forward is reset.  The caller closes the listener.
 
     Args:
-      find_pipe: a Pipe to the peer, asked for each connection.
-      on_problem: told why a connection was not led on, or broke; None: it is logged.
+      find_pipe: returns a Pipe to the peer; called for each connection.
+      on_problem: called with the reason for which a connection was not forwarded, or broke; None: the reason is logged.
 
     Raises:
       trio.ClosedResourceError: the listener was closed.
@@ -79,7 +79,7 @@ async def serve_forward(
 
 @asynccontextmanager
 async def _slot(room: trio.CapacityLimiter) -> AsyncGenerator[None]:
-    """One of it, without a checkpoint where it has room: a forwarded connection waits for nothing that it need not."""
+    """Hold a token of the limiter.  If one is free there is no checkpoint, which would only delay the connection."""
     try:
         room.acquire_nowait()
     except trio.WouldBlock:

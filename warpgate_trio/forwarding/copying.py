@@ -1,8 +1,8 @@
-"""Bytes between a TCP connection and a Pipe, both ways, each end as it is meant.
+"""Copying between a TCP connection and a Pipe, in both directions.
 
-A side that has said its last word says so on the other stream too (a half-close), and the connection is over when both
-have.  A stream that breaks, or is left by an exception, breaks the other one: a reset, so that nobody takes what was
-interrupted for the end.
+The end of one stream is passed on as the end of the other one (half-close).  The connection is over when both
+directions have ended.  If either stream breaks, or an exception ends the copying, the other one is reset, so that no
+program takes an interruption for the end of the data.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from ..nurseries import leaves
 __all__ = ["copy_both_ways", "resetting", "send_pieces"]
 
 READ_MIN: Final = 64 * 1024
-"""Bytes of the first read from a connection.  It doubles while the kernel fills it."""
+"""Bytes of the first read from a connection.  The size doubles while the kernel fills it."""
 READ_MAX: Final = 1024 * 1024
-"""Bytes of the largest read: the two sides take a sixth less processor time for a byte than with 256 KiB."""
+"""Bytes of the largest read: with it both sides need a sixth less processor time for a byte than with 256 KiB."""
 MAX_PIECES: Final = 512
-"""Pieces that are sent by one call, of the 1,024 that Linux takes: 8 MiB of whole TLS records, more than it sends."""
+"""Buffers of one sendmsg call.  Linux accepts 1,024; 512 full TLS records are 8 MiB, more than one call sends."""
 _RESET: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER without a time: close says RST and not FIN."""
+"""SO_LINGER with a time of 0: close sends RST instead of FIN."""
 
 
 @asynccontextmanager
 async def resetting(connection: trio.SocketStream) -> AsyncGenerator[None]:
-    """Close a connection when the body ends well; reset it when an exception leaves the body."""
+    """Close a connection when the body ends; reset it when an exception leaves the body."""
     try:
         yield
     except BaseException:
-        with suppress(OSError):  # EINVAL of macOS, where both sides have ended
+        with suppress(OSError):  # macOS: EINVAL when both directions have ended
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         connection.socket.close()
         raise
@@ -47,7 +47,7 @@ async def resetting(connection: trio.SocketStream) -> AsyncGenerator[None]:
 
 
 async def send_pieces(connection: trio.SocketStream, pieces: Sequence[bytes | memoryview]) -> None:
-    """Send pieces without joining them first, which would be 6 to 9 % of a side's processor time for a byte of bulk.
+    """Send pieces without joining them: joining would take 6 to 9 % of a side's processor time of a bulk transfer.
 
     Raises `trio.BrokenResourceError`.
     """
@@ -73,15 +73,16 @@ async def copy_both_ways(
     first: Callable[[], Awaitable[object]] | None = None,
     greeting: bytes = b"",
 ) -> None:
-    """Copy until both sides have ended.
+    """Copy until both directions have ended.
 
     Args:
-      first: what is to be done before the Pipe is read; meanwhile the connection is read, and what it brings is sent.
-      greeting: what the Pipe is told before anything that the connection brings.  What has come by the Pipe already
-        goes first, so that who gets it works while the greeting is sent.
+      first: called before the Pipe is read.  Meanwhile data of the connection is sent on the Pipe.
+      greeting: sent on the Pipe before any data of the connection.  Data that the Pipe has received already is passed
+        to the connection first, so that the target can work while the greeting is sent.
 
     Raises:
-      trio.BrokenResourceError: one of the two broke, or both at once; what `first` raises.
+      trio.BrokenResourceError: the connection or the Pipe broke.
+      Exception: whatever `first` raises.
     """
 
     keep_freed_memory()
@@ -97,7 +98,7 @@ async def copy_both_ways(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(receive)
             if greeting:
-                for _ in range(3):  # the turns in which `receive` begins, takes what has come, and sends it
+                for _ in range(3):  # in these turns `receive` starts, reads what has arrived, and sends it
                     await trio.lowlevel.checkpoint()
                 await pipe.send_all(greeting)
             size = READ_MIN
@@ -107,14 +108,14 @@ async def copy_both_ways(
                     size = min(2 * size, READ_MAX)
                 elif 4 * len(data) < size:
                     size = max(size // 2, READ_MIN)
-            # The system tells of a reset once: where that was said to who was sending, it reads as the end.  A send
-            # that fails gives way once before it raises, and that cancels us.
+            # The system reports a reset once.  If the sending task got it, this read sees the end of the stream.  A
+            # failing send yields once before it raises and cancels this task: the checkpoints let it.
             await trio.lowlevel.checkpoint()
             await trio.lowlevel.checkpoint()
             await pipe.send_eof()
     except BaseExceptionGroup as group:
         errors = [each for each in leaves(group) if not isinstance(each, trio.Cancelled)]
         broken = [each for each in errors if isinstance(each, trio.BrokenResourceError)]
-        if errors and len(errors) - len(broken) <= 1:  # what breaks one end may break the other in the same moment
+        if errors and len(errors) - len(broken) <= 1:  # both streams may break at the same moment
             raise next((each for each in errors if each not in broken), errors[0]) from None
         raise

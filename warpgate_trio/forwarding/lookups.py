@@ -1,14 +1,14 @@
-"""Names that peers have this side look up: in a few threads, of which no peer has all.
+"""Name lookups on behalf of peers, in a few threads that no single peer can occupy alone.
 
-Theory of operation.  `getaddrinfo` runs in a thread that nothing can cancel, and a resolver that does not answer keeps
-it for as long as the C library has patience.  Those threads are Trio's, 40 for all that a program does, and a peer
-chooses which names are asked for.  So a lookup is not its asker's, who has given up long before, but a task of the run,
-which gives its place back when its thread has ended, and not before.
+Theory of operation.  `getaddrinfo` runs in a thread that cannot be cancelled.  If the resolver does not answer, the
+thread is occupied until the C library gives up.  Trio has 40 such threads for the whole program, and peers choose the
+names.  Therefore each lookup is a system task of the Trio run, not part of the request, which times out much earlier.
+The task releases its place only when its thread has ended.
 
-A lookup waits for one of its peer's `MAX_OF_PEER` places, and with that for one of `MAX_LOOKUPS`.  So a peer is in that
-queue that many times at most, and others wait behind no more of it.  A peer's connections to one name share a lookup;
-peers do not, as one would wait where the other one has to.  What nobody waits for any more, and has not begun, is given
-up.
+A lookup first waits for one of the `MAX_OF_PEER` places of its peer, and then for one of the `MAX_LOOKUPS` places of
+all peers.  So the common queue holds at most `MAX_OF_PEER` lookups of one peer.  Requests of one peer for the same name
+share a lookup.  Requests of different peers do not: one would have to wait for the other's place.  A lookup that has
+not started is cancelled when no request waits for it any more.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from .wire import Answer
 __all__ = ["MAX_LOOKUPS", "MAX_OF_PEER", "MAX_WAITING", "NameLookups", "lookups_of_this_run"]
 
 MAX_LOOKUPS: Final = 8
-"""Threads that look up names for peers at a time: of the 40 that Trio has, a node's own names take 16."""
+"""Threads that look up names for peers at a time.  Of Trio's 40 threads, a node's own names take 16."""
 MAX_OF_PEER: Final = 2
-"""Of these, for one peer: four that each hold what they can are needed to keep the others waiting."""
+"""Of `MAX_LOOKUPS`, threads for one peer: only four peers together can occupy all of them."""
 MAX_WAITING: Final = 32
-"""Names of one peer that are looked up or wait for it; a further one is refused.  A resolver that works answers within
-some 50 ms, so that the last of them has its turn within a second; connections to one name count once."""
+"""Names of one peer that are being looked up or wait for it; a further name is refused.  A working resolver answers
+within some 50 ms, so the last name has its turn within a second.  Connections to one name count once."""
 
 
 @final
@@ -52,7 +52,7 @@ class _Lookup:
 @final
 @dataclass(slots=True)
 class _Asker:
-    """A peer that has lookups, by the name that is looked up."""
+    """A peer that has lookups; they are kept by name."""
 
     lookups: dict[str, _Lookup] = field(default_factory=dict)
     places: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(MAX_OF_PEER))
@@ -60,17 +60,17 @@ class _Asker:
 
 @final
 class NameLookups:
-    """See the module's page.  `lookups_of_this_run` has the one of a run."""
+    """Limits lookups as the module describes.  `lookups_of_this_run` returns the instance of the Trio run."""
 
     def __init__(self) -> None:
         self._room = trio.CapacityLimiter(MAX_LOOKUPS)
         self._askers: dict[str, _Asker] = {}
 
     async def look_up(self, target: Target, peer_id: str) -> Sequence[IpAddress]:
-        """The addresses of a target's name, for a peer.  The caller bounds the time.
+        """Look up the addresses of a target's name for a peer.  There is no timeout; the caller sets one.
 
         Raises:
-          TargetRefused: it has none (UNREACHABLE), or the peer has too many others looked up (BUSY).
+          TargetRefused: the lookup failed (UNREACHABLE), or the peer has too many other lookups (BUSY).
         """
         asker = self._askers.get(peer_id) or _Asker()
         lookup = asker.lookups.get(target.host)
@@ -103,14 +103,14 @@ class NameLookups:
                     found = await trio.socket.getaddrinfo(host, 0, type=trio.socket.SOCK_STREAM)
                 names = [name[0].partition("%")[0] for *_, name in found if isinstance(name[0], str)]
                 lookup.addresses = [ip_address(name) for name in names]
-        except Exception as error:  # OSError, and what Python's IDNA makes of a strange name
-            lookup.problem = reason_of(error)  # nobody else would take it: a system task has no caller
+        except Exception as error:  # OSError, and errors of Python's IDNA codec for invalid names
+            lookup.problem = reason_of(error)  # raised here, it would crash the run: this is a system task
         finally:
             self._forget(host, peer_id, lookup)
             lookup.over.set()
 
     def _forget(self, host: str, peer_id: str, lookup: _Lookup) -> None:
-        """A lookup is over, or is to be."""
+        """Remove a lookup that has ended or is being cancelled."""
         asker = self._askers.get(peer_id)
         if asker is not None and asker.lookups.get(host) is lookup:
             del asker.lookups[host]
@@ -122,7 +122,7 @@ _of_this_run: Final[trio.lowlevel.RunVar[NameLookups]] = trio.lowlevel.RunVar("w
 
 
 def lookups_of_this_run() -> NameLookups:
-    """Those of the Trio run that this is called in: the threads are the run's, whatever nodes it has."""
+    """The lookups of the current Trio run.  All nodes of a run share them, as they share its threads."""
     try:
         return _of_this_run.get()
     except LookupError:

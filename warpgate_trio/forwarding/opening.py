@@ -1,8 +1,7 @@
-"""A Pipe for a connection.  What the connection begins with goes to the peer right behind the question for the Pipe, so
-that who speaks first has its answer after one round trip.
+"""Opening a Pipe for a TCP connection, with the connection's first bytes sent right behind the OPEN.
 
-Until the peer has taken the Pipe those bytes are looked at and not taken off the connection: where it refuses, nothing
-is lost, and it may be asked again.
+A client that sends first therefore has its answer after one round trip.  Until the peer accepts the Pipe, these bytes
+are read with MSG_PEEK and stay in the connection.  If the peer refuses, nothing is lost and the caller may try again.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from ..nurseries import open_bare_nursery
 __all__ = ["open_pipe_for"]
 
 MAX_EARLY: Final = 16 * 1024
-"""Bytes of a connection that go to the peer before it has taken the Pipe: a request with its headers, and half of what
-it has room for."""
+"""Bytes of a connection that are sent before the peer accepts the Pipe: a request with its headers.  It is half of what
+the peer has room for."""
 
 
 async def open_pipe_for(connection: trio.SocketStream, pipe: Pipe, label: str) -> Pipe:
-    """Open a further Pipe beside another one, with a connection's first bytes sent on it.
+    """Open a further Pipe on the Link of `pipe`, and send the first bytes of a connection on it.
 
     Raises:
       PeerRefused, trio.ClosedResourceError: as `Pipe.open_pipe`.
-      trio.BrokenResourceError: the path or the connection is gone.
+      trio.BrokenResourceError: the Link or the connection broke.
     """
     early = await _look(connection) if connection.socket.is_readable() else b""
     try:
@@ -37,7 +36,7 @@ async def open_pipe_for(connection: trio.SocketStream, pipe: Pipe, label: str) -
         await pipe.wait_accepted()
         further = pipe.open_pipe_nowait(label)
     try:
-        if early:  # which goes in one packet with the question
+        if early:  # sent in one packet with the OPEN
             await _send(early, further)
             await further.wait_accepted()
             left = len(early)
@@ -55,7 +54,7 @@ async def open_pipe_for(connection: trio.SocketStream, pipe: Pipe, label: str) -
 
 
 async def _look(connection: trio.SocketStream) -> bytes:
-    """What a connection brings, which stays there."""
+    """Read from a connection without removing the bytes from it."""
     try:
         return await connection.socket.recv(MAX_EARLY, socket.MSG_PEEK)
     except OSError as error:
@@ -63,12 +62,12 @@ async def _look(connection: trio.SocketStream) -> bytes:
 
 
 async def _send(early: bytes, further: Pipe) -> None:
-    with suppress(trio.BrokenResourceError):  # it was refused, or is broken: that is waited for
+    with suppress(trio.BrokenResourceError):  # refused or broken: `wait_accepted` raises the reason
         await further.send_all(early)
 
 
 async def _send_what_comes(connection: trio.SocketStream, further: Pipe) -> int:
-    """Send what comes until the peer has taken the Pipe; returns how much."""
+    """Send data of the connection until the peer accepts the Pipe; returns the number of bytes sent."""
     sent = 0
     looking = trio.CancelScope()
 

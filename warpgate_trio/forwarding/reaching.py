@@ -1,4 +1,4 @@
-"""Connections to targets: a name is looked up once, and what it leads to is judged and then dialled."""
+"""Connections to targets: a name is looked up once; the addresses found are checked, and these are dialled."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .wire import Answer
 __all__ = ["TARGET_PATIENCE", "reach"]
 
 TARGET_PATIENCE: Final = 10.0
-"""Seconds for a target's name to be looked up and its connection to come up: time for three lost SYNs (RFC 6298)."""
+"""Seconds for looking up a target's name and connecting to it: enough time for three lost SYNs (RFC 6298)."""
 
 
 async def reach(target: Target, exposed: Exposed | None, patience: float, *, peer_id: str) -> trio.SocketStream:
-    """A connection to one of a target's addresses that may be dialled.
+    """Connect to one of a target's addresses that may be dialled.
 
     Args:
-      peer_id: for whom: its names are looked up beside those of other peers.
-      exposed: what may be; None: whatever the target is.
-      patience: seconds for its name and its connection.
+      exposed: which addresses may be dialled; None: any.
+      patience: seconds for lookup and connection together.
+      peer_id: the peer for which the name is looked up; lookups are limited for each peer.
 
     Raises:
-      TargetRefused: it may not be dialled, or does not answer.
+      TargetRefused: the target is not exposed, its name cannot be looked up, or it does not answer.
     """
     with trio.move_on_after(patience):
         addresses = await _look_up(target, exposed, peer_id)
@@ -42,7 +42,10 @@ async def reach(target: Target, exposed: Exposed | None, patience: float, *, pee
 
 
 async def _look_up(target: Target, exposed: Exposed | None, peer_id: str) -> Sequence[IpAddress]:
-    """The addresses of a target's host.  What cannot be on the list is not looked up: a name server sees who asks."""
+    """The addresses of a target's host.
+
+    A name that the list cannot match is not looked up, since name servers see the lookup.
+    """
     if target.ip is not None:
         return [target.ip]
     if exposed is not None and not exposed.may_name(target):
@@ -51,8 +54,8 @@ async def _look_up(target: Target, exposed: Exposed | None, peer_id: str) -> Seq
 
 
 async def _dial(addresses: Sequence[IpAddress], target: Target) -> trio.SocketStream:
-    """Connect to the first of these addresses that takes it."""
-    if len(addresses) == 1:  # the usual case, for which a task of its own would cost as much as the connection
+    """Connect to the first of these addresses that answers."""
+    if len(addresses) == 1:  # the usual case; a task for it would cost as much as the connection
         try:
             return await connect_tcp(str(addresses[0]), target.port)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""The side that asks for a port of the peer's: connections that come there are led to a target of this side's."""
+"""Reverse forwarding, requesting side: the peer listens on a port whose connections lead to a target of this side."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ logger: logging.Logger = logging.getLogger(__name__)
 async def serve_reverse(
     pipe: Pipe, bound: Target, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
 ) -> NoReturn:
-    """Have the peer listen on a port of its machine for as long as this runs.
+    """Have the peer listen on a port of its machine while this runs.
 
-    Connections come as Pipes out of this node's listener, for `handle_bound`.  The value of ``nursery.start`` is where
-    the peer listens, as it says.
+    Each connection arrives as a Pipe from this node's listener, for `handle_bound`.  ``nursery.start`` returns the
+    address on which the peer listens, as the peer reports it.
 
     Args:
-      pipe: one to the peer; the port is asked for by a further one.
-      bound: an address of the peer's machine and a port; port 0 is the peer's choice.
+      pipe: a Pipe to the peer; the request is sent on a further Pipe of the same Link.
+      bound: an address of the peer's machine and a port; with port 0 the peer's system chooses one.
 
     Raises:
-      TargetRefused: the peer does not listen there for us.
-      PeerRefused: the peer has no room.
-      trio.BrokenResourceError: the path is gone, or the peer listens no more.
+      TargetRefused: the peer refuses to listen there, or cannot.
+      PeerRefused: the peer does not listen, or has too many Pipes.
+      trio.BrokenResourceError: the Link broke, or the peer has stopped listening.
     """
     async with await pipe.open_pipe(f"{BIND}{bound}") as further:
         task_status.started(await receive_answer(further))
@@ -52,16 +52,16 @@ async def handle_bound(
     patience: float = TARGET_PATIENCE,
     on_problem: Callable[[Exception], object] | None = None,
 ) -> None:
-    """Lead a connection that has come to a port of the peer's to a target of ours: a handler for Pipes that begin with
-    the label of one.
+    """Forward a connection to the peer's port to a target of this side: a handler for Pipes with a ``bound:`` label.
 
     Args:
-      target: chosen by us, so no list is asked.
-      patience: seconds for its name and its connection.
-      on_problem: told why it was not reached; None: it is logged.
+      target: where to connect; this side has chosen it, so no list is checked.
+      patience: seconds for looking up its name and connecting.
+      on_problem: called with the reason for which the target was not reached; None: the reason is logged.
 
     Raises:
-      trio.BrokenResourceError: one of the two connections broke.
+      ValueError: the Pipe has another label.
+      trio.BrokenResourceError: the Pipe or the connection to the target broke.
     """
     tell = on_problem or partial(logger.info, "a connection from %s… to %s: %s", pipe.peer_id[:8], target)
     if not pipe.label.startswith(BOUND):

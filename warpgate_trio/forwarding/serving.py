@@ -1,4 +1,4 @@
-"""The side that is asked: connections to what it exposes, and ports that it listens on for the peer."""
+"""The serving side: it connects peers to the targets that it exposes, and listens on ports for them."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ logger: logging.Logger = logging.getLogger(__name__)
 async def handle_forward(
     pipe: Pipe, *, exposed: Exposed, bindable: Bindable | None = None, patience: float = TARGET_PATIENCE
 ) -> None:
-    """Do what a Pipe's label asks for, until it is over: a handler for Pipes of which `is_forward` is true.
+    """Serve the request in a Pipe's label until it ends: a handler for Pipes for which `is_forward` is true.
 
-    The caller closes the Pipe.
+    The peer is sent the reason of a refusal.  The caller closes the Pipe.
 
     Args:
-      exposed: what the peer may be led to.
-      bindable: where it may have us listen; None: nowhere.
-      patience: seconds for the target's name and its connection.
+      exposed: the targets to which the peer may connect.
+      bindable: the ports on which this side listens for the peer; None: none.
+      patience: seconds for looking up the target's name and connecting.
 
     Raises:
-      trio.BrokenResourceError: the Pipe, or the connection that it leads to, broke.
+      trio.BrokenResourceError: the Pipe or the connection to the target broke.
     """
     try:
         if pipe.label.startswith(TCP):
             connection = await reach(asked_target(pipe.label, TCP), exposed, patience, peer_id=pipe.peer_id)
             async with resetting(connection):
-                answer = encode_answer(Answer.DONE)  # not where: who has gone already has no address
+                answer = encode_answer(Answer.DONE)  # without an address: a connection already closed has none
                 await copy_both_ways(connection, pipe, greeting=answer)
         else:
             await _listen_for(pipe, asked_target(pipe.label, BIND), bindable or Bindable())
     except TargetRefused as refused:
         logger.info("%s… asked for %s: %s", pipe.peer_id[:8], pipe.label, refused)
-        with suppress(trio.BrokenResourceError):  # who has heard it goes away
+        with suppress(trio.BrokenResourceError):  # the peer closes the Pipe when it has the answer
             await pipe.send_all(encode_answer(Answer(refused.answer), str(refused)))
             await pipe.send_eof()
             await _wait_end(pipe)
 
 
 async def _wait_end(pipe: Pipe) -> None:
-    """What the peer has sent before it heard the answer goes nowhere."""
+    """Read to the end of the stream, and drop the data."""
     async for _ in pipe:
         pass
 
@@ -89,7 +89,7 @@ async def _bring_all(listener: trio.socket.SocketType, pipe: Pipe, target: Targe
 
 
 async def _bring(connection: trio.SocketStream, pipe: Pipe, target: Target) -> None:
-    """A connection that has come to the port: a Pipe of ours to the peer."""
+    """Forward a connection to the port on a new Pipe to the peer."""
     try:
         async with resetting(connection), await open_pipe_for(connection, pipe, f"{BOUND}{target}") as further:
             await copy_both_ways(connection, further)

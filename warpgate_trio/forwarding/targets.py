@@ -1,9 +1,10 @@
-"""What a connection is to lead to, and what a side lets it lead to.  Pure.
+"""Targets of forwarded connections, and the lists of those that a side allows.  Pure.
 
-A name is looked up by the side that exposes, once: what the list is asked about is what is dialled, so a name that
-leads elsewhere the second time leads nowhere else.  A name on the list stands for whatever it leads to, but for this
-machine itself and its links, where clouds have their metadata servers: whoever answers for the name would choose among
-those.  They have to be on the list as addresses, or as ``localhost``.
+The exposing side looks up a name once, checks the addresses found against its list, and dials these same addresses.  A
+name that resolves differently the second time (DNS rebinding) gains nothing.  A name on the list allows any address to
+which it resolves, except loopback and link-local ones: otherwise whoever controls the name would choose among the
+services of this machine and the metadata servers of its cloud.  Those have to be listed as addresses, or as
+``localhost``.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from ..sockaddr import IpAddress, bracketed, unmapped
 __all__ = ["LOCALHOST", "Bindable", "Exposed", "Target"]
 
 LOCALHOST: Final = "127.0.0.1"
-"""Where a target is of which only the port was said."""
+"""The host of a target that is given as a port alone."""
 MAX_HOST: Final = 200
-"""Characters of a host: a label has room for no more, and few names are as long (RFC 1035 §2.3.4 allows 255)."""
+"""Characters of a host: the most for which a label has room.  RFC 1035 §2.3.4 allows 255, but few names are as long."""
 _MAX_PORT: Final = 65535
 _NAME: Final = re.compile("[a-z0-9_-]{1,63}([.][a-z0-9_-]{1,63})*")  # RFC 1035 §2.3.4; or an IPv4 address
 _BY_ADDRESS_ALONE: Final = (AddressScope.LOOPBACK, AddressScope.LINK_LOCAL, AddressScope.NO_HOST)
@@ -41,7 +42,14 @@ class Target:
 
     @classmethod
     def parse(cls, text: str, *, least: int = 1) -> Self:
-        """Read one; ValueError says what is wrong.  `least`: 0 where the port may be left to the system."""
+        """Parse a target.
+
+        Args:
+          least: the lowest valid port; 0 if the port may be left to the system.
+
+        Raises:
+          ValueError: says what is wrong with `text`.
+        """
         host, port = _split(text)
         number = int(port) if port.isascii() and port.isdigit() else -1
         if not least <= number <= _MAX_PORT:
@@ -50,7 +58,7 @@ class Target:
 
     @property
     def ip(self) -> IpAddress | None:
-        """The host, where it is an address."""
+        """The host as an address; None if it is a name."""
         try:
             return ip_address(self.host)
         except ValueError:
@@ -58,7 +66,7 @@ class Target:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """``HOST:PORT`` or ``PORT``, the host in small letters and without brackets."""
+    """Split ``HOST:PORT`` or ``PORT``; the host is in lower case and without brackets."""
     host, colon, port = text.rpartition(":")
     if not colon:
         return LOCALHOST, port
@@ -82,7 +90,7 @@ def _split(text: str) -> tuple[str, str]:
 @final
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One of a list: a name or a network, and one port or (0) all."""
+    """An entry of a list: a name or a network, and a port; port 0 stands for all."""
 
     host: str
     network: IPv4Network | IPv6Network | None
@@ -114,11 +122,13 @@ class _Entry:
 
 @final
 class Exposed:
-    """What a side lets connections lead to.
+    """The targets to which a side forwards connections.
 
     Args:
-      texts: ``HOST:PORT``, ``PORT`` (of 127.0.0.1), ``NETWORK/BITS:PORT``; a port may be ``*``.  ValueError says what
-        is wrong with one.
+      texts: ``HOST:PORT``, ``PORT`` (of 127.0.0.1) or ``NETWORK/BITS:PORT``; with a host, the port may be ``*``.
+
+    Raises:
+      ValueError: says what is wrong with an entry.
     """
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
@@ -128,21 +138,28 @@ class Exposed:
         return bool(self._entries)
 
     def may_name(self, target: Target) -> bool:
-        """Whether a name is worth being looked up: it is on the list, or may lead to an address that is."""
+        """Whether to look up a target's name: it is on the list, or may resolve to an address on the list."""
         return any(
             entry.port in (0, target.port) and (entry.network is not None or entry.host == target.host)
             for entry in self._entries
         )
 
     def choose(self, target: Target, addresses: Iterable[IpAddress]) -> list[IpAddress]:
-        """Of the addresses that a target's host has, those that may be dialled."""
+        """Those addresses of a target's host that may be dialled, with IPv4-mapped ones as IPv4."""
         plain = dict.fromkeys(map(unmapped, addresses))
         return [ip for ip in plain if any(entry.allows(target, ip) for entry in self._entries)]
 
 
 @final
 class Bindable:
-    """Which ports a peer may have this side listen on: ``HOST:PORT``, ``PORT`` (of 127.0.0.1); a port may be ``*``."""
+    """The ports on which this side listens for a peer.
+
+    Args:
+      texts: ``ADDRESS:PORT`` or ``PORT`` (of 127.0.0.1); with an address, the port may be ``*``.
+
+    Raises:
+      ValueError: says what is wrong with an entry.
+    """
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._entries: Final = tuple(map(_Entry.parse, texts))
@@ -154,6 +171,6 @@ class Bindable:
         return bool(self._entries)
 
     def allows(self, target: Target) -> bool:
-        """Whether the peer may have us listen there."""
+        """Whether this side listens there for a peer."""
         ip = target.ip
         return ip is not None and any(entry.allows(target, ip) for entry in self._entries)

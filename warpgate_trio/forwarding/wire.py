@@ -1,12 +1,12 @@
-"""What the two sides say to each other: labels of Pipes, and the answer that a Pipe begins with.
+"""The protocol of forwarding: labels of Pipes, and the answer at the beginning of a Pipe.
 
-    ``tcp:HOST:PORT``     lead this Pipe to that target
-    ``bind:HOST:PORT``    listen there for as long as this Pipe stands, and bring what comes as
-    ``bound:HOST:PORT``   a connection that has come to that port
+    ``tcp:HOST:PORT``     connect this Pipe to that target
+    ``bind:HOST:PORT``    listen there while this Pipe is open; each connection becomes a Pipe of the next kind
+    ``bound:HOST:PORT``   a connection to that port
 
-The answer is the first thing on a Pipe that was asked for by `tcp` or `bind`: one byte, an `Answer`, one byte with the
-length of a text, and the text in UTF-8: where the side listens for `bind`, or why it does not do what was asked for.
-Then, for `tcp`, come the bytes of the target.  The side that has asked may send before it has the answer.
+The serving side begins a `tcp` or `bind` Pipe with an answer: one byte, an `Answer`; one byte, the length of a text;
+and the text in UTF-8.  The text is the address of the listener for `bind`, or the reason of a refusal.  On a `tcp` Pipe
+the bytes of the target follow.  The requesting side may send before it has received the answer.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ TCP: Final = "tcp:"
 BIND: Final = "bind:"
 BOUND: Final = "bound:"
 MAX_TEXT: Final = 200
-"""Bytes of text in an answer: one sentence."""
+"""Bytes of the text of an answer: one sentence."""
 
 
 class Answer(IntEnum):
-    """How a side answers."""
+    """The answer to a request."""
 
     DONE = 0
     NOT_EXPOSED = 1
-    """Its list does not have it."""
+    """The target or port is not on the list of the serving side."""
     UNREACHABLE = 2
-    """It was dialled or bound, and the system says why not."""
+    """Looking up, connecting or listening failed, or took too long; the text says why."""
     MALFORMED = 3
-    """The label names no target."""
+    """The label names no valid target."""
     BUSY = 4
-    """It has too much to do for this peer; the same may be asked again."""
+    """Too many lookups are running for this peer; the request may be repeated later."""
 
 
 def is_forward(pipe: Pipe) -> bool:
-    """Whether the peer has opened a Pipe to forward a connection, or to have one forwarded."""
+    """Whether the label of a Pipe is a forwarding request, or belongs to a forwarded connection."""
     return pipe.label.startswith((TCP, BIND, BOUND))
 
 
 def asked_target(label: str, prefix: str) -> Target:
-    """The target that a label names; `TargetRefused` where it names none."""
+    """The target in a label.  Raises `TargetRefused` if it is not valid."""
     try:
         return Target.parse(label.removeprefix(prefix), least=0 if prefix == BIND else 1)
     except ValueError as error:
@@ -66,16 +66,16 @@ def asked_target(label: str, prefix: str) -> Target:
 
 
 def encode_answer(answer: Answer, text: str = "") -> bytes:
-    """What a Pipe begins with."""
+    """Encode an answer; the text is cut to `MAX_TEXT` bytes."""
     data = text.encode()[:MAX_TEXT].decode(errors="ignore").encode()
     return bytes((answer, len(data))) + data
 
 
 async def receive_answer(pipe: Pipe) -> str:
-    """The text of the peer's answer.
+    """Receive the peer's answer, and return its text.
 
     Raises:
-      TargetRefused: it does not do what it was asked for.
+      TargetRefused: the peer refused the request, or could not fulfil it.
       trio.BrokenResourceError: the Pipe broke, or ended before there was an answer.
     """
     answer, length = await _receive_exactly(pipe, 2)
