@@ -1,6 +1,6 @@
 """A virtual internet for Trio programs: virtual time, TCP and UDP, NATs, faults, and one seed for all of it.
 
-Programs run unchanged on simulated hosts, since `trio.socket` hands them simulated sockets::
+Programs run unchanged on simulated hosts, because `trio.socket` gives them simulated sockets::
 
     from warpgate_trio.sim import Link, Network, presets, simulate
 

@@ -1,8 +1,8 @@
 """Addresses and prefixes.
 
-An address travels through the simulator as its canonical text (``"10.0.0.1"``, ``"2001:db8::1"``): text is what
-programs hand in and get out, its hash is cached, and two equal addresses are one dictionary key.  `canonical` is the
-only way in; whatever is behind it holds no other spelling.
+The simulator represents an address by its canonical text (``"10.0.0.1"``, ``"2001:db8::1"``): programs pass in and
+receive text, its hash is cached, and equal addresses are one dictionary key.  `canonical` converts every address that
+comes from a program; behind it there is no other spelling.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _MAPPED: Final = "::ffff:"
 
 @lru_cache(maxsize=1 << 16)
 def canonical(address: str | IPv4Address | IPv6Address) -> str:
-    """The one spelling of an address; ValueError for what is no address.  An IPv6 scope id is dropped."""
+    """The canonical text of an address, without an IPv6 scope id.  Raises ValueError if it is no address."""
     parsed = ip_address(address.partition("%")[0]) if isinstance(address, str) else address
     return str(parsed)
 
 
 def is_v6(address: str) -> bool:
-    """Whether a canonical address is of IPv6."""
+    """Whether a canonical address is an IPv6 address."""
     return ":" in address
 
 
@@ -52,13 +52,13 @@ def is_multicast(address: str) -> bool:
 
 
 def map_to_v6(address: str) -> str:
-    """How a dual-stack socket shows an IPv4 address (RFC 4291, section 2.5.5.2)."""
+    """An IPv4 address as a dual-stack socket shows it (RFC 4291, section 2.5.5.2); an IPv6 address unchanged."""
     return address if is_v6(address) else _MAPPED + address
 
 
 @lru_cache(maxsize=1 << 12)
 def unmap(address: str) -> str:
-    """The IPv4 address inside an IPv4-mapped one; any other address as it is."""
+    """The IPv4 address in an IPv4-mapped IPv6 address; any other address unchanged."""
     if not is_v6(address):
         return address
     inner = IPv6Address(address).ipv4_mapped
@@ -94,7 +94,7 @@ class Prefix:
         return hash(str(self))
 
     def __getitem__(self, index: int) -> str:
-        """The address at an offset; negative counts from the end, -1 being the broadcast address of IPv4."""
+        """The address at an offset.  A negative offset counts from the end: -1 is the broadcast address of IPv4."""
         size = 1 << self._shift
         if not -size <= index < size:
             raise IndexError(f"{self.bits}-bit prefix has no address number {index}")

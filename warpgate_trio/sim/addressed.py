@@ -1,4 +1,4 @@
-"""How a socket reads addresses and shows them, and from which address it sends."""
+"""How a socket parses and shows addresses, and how it chooses its source address."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .resolver import look_up
 
 
 class Addressed(SocketType):
-    """The part of a simulated socket that knows of addresses."""
+    """The part of a simulated socket that handles addresses."""
 
     host: Host
     _kind: stdlib.SocketKind
@@ -45,7 +45,7 @@ class Addressed(SocketType):
         return (map_to_v6(address), port, 0, 0) if self._v6 else (address, port)
 
     def _numeric(self, address: object) -> Endpoint | None:
-        """The endpoint of an address that needs no resolving; ValueError when it has the wrong shape."""
+        """The endpoint of a numeric address; None if it has to be resolved.  ValueError when it has the wrong shape."""
         size = len(cast("tuple[object, ...]", address)) if isinstance(address, tuple) else 0
         if self._v6:
             if not 2 <= size <= 4:
@@ -65,7 +65,7 @@ class Addressed(SocketType):
         return None
 
     async def _resolve(self, address: object, *, local: bool) -> Endpoint:
-        """The endpoint that an address means, as Trio's sockets read it.  Not always a checkpoint."""
+        """Resolve an address as Trio's sockets do.  Not always a checkpoint."""
         found = self._numeric(address)
         if found is not None:
             return found
@@ -97,12 +97,12 @@ class Addressed(SocketType):
         return self._v6 and not self._options.get(IPV6, stdlib.IPV6_V6ONLY)
 
     def _check_family(self, address: str) -> None:
-        """OSError(ENETUNREACH) for an IPv4 destination of a socket that is for IPv6 only."""
+        """Raise OSError(ENETUNREACH) for an IPv4 destination of an IPv6-only socket."""
         if self._v6 and not is_v6(address) and not self._dual():
             raise os_error(errno.ENETUNREACH)
 
     def _destination(self, endpoint: Endpoint) -> Endpoint:
-        """Linux takes the unspecified address for this host."""
+        """Replace the unspecified address by loopback, as Linux does."""
         if endpoint[0] == ANY4:
             return LOOPBACK4, endpoint[1]
         if endpoint[0] == ANY6:

@@ -1,7 +1,7 @@
-"""TCP connections and listeners of a host: the state machine of tcp.py, its timers, and the tasks that wait for it.
+"""TCP connections and listeners of a host: they drive the state machine of tcp.py, its timers and the waiting tasks.
 
-After each step a `Connection` sends what its endpoint wants sent, moves the timer, and wakes who can go on.  It
-outlives its socket until its state is CLOSED; then it leaves the `TcpPorts` of its host.
+After each step a `Connection` sends the segments of its endpoint, sets the timer, and wakes the tasks that can go on.
+It outlives its socket until its state is CLOSED, and then leaves the `TcpPorts` of its host.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Connection:
 
     Attributes:
       endpoint: its state machine.
-      readable, writable: where the socket's tasks wait.
+      readable, writable: where tasks wait to receive and to send.
     """
 
     __slots__ = (
@@ -76,17 +76,17 @@ class Connection:
         return self.endpoint.local, self.endpoint.remote
 
     def receive(self, packet: Packet) -> None:
-        """Take a segment."""
+        """Process a segment."""
         self.endpoint.receive(packet, self.host.clock.now)
         self.pump()
 
     def icmp(self, error: Icmp, mtu: int) -> None:
-        """Take an ICMP error."""
+        """Process an ICMP error."""
         self.endpoint.icmp(error, mtu, self.host.clock.now)
         self.pump()
 
     def pump(self) -> None:
-        """Carry out what the endpoint decided."""
+        """Carry out what the endpoint decided: send, set the timer, wake tasks, forget a closed connection."""
         endpoint = self.endpoint
         if endpoint.out:
             out, endpoint.out = endpoint.out, []
@@ -146,7 +146,7 @@ class Connection:
 
 @final
 class Listener:
-    """A listening TCP socket: connections that are opening, and those that wait to be accepted."""
+    """A listening TCP socket, with the connections that are in their handshake and those that wait to be accepted."""
 
     __slots__ = ("_backlog", "_opening", "binding", "closed", "host", "options", "ports", "queue", "readable")
 
@@ -165,7 +165,7 @@ class Listener:
         self._backlog = backlog
 
     def receive(self, syn: Packet) -> None:
-        """Take a SYN.  With the queue full it is dropped, as Linux does: the client tries again."""
+        """Process a SYN.  If the accept queue is full it is dropped, as by Linux: the client retransmits it."""
         if len(self.queue) > self._backlog:
             self.host.drop(syn, "backlog full")
             return
@@ -189,7 +189,7 @@ class Listener:
         connection.pump()
 
     def progressed(self, connection: Connection) -> None:
-        """Note what became of a connection that came through this listener."""
+        """Move a connection of this listener to the accept queue when its handshake is over, unless it has failed."""
         state = connection.endpoint.state
         if state is State.SYN_RECEIVED:
             return
@@ -200,11 +200,11 @@ class Listener:
             self.readable.wake()
 
     def accept(self) -> Connection:
-        """The oldest connection that waits; IndexError without one."""
+        """The connection that has waited longest; IndexError without one."""
         return self.queue.popleft()
 
     def close(self) -> None:
-        """Reset what nobody will accept."""
+        """Reset all connections that were not accepted."""
         self.closed = True
         connections = self.ports.connections
         for key in sorted(self._opening):
@@ -218,13 +218,13 @@ class Listener:
 
 @final
 class TcpPorts:
-    """The TCP ports of one host, and what is on them.
+    """The TCP ports of one host, with their listeners and connections.
 
     Attributes:
-      host: whose they are.
-      bindings: who owns which port.
-      listeners: by port; several share one by SO_REUSEPORT, or have an address each.
-      connections: by (local, remote); also those whose sockets are closed and whose FINs are not yet acknowledged.
+      host: the host.
+      bindings: which ports are bound.
+      listeners: by port.  Several listeners share a port with SO_REUSEPORT, or by different addresses.
+      connections: by (local, remote), including those whose socket is closed but whose state is not yet CLOSED.
     """
 
     __slots__ = ("bindings", "connections", "host", "listeners")
@@ -250,6 +250,6 @@ class TcpPorts:
         self.bindings.remove(binding)
 
     def check_free(self, local: Endpoint, remote: Endpoint) -> None:
-        """OSError(EADDRNOTAVAIL) when these two endpoints are connected, or being connected, already."""
+        """Raise OSError(EADDRNOTAVAIL) if there is already a connection between these endpoints."""
         if (local, remote) in self.connections:
             raise os_error(errno.EADDRNOTAVAIL)

@@ -1,8 +1,8 @@
-"""One seed, one run: the only place that touches Trio's private scheduling switch.
+"""Deterministic scheduling of Trio: the only module that touches Trio's private scheduling flag.
 
-Trio runs the tasks of a batch in an order that it draws from a private `random.Random`, and sorts the batch first
-only when a private flag is set (it is set for Hypothesis).  `deterministic` sets the flag and seeds the generator.
-Both names are private and may go; then `deterministic` raises RuntimeError, which a test of ours runs into first.
+Trio runs the tasks of a batch in an order that it draws from a private `random.Random`.  It sorts the batch before
+that only if a private flag is set, which exists for Hypothesis.  `deterministic` sets the flag and seeds the generator.
+If a version of Trio has lost these names, `deterministic` raises RuntimeError; a test detects that.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Every way to make a socket, on a simulated host: it makes a simulated one, or is refused.
+"""Interception of socket creation: on a simulated host, code gets a simulated socket or an error.
 
-`trio.socket.socket` asks the factory that a network installs.  All other ways lead through `socket.socket` or through
-Trio's own socket class, so these two are replaced by functions that first ask which host the caller is on.  Functions
-by which Trio waits for a descriptor are replaced by ones that know simulated descriptors.  The replacements stay for
-good; where the caller is on no simulated host, they do what was there before.  Some of what they replace is private to
-Trio and may go: then `guard` raises AttributeError, which a test of ours runs into first.
+`trio.socket.socket` asks the factory that a network installs.  All other ways to make a socket lead through
+`socket.socket` or through Trio's own socket class.  Both are replaced by functions that first check which host the
+caller is on.  The functions by which Trio waits for a descriptor are replaced by ones that also handle simulated
+descriptors.
+
+The replacements are permanent; for a caller on no simulated host they do what the originals did.  Some of the replaced
+names are private to Trio.  If one is missing, `guard` raises AttributeError; a test detects that.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ def make_pair(
     type: int = socket.SOCK_STREAM,  # noqa: A002 (socket.socketpair's name)
     proto: int = 0,
 ) -> tuple[NowaitSocket, NowaitSocket]:
-    """Two connected sockets, by IPv4 on loopback, as Python makes them where the system has no pairs."""
+    """Two connected sockets over IPv4 loopback, as Python makes them on systems without socketpair(2)."""
     if family not in (None, socket.AF_INET, getattr(socket, "AF_UNIX", None)):
         raise OSError(errno.EAFNOSUPPORT, f"the simulator has no pairs of sockets of address family {family!r}")
     one, other = (make_socket(host, socket.AF_INET, type, proto) for _ in range(2))
@@ -73,7 +75,7 @@ def make_pair(
 
 @final
 class Factory(SocketFactory):
-    """Makes the sockets of whatever host the caller is on."""
+    """Makes the sockets of the host on which the caller runs."""
 
     def socket(
         self,
@@ -89,7 +91,7 @@ def _refusal(what: str) -> RuntimeError:
 
 
 def _open_again(host: Host, number: int) -> PlainSocket:
-    """The socket that has a number; it was detached, or it is used by its number."""
+    """The socket with a descriptor number, for a caller that has detached it or knows only the number."""
     found = host.net.find_socket(number)
     if not isinstance(found, VirtualSocket):
         raise _refusal(f"descriptor {number}")
@@ -109,7 +111,7 @@ def _new_plain(host: Host, family: int = -1, kind: int = -1, proto: int = -1, fi
 
 @functools.cache
 def guard() -> None:
-    """Let the ways to make a socket ask for the simulated host, from now on and for good."""
+    """Install the replacements, permanently."""
     trio_socket = type(_a_socket_of_trio())
     _guard_class()
     _guard_trio(trio_socket)
@@ -172,7 +174,7 @@ def _guard_functions() -> None:
         here = host_here()
         if here is None:
             return real_lookup(host, port, family, type, proto, flags)
-        if host is not None and flags & socket.AI_NUMERICHOST:  # it only reads an address, as Trio lets it
+        if host is not None and flags & socket.AI_NUMERICHOST:  # this only parses an address; Trio uses it for that
             return real_lookup(host, port, family, type, proto, flags & ~int(socket.AI_ADDRCONFIG))
         return look_up(here.net.names, here, host, port, family, type, proto, flags)
 
@@ -182,7 +184,7 @@ def _guard_functions() -> None:
 
 
 def _guard_waiting() -> None:
-    """For `trio.lowlevel.wait_readable(sock)`, by which programs wait with a `socket.socket`."""
+    """Replace `trio.lowlevel.wait_readable(sock)` and its relatives, with which programs wait for a `socket.socket`."""
     manager: Any = _run.TheIOManager  # type: ignore[attr-defined]
     for name in ("wait_readable", "wait_writable"):
         setattr(manager, name, _waiting(name, getattr(manager, name)))
@@ -206,7 +208,7 @@ def _waiting(name: str, real: Any) -> Any:
 
 
 def _virtual(fd: object) -> VirtualSocket | None:
-    """The simulated socket that a program waits for, if it is one."""
+    """The simulated socket for which a program waits; None if it is a real one."""
     host = host_here()
     if host is None:
         return None

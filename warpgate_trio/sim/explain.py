@@ -22,7 +22,7 @@ _LISTED: Final = 8  # lines of sockets and tasks; `Network.netstat` has more
 
 
 def topology(internet: Segment) -> str:
-    """A segment and all that is behind it as a tree, one line for each segment, router and host."""
+    """A segment and everything behind it as a tree, with a line for each segment, router and host."""
     return "\n".join(_segment(internet, "")) + "\n"
 
 
@@ -89,7 +89,7 @@ def _axes(behavior: Behavior) -> str:
 
 
 def ladder(entries: list[Entry], last: int, hosts: tuple[str, ...]) -> str:
-    """The last events, one line each: time, where, what, the packet, what became of it."""
+    """The last `last` events of `hosts` (all, if empty), a line each: time, host, event, packet, packet after NAT."""
     chosen = [entry for entry in entries if not hosts or entry.node in hosts][-last:]
     if not chosen:
         return "no packets\n"
@@ -115,7 +115,7 @@ def _ends(packet: Packet) -> str:
 
 
 def explain(net: NetworkBase[Host], internet: Segment, faults: Sequence[Fault]) -> str:
-    """Seed, topology, faults, what is open and the last packets."""
+    """Seed, topology, faults, open sockets and tasks, and the last packets."""
     parts = [f"seed {net.seed}, {net.wire.now:.3f} s after the start", topology(internet)]
     if faults:
         parts.append("faults:\n" + "".join(f"  {fault}\n" for fault in faults))
@@ -125,7 +125,7 @@ def explain(net: NetworkBase[Host], internet: Segment, faults: Sequence[Fault]) 
 
 
 def _still_there(found: Netstat) -> Iterator[str]:
-    """What programs have not closed or ended, and how much else."""
+    """The open sockets and running tasks, and counts of closing connections and mappings."""
     lines = [*found.sockets, *found.tasks]
     counts = {"sockets and tasks": lines, "closing connections": found.lingering, "mappings": found.mappings}
     yield f"still there: {', '.join(f'{name}: {len(each)}' for name, each in counts.items() if each) or 'nothing'}\n"

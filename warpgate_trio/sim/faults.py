@@ -1,13 +1,14 @@
-"""What goes wrong, and when, as a schedule.
+"""Schedules of faults.
 
-A `Fault` is one thing that happens to one target over a span of time.  A schedule is a tuple of them.  It prints as
-the Python that makes it, any part of it is a schedule too, and nothing in it is drawn when it happens.  So a
-property-based test can cut a failing schedule down to what matters.
+A `Fault` happens to one target over a span of time, and a schedule is a tuple of faults.  It prints as the Python
+expression that makes it, any part of it is a schedule too, and its parameters are fixed when it is made.  A
+property-based test can therefore shrink a failing schedule to the faults that matter.
 
-Targets are names: a host or a router by its name means its first link, both ways; ``"alice:up"`` and ``"alice:down"``
-mean one way.  With a ``peer``, only what the target and that host or router say to each other is concerned: one path
-of several.  Whoever has moved by the time that a fault begins has another link.  What happens to routers (REBOOT,
-REBIND) needs a router, what happens to machines (SLEEP, LINK_DOWN, NEW_ADDRESS, MOVE) needs a host that is none.
+The name of a host or a router as a target stands for both directions of its first link; ``"alice:up"`` and
+``"alice:down"`` stand for one direction.  With a ``peer``, a fault concerns only packets between the target and that
+host or router: one path of several.  The link is looked up when the fault begins: a host that has moved by then is
+affected on its new link.  REBOOT and REBIND need a router; SLEEP, LINK_DOWN, NEW_ADDRESS and MOVE need a host that is
+no router.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ from .router import Router
 
 
 class Kind(Enum):
-    """What goes wrong; `Fault.value` is the share, the seconds or the bytes of it."""
+    """The kinds of faults; for each, the meaning of `Fault.value` and other parameters."""
 
-    LOSS = "loss"  # value: the share of packets; burst: how many in a row
+    LOSS = "loss"  # value: the share of packets; burst: packets lost in a row, on average
     DUPLICATE = "duplicate"  # value: the share of packets
     REORDER = "reorder"  # value: the share of packets
-    DELAY = "delay"  # value: seconds more
-    BLACKHOLE = "blackhole"  # everything vanishes
-    MTU_BLACKHOLE = "mtu-blackhole"  # value: bytes; larger packets vanish and nobody is told
-    PAYLOAD_HOLE = "payload-hole"  # value: bytes; after: so many larger packets pass first, each way, then no more
-    REBOOT = "reboot"  # a router: down until `until`, and its mappings gone
-    REBIND = "rebind"  # a router: another outside address, mappings gone
-    SLEEP = "sleep"  # a host: no program runs, nothing comes or goes, and CLOCK_MONOTONIC stands still
-    LINK_DOWN = "link-down"  # a host: its interface is down, and back afterwards with the same addresses
-    NEW_ADDRESS = "new-address"  # a host: other addresses in place of those it has
-    MOVE = "move"  # a host: to another segment, with its addresses
+    DELAY = "delay"  # value: additional seconds
+    BLACKHOLE = "blackhole"  # every packet is dropped, without an error
+    MTU_BLACKHOLE = "mtu-blackhole"  # value: bytes; larger packets are dropped, without an ICMP error
+    PAYLOAD_HOLE = "payload-hole"  # value: bytes; larger packets are dropped after the first `after`, each direction
+    REBOOT = "reboot"  # a router: it is down until `until`, and loses its mappings
+    REBIND = "rebind"  # a router: it gets another outside address, and loses its mappings
+    SLEEP = "sleep"  # a host: no program runs, no packet is sent or received, and CLOCK_MONOTONIC stands still
+    LINK_DOWN = "link-down"  # a host: its interface is down, and up again afterwards with the same addresses
+    NEW_ADDRESS = "new-address"  # a host: it gets other addresses instead of those that it has
+    MOVE = "move"  # a host: it moves to another segment, with addresses of that segment
 
     def __repr__(self) -> str:
         return f"Kind.{self.name}"
@@ -55,18 +56,20 @@ _OF_HOSTS = (Kind.SLEEP, Kind.LINK_DOWN, Kind.NEW_ADDRESS, Kind.MOVE)
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Fault:
-    """One thing that goes wrong.
+    """One fault.
 
     Attributes:
       at, until: seconds after `Network.schedule`; REBIND, NEW_ADDRESS and MOVE happen at `at`.
-      target: whom it befalls.
-      kind, value: what it is.
-      burst: of LOSS, as in `Link`: packets that are lost in a row, on average.
-      after: of PAYLOAD_HOLE: large packets that pass before no more do.
-      to: of MOVE: the name of the segment.
-      peer: of what befalls a link: the name of the other end, by the addresses that are on the wire there; "" for any.
+      target: the affected host or router, or a direction of its link.
+      kind, value: see `Kind`.
+      burst: for LOSS, as in `Link`: packets that are lost in a row, on average.
+      after: for PAYLOAD_HOLE: large packets that pass before all others are dropped.
+      to: for MOVE: the name of the new segment.
+      peer: for faults of links: the name of a host or router; only packets from and to its addresses, as they appear on
+        that link, are affected.  "" for all packets.
 
-    ValueError for a span that ends before it begins, or a value that makes no sense.
+    Raises:
+      ValueError: the span ends before it begins, or a value makes no sense.
     """
 
     at: float
@@ -110,7 +113,7 @@ class Fault:
 
 
 def apply_faults(net: NetworkBase[Host], faults: Iterable[Fault]) -> None:
-    """Put faults on a network's wire.  ValueError for a target that it does not have."""
+    """Schedule faults on a network's wire.  ValueError for a target that the network does not have."""
     for fault in faults:
         begin, end = _actions(net, fault)
         net.wire.at(net.wire.now + fault.at, begin)
@@ -119,7 +122,7 @@ def apply_faults(net: NetworkBase[Host], faults: Iterable[Fault]) -> None:
 
 
 def _actions(net: NetworkBase[Host], fault: Fault) -> tuple[Action, Action | None]:
-    """What begins and what ends a fault.  ValueError for one that cannot be."""
+    """The functions that begin and end a fault.  ValueError for a fault that is impossible in this network."""
     host, way = _find_target(net, fault)
     match fault.kind:
         case Kind.REBIND | Kind.NEW_ADDRESS:
@@ -138,7 +141,7 @@ def _actions(net: NetworkBase[Host], fault: Fault) -> tuple[Action, Action | Non
 
 
 def _is_of(net: NetworkBase[Host], fault: Fault) -> Callable[[str], bool]:
-    """Whether an address is the peer's, at that moment."""
+    """A function that tells whether an address belongs to the peer when it is called."""
     peer = net.hosts.get(fault.peer)
     if peer is None:
         raise ValueError(f"{fault!r}: there is no {fault.peer!r} here; there are {', '.join(net.hosts)}")
@@ -146,7 +149,7 @@ def _is_of(net: NetworkBase[Host], fault: Fault) -> Callable[[str], bool]:
 
 
 def _find_target(net: NetworkBase[Host], fault: Fault) -> tuple[Host, str]:
-    """The host that a fault is about, and the way of its link; "" for both."""
+    """The host that a fault affects, and the direction of its link; "" for both."""
     name, _, way = fault.target.partition(":")
     host = net.hosts.get(name)
     if host is None or way not in ("", "up", "down"):
@@ -160,7 +163,7 @@ def _find_target(net: NetworkBase[Host], fault: Fault) -> tuple[Host, str]:
 
 
 def _find_segment(net: NetworkBase[Host], host: Host, fault: Fault) -> Medium:
-    """The segment that a fault leads to."""
+    """The segment to which a MOVE leads."""
     inside = {each.name: each.inside.segment for each in net.hosts.values() if isinstance(each, Router)}
     topmost = host.interfaces[0].segment
     while isinstance(topmost.router, Router):

@@ -1,11 +1,11 @@
 """Hosts: interfaces, routes, a clock that may be wrong, seeded entropy, and the programs that run there.
 
-Which host a piece of code runs on is a context variable: `host.run(fn)` and ``with host:`` set it, and tasks inherit
-it from the task that starts them.  The socket factory and the resolver of the network ask for it, so unchanged
-programs are on the host that they were started on.
+A context variable holds the host on which code runs: `host.run(fn)` and ``with host:`` set it, and tasks inherit it
+from the task that starts them.  The network's socket factory and resolver read it, so unchanged programs use the host
+on which they were started.
 
-A host receives what is addressed to one of its addresses and hands it to its `Stack`; what its stack sends goes to the
-interface that the routes name.  Packets to the host itself never leave it.
+A host passes packets to its addresses to its `Stack`, and sends the packets of its stack through the interface that
+the routes name.  Packets to the host itself never leave it.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ LOOPBACK_MTU: Final = 65536
 DEFAULT4: Final = Prefix("0.0.0.0/0")
 DEFAULT6: Final = Prefix("::/0")
 _current: ContextVar[Host] = ContextVar("warpgate_sim_host")
-# The tokens of the `with host:` blocks that this context is in.  The host has no list of them, since many tasks may be
-# in blocks of one host.
+# The tokens of the `with host:` blocks that this context is in.  They are kept in the context and not by the host,
+# since many tasks may be in blocks of one host.
 _blocks: ContextVar[tuple[Token[Host], ...]] = ContextVar("warpgate_sim_blocks", default=())
 
 
 def current_host() -> Host:
-    """The simulated host that the calling code runs on; RuntimeError on none."""
+    """The simulated host on which the calling code runs.  Raises RuntimeError if there is none."""
     try:
         return _current.get()
     except LookupError:
@@ -50,7 +50,7 @@ def current_host() -> Host:
 
 
 def host_here() -> Host | None:
-    """The simulated host that the calling code runs on, if any; None once its network was left."""
+    """The simulated host on which the calling code runs; None if there is none, or its network has been left."""
     host = _current.get(None)
     return host if host is not None and host.net.entered else None
 
@@ -70,7 +70,7 @@ class Medium(Protocol):
 
     @property
     def cloud(self) -> bool:
-        """Whether it is a cloud of routers, in which every host is a network of its own, and no LAN."""
+        """Whether it is a cloud of routers, in which every host is a network of its own, instead of a LAN."""
         ...
 
     @property
@@ -90,25 +90,25 @@ class Medium(Protocol):
 
     @property
     def hosts(self) -> list[Host]:
-        """Those whose first interface is here."""
+        """The hosts whose first interface is here."""
         ...
 
     def attach(
         self, host: Host, *, addresses: Sequence[str] | None = None, link: Links | None = None, ipv6: bool = True
     ) -> Interface:
-        """Give a host one more interface, here."""
+        """Give a host an additional interface on this segment."""
         ...
 
     def detach(self, interface: Interface) -> None:
-        """Take an interface, with its addresses, from here and from its host."""
+        """Remove an interface and its addresses from this segment and from its host."""
         ...
 
     def carry(self, sender: Interface, packet: Packet, hop: str) -> None:
-        """Take a packet from an interface's link to the neighbour `hop`."""
+        """Carry a packet over an interface's link to the neighbour `hop`."""
         ...
 
     def announce(self, prefix: Prefix, interface: Interface) -> None:
-        """Let packets for a prefix go to an interface's host."""
+        """Route packets for a prefix to an interface's host."""
         ...
 
     def free_address(self, *, v6: bool = False) -> str:
@@ -116,24 +116,25 @@ class Medium(Protocol):
         ...
 
     def give(self, interface: Interface, address: str) -> str:
-        """Give an interface one more address; ValueError when it is taken or of another network."""
+        """Add an address to an interface; ValueError if it is taken or belongs to another network."""
         ...
 
     def take_away(self, address: str) -> None:
-        """Take an address away from whoever has it."""
+        """Remove an address from the interface that has it."""
         ...
 
 
 @final
 class Interface:
-    """Where a host, or a router, is attached to a segment.
+    """The attachment of a host or a router to a segment.
 
     Attributes:
-      name, index: as on a real machine, ``eth0`` and 2.
+      name, index: as on a real machine, such as ``eth0`` and 2.
       addresses: (address, prefix) pairs.
-      deprecated: those of them from which nothing new starts while there is another (RFC 4862, section 5.5.4).
-      temporary: those that change now and then, from which connections start by preference (RFC 8981).
-      tx, rx: the two ways of its link, towards the segment and from it.
+      deprecated: addresses that new connections do not use while there is another (RFC 4862, section 5.5.4).
+      temporary: temporary addresses, which new connections prefer (RFC 8981).
+      tx, rx: the two directions of its link, towards the segment and from it.
+      tap: called for a capture with the time, the packet, and whether it is outgoing.
     """
 
     def __init__(self, host: Host, segment: Medium, name: str, index: int, tx: Direction, rx: Direction) -> None:
@@ -146,26 +147,26 @@ class Interface:
         self.addresses: list[tuple[str, Prefix]] = []
         self.deprecated: set[str] = set()
         self.temporary: set[str] = set()
-        self.tap: Callable[[float, Packet, bool], object] | None = None  # for captures: (time, packet, outgoing)
-        self._downs = 0  # how many reasons it has to be down
+        self.tap: Callable[[float, Packet, bool], object] | None = None
+        self._downs = 0  # calls of `take_down` without a `bring_up`
 
     @property
     def is_up(self) -> bool:
-        """Whether packets pass and routes lead through it."""
+        """Whether the interface is up: it passes packets, and routes use it."""
         return not self._downs
 
     def take_down(self) -> None:
-        """Be down until as many calls of `bring_up`: see `Kind.LINK_DOWN`."""
+        """Take the interface down until `bring_up` has been called as often: see `Kind.LINK_DOWN`."""
         self._downs += 1
         self.host.changed()
 
     def bring_up(self) -> None:
-        """Be up again, with the addresses and routes that it had."""
+        """Undo one `take_down`; addresses and routes are as they were."""
         self._downs -= 1
         self.host.changed()
 
     def address(self, *, v6: bool) -> str | None:
-        """The address of a family that packets leave from: the first by rules 3 and 7 of RFC 6724, section 5."""
+        """The source address of a family: the first by rules 3 and 7 of RFC 6724, section 5; None without one."""
         ours = (address for address, _ in self.addresses if is_v6(address) == v6)
         return min(ours, key=lambda address: (address in self.deprecated, address not in self.temporary), default=None)
 
@@ -182,7 +183,7 @@ class Interface:
         self.segment.carry(self, packet, hop)
 
     def deliver(self, packet: Packet) -> None:
-        """Take a packet from the link."""
+        """Process a packet that the link delivers."""
         if self.host.is_asleep or self._downs:
             self.host.drop(packet, "asleep" if self.host.is_asleep else "link down")
             return
@@ -192,7 +193,7 @@ class Interface:
 
 
 class Route(NamedTuple):
-    """Packets to `prefix` leave through `interface`, for `gateway` or, without one, for their destination itself."""
+    """Packets to `prefix` leave through `interface`, to `gateway` or, without one, directly to their destination."""
 
     prefix: Prefix
     interface: Interface
@@ -207,8 +208,8 @@ class Host:
       clock_drift: seconds that its wall clock gains per second.
 
     Attributes:
-      spare_descriptors: how many sockets its programs may open in bulk.
-      is_asleep: whether it sleeps now: `suspend`.
+      spare_descriptors: the number of sockets that its programs may open in bulk.
+      is_asleep: whether it sleeps now: see `suspend`.
     """
 
     forwarding = False
@@ -223,7 +224,7 @@ class Host:
         self.clock_offset = clock_offset
         self.clock_drift = clock_drift
         self.interfaces: list[Interface] = []
-        self.attached = 0  # interfaces that it ever had: none takes the name of one that is gone
+        self.attached = 0  # number of interfaces that it ever had, so that no name is used twice
         self._change = trio.Event()
         self.spare_descriptors: int = 1024
         self.random: Random = net.rng(f"host:{name}:random")
@@ -260,31 +261,31 @@ class Host:
         _blocks.set(tuple(outer))
 
     def wall_time(self) -> float:
-        """Unix seconds, as this host believes."""
+        """Unix time in seconds by this host's wall clock, which may be wrong."""
         now = self.net.wire.now
         return self.net.epoch + now * (1 + self.clock_drift) + self.clock_offset
 
     def asleep(self) -> float:
-        """Seconds that it has slept since the run began: CLOCK_BOOTTIME less CLOCK_MONOTONIC of Linux."""
+        """Seconds that the host has slept since the run began: CLOCK_BOOTTIME minus CLOCK_MONOTONIC of Linux."""
         return self.clock.slept()
 
     def suspend(self) -> None:
-        """Fall asleep until as many calls of `resume`: see `Kind.SLEEP`."""
+        """Put the host to sleep until `resume` has been called as often: see `Kind.SLEEP`."""
         self.clock.stop()
         self.is_asleep = True
 
     def resume(self) -> None:
-        """Wake up: the programs go on where they were."""
+        """Undo one `suspend`.  When the host wakes, its programs continue where they were."""
         self.is_asleep = self.clock.go_on()
 
     def reset_connections(self) -> None:
-        """Reset every TCP connection that it has, as a kernel does with those of programs that are killed."""
+        """Reset every TCP connection of this host."""
         for connection in list(self.stack.tcp.connections.values()):
             connection.endpoint.abort()
             self.net.wire.act(connection.pump)
 
     def entropy(self, n: int) -> bytes:
-        """`n` bytes that look random and are the same for a seed and a host's name."""
+        """`n` random bytes, drawn from a stream that depends on the seed and the host's name alone."""
         return self._entropy.randbytes(n)
 
     # Addresses and routes
@@ -317,25 +318,25 @@ class Host:
         self.changed()
 
     def remove_address(self, address: str) -> None:
-        """Take an address away; sockets that are bound to it stay open.  docs/simulator.md tells more."""
+        """Remove an address.  Sockets that are bound to it stay open: see docs/simulator.md."""
         interface = self.own.pop(address)
         if interface is not None:
             interface.addresses = [pair for pair in interface.addresses if pair[0] != address]
         self.changed()
 
     def remove_interface(self, interface: Interface) -> None:
-        """Forget an interface that has no address any more, and its routes."""
+        """Remove an interface whose addresses were removed before, and its routes."""
         self.interfaces.remove(interface)
         self.routes = [route for route in self.routes if route.interface is not interface]
         self.changed()
 
     def change_address(self, new: str | None = None) -> str:
-        """Let its first interface have another address in place of those that it has, as DHCP and SLAAC may.
+        """Replace the addresses of the first interface, as DHCP and SLAAC may.
 
         Args:
-          new: the only one from now on; by default a free one for each that it has.
+          new: the only new address; by default a free address for each old one.
 
-        Returns the first of the new ones.  What its DNS names stand for stays as it was.
+        Returns the first of the new addresses.  DNS names keep the old ones.
         """
         interface = self.interfaces[0]
         segment, old = interface.segment, [address for address, _ in interface.addresses]
@@ -346,12 +347,13 @@ class Host:
         return first
 
     def move_to(self, segment: Medium, *, link: Links | None = None) -> Interface:
-        """Let its first interface go, and have another one on another segment in its place: from Wi-Fi to cellular.
+        """Replace the first interface by one on another segment, as when a phone moves from Wi-Fi to cellular.
 
-        It gets an address of each family that the segment has; IPv6 only if it did not do without before.
+        The new interface gets an address of each family of the segment.  It gets no IPv6 address if the old one had
+        none although its segment has IPv6.
 
         Args:
-          link: between the host and the segment; by default the segment's.
+          link: the link between the host and the segment; by default the segment's.
         """
         old = self.interfaces[0]
         ipv6 = old.segment.prefix6 is None or old.address(v6=True) is not None
@@ -363,18 +365,18 @@ class Host:
         return new
 
     def changed(self) -> None:
-        """Note that an interface or an address came, went or changed."""
+        """Note that an interface or an address was added, removed or changed."""
         self._cache.clear()
         change, self._change = self._change, trio.Event()
         change.set()
 
     async def wait_change(self) -> None:
-        """Wait until an interface or an address comes, goes, or changes."""
+        """Wait until an interface or an address is added, removed or changed, and the host is awake."""
         await self._change.wait()
         await self.clock.wait()
 
     def add_route(self, prefix: Prefix, interface: Interface, gateway: str | None) -> None:
-        """The longest prefix wins, and among equals the first that was added."""
+        """Add a route.  The longest prefix wins, and among equal ones the first that was added."""
         if any(r.prefix == prefix and r.interface is interface and r.gateway == gateway for r in self.routes):
             return
         self.routes.append(Route(prefix, interface, gateway))
@@ -385,11 +387,11 @@ class Host:
         self.add_route(DEFAULT6 if is_v6(gateway) else DEFAULT4, interface, gateway)
 
     def route(self, dst: str) -> Route | None:
-        """The route to an address outside this host."""
+        """The route to an address outside this host; None without one."""
         try:
             return self._cache[dst]
         except KeyError:
-            # An interface without an address of the family is of no use for it.
+            # An interface without an address of the family is not usable.
             usable = (
                 r for r in self.routes if dst in r.prefix and r.interface.is_up and r.interface.address(v6=is_v6(dst))
             )
@@ -413,7 +415,7 @@ class Host:
         return next((interface for interface in self.interfaces if interface.is_up), None)
 
     def mtu_to(self, dst: str) -> int:
-        """The largest packet that is known to fit on the way to an address."""
+        """The path MTU to an address as far as it is known, in bytes."""
         if dst in self.own or is_loopback(dst):
             return LOOPBACK_MTU
         route = self.route(dst)
@@ -423,12 +425,12 @@ class Host:
     # Packets
 
     def check_source(self, address: str) -> None:
-        """OSError(ENETUNREACH) for a socket's address that was taken away; of IPv6 Linux does not look."""
+        """Raise OSError(ENETUNREACH) for an IPv4 source address that was removed.  Linux does not check IPv6 ones."""
         if address not in self.own and not is_loopback(address) and not is_v6(address):
             raise os_error(errno.ENETUNREACH)
 
     def output(self, packet: Packet, interface: Interface | None = None) -> None:
-        """Send a packet as it is; OSError(ENETUNREACH) without a route.  `interface` is for multicast."""
+        """Send a packet unchanged.  Raises OSError(ENETUNREACH) without a route.  `interface` is for multicast."""
         net = self.net
         dst = packet.dst[0]
         net.trace.add(net.wire.now, self.name, "send", packet)
@@ -448,7 +450,7 @@ class Host:
         first.send(packet, dst)
 
     def reply(self, packet: Packet) -> None:
-        """Send a reset or an ICMP error, or a segment of TCP, if there is a route for it."""
+        """Send a TCP segment or an ICMP error; without a route it is dropped."""
         try:
             self.check_source(packet.src[0])
             self.output(packet)
@@ -456,7 +458,7 @@ class Host:
             self.drop(packet, "no route for the answer")
 
     def receive(self, packet: Packet, interface: Interface | None) -> None:
-        """Take a packet that arrived on an interface, or from this host itself."""
+        """Process a packet that arrived on an interface, or without one, from this host itself."""
         dst = packet.dst[0]
         if dst in self.own or interface is None or is_multicast(dst) or dst == BROADCAST:
             net = self.net
@@ -468,14 +470,14 @@ class Host:
             self.drop(packet, "not for this host")
 
     def forward(self, packet: Packet, interface: Interface) -> None:
-        """Pass on a packet for somebody else; only routers do."""
+        """Forward a packet for another host; only routers do."""
         self.drop(packet, "not a router")
 
     def drop(self, packet: Packet, why: str) -> None:
         self.net.trace.add(self.net.wire.now, self.name, "drop", packet, why)
 
     def too_big(self, packet: Packet, interface: Interface) -> None:
-        """A packet does not fit the link behind `interface`: tell its sender."""
+        """Drop a packet that is larger than the MTU of `interface`, and report that to the local stack by ICMP."""
         self.drop(packet, "too big")
         error = icmp_error(packet.src[0], Icmp.PACKET_TOO_BIG, packet, mtu=interface.tx.link.mtu)
         self.net.wire.after(0, self.stack.receive, error, None)

@@ -1,12 +1,12 @@
-"""The clock of one host's kernel: CLOCK_MONOTONIC of Linux, which stands still while the machine sleeps.
+"""The clock of one host's kernel: CLOCK_MONOTONIC of Linux, which stands still while the host sleeps.
 
-TCP takes all its times from it and sets all its timers by it, so a retransmission that was due in a second when the
-machine fell asleep is due in a second when it wakes, and no round trip is measured over a sleep.
+TCP takes all its times and timers from it.  A retransmission that was due in a second when the host fell asleep is due
+in a second after it wakes, and no measured round-trip time includes a sleep.
 
-The programs of a sleeping machine do not run.  All hosts of a network share Trio's clock, however, which nobody can
-stop for one of them.  So a task on a sleeping host stops at its next call of a socket (or when it looks up a name),
-which returns when the host wakes; calls that cannot wait would block (EAGAIN).  A deadline, and `trio.sleep`, still end
-in mid-sleep, and what the task does then without the network, it does too early.  Nothing of it gets out.
+The programs of a sleeping host should not run.  But all hosts of a network share Trio's clock, which cannot be stopped
+for one of them.  So a task on a sleeping host stops at its next socket call or name lookup, which returns when the host
+wakes; non-blocking calls report that they would block (EAGAIN).  Deadlines and `trio.sleep` still expire during the
+sleep.  What the task does then without the network happens too early, but it sends nothing.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Ts = TypeVarTuple("Ts")
 
 @final
 class HostClock:
-    """What time it is on a host, and what is due there."""
+    """The time on a host, and its timers."""
 
     __slots__ = ("_awake", "_fell_asleep_at", "_held", "_sleeps", "_slept", "_wire")
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        self._slept = 0.0  # seconds, without the sleep that goes on
-        self._sleeps = 0  # how many reasons it has to sleep
+        self._slept = 0.0  # seconds, without a sleep that still lasts
+        self._sleeps = 0  # calls of `stop` without a `go_on`
         self._fell_asleep_at = 0.0
         self._held: list[tuple[float, Callable[..., object], tuple[object, ...]]] = []
         self._awake = trio.Event()
@@ -41,7 +41,7 @@ class HostClock:
         return (self._fell_asleep_at if self._sleeps else self._wire.now) - self._slept
 
     def slept(self) -> float:
-        """Seconds that it has slept."""
+        """Seconds that the host has slept, including a sleep that still lasts."""
         return self._wire.now - self._fell_asleep_at + self._slept if self._sleeps else self._slept
 
     def at(self, when: float, fn: Callable[[*Ts], object], *args: *Ts) -> None:
@@ -51,17 +51,17 @@ class HostClock:
     def _due(self, when: float, fn: Callable[..., object], args: tuple[object, ...]) -> None:
         if self._sleeps:
             self._held.append((when, fn, args))
-        elif when + self._slept > self._wire.now:  # it has slept since
+        elif when + self._slept > self._wire.now:  # the host has slept in the meantime
             self.at(when, fn, *args)
         else:
             fn(*args)
 
     def at_end_of_instant(self, fn: Callable[[], object]) -> None:
-        """Run `fn()` when nothing else is due at this time."""
+        """Run `fn()` when nothing else is due at the current time."""
         self._wire.at_end_of_instant(fn)
 
     def stop(self) -> bool:
-        """Stand still until as many `go_on`; whether it stood still already."""
+        """Stop the clock until `go_on` has been called as often; returns whether it stood still already."""
         self._sleeps += 1
         if self._sleeps > 1:
             return True
@@ -70,7 +70,7 @@ class HostClock:
         return False
 
     def go_on(self) -> bool:
-        """Take one `stop` back; whether it still stands."""
+        """Undo one `stop`; returns whether the clock still stands still."""
         self._sleeps -= 1
         if self._sleeps:
             return True
@@ -82,6 +82,6 @@ class HostClock:
         return False
 
     async def wait(self) -> None:
-        """Wait until it goes on, where it stands.  Not always a checkpoint."""
+        """Wait until the clock runs.  Not always a checkpoint."""
         while self._sleeps:
             await self._awake.wait()

@@ -1,4 +1,4 @@
-"""What TCP and UDP ask of the host below them: the interface between internet and transport layer (RFC 1122, 3.4)."""
+"""What TCP and UDP need of their host: the interface between internet and transport layer (RFC 1122, 3.4)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class IpLayer(Protocol):
     """A host as its transports see it.
 
     Attributes:
-      clock: tells the time, and calls when a timer is due.
+      clock: the time and the timers.
       random: for ports and initial sequence numbers.
-      path_mtu: the largest packet on the way to an address, for those of which an ICMP error has told it.
+      path_mtu: path MTU in bytes by address, for addresses for which an ICMP error has reported it.
     """
 
     clock: HostClock
@@ -23,7 +23,7 @@ class IpLayer(Protocol):
     path_mtu: dict[str, int]
 
     def mtu_to(self, dst: str) -> int:
-        """The largest packet that is known to fit on the way to an address."""
+        """The path MTU to an address as far as it is known, in bytes."""
         ...
 
     def reply(self, packet: Packet) -> None:
@@ -31,5 +31,5 @@ class IpLayer(Protocol):
         ...
 
     def drop(self, packet: Packet, why: str) -> None:
-        """Note that a packet is dropped here, and why."""
+        """Record that a packet is dropped here, and why."""
         ...

@@ -1,15 +1,15 @@
 """Links: what happens to a packet between an interface and its segment.
 
-A `Link` says what is configured, a `Direction` is one way of it with its queue, its random draws and the faults that
-are in force.  Draws come from a stream named after the direction, and nothing is drawn for a property that is zero,
-so that taking one link out of a world leaves the draws of all others as they were.
+A `Link` is the configuration; a `Direction` is one direction of a link, with its queue, its random draws and its
+current faults.  Draws come from a stream named after the direction, and nothing is drawn for a property that is zero.
+Removing one link from a world therefore does not change the draws of the others.
 
-Jitter never reorders: a packet arrives after the one before it, as on a real queue.  Reordering is a property of its
-own (a share of the packets is held back for a while).  Duplicates are drawn after loss.
+Jitter never reorders: a packet arrives after the previous one, as from a real queue.  Reordering is a separate
+property, which holds back a share of the packets for a while.  Duplicates are drawn after loss.
 
-Losses are independent, or come in bursts by the model of Gilbert (Bell System Technical Journal, September 1960), as
-Linux has it in ``tc netem loss gemodel``: a direction is good or bad, and what it carries while it is bad is lost.
-Bursts are counted in packets, so one does not end while nobody sends: a sender that backs off meets the rest of it.
+Losses are independent, or come in bursts by Gilbert's model (Bell System Technical Journal, September 1960), as in
+``tc netem loss gemodel`` of Linux: a direction is in a good or a bad state, and packets in the bad state are lost.
+Bursts are counted in packets, so a burst does not end while nothing is sent: a sender that backs off meets the rest.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ MINIMUM_MTU: Final = 68  # RFC 791
 
 
 def check_burst(loss: float, burst: float) -> None:
-    """ValueError for bursts shorter than a packet, or too short for a loss: between two of them a packet passes."""
+    """Raise ValueError for bursts shorter than a packet, or too short for the share of losses.
+
+    Between two bursts at least one packet passes, which limits the losses that bursts of a length can cause.
+    """
     if not 1 <= burst < inf:
         raise ValueError(f"a burst is one packet or more, not {burst}")
     if burst > 1 and loss < 1 and loss * (burst + 1) > burst:
@@ -36,14 +39,14 @@ def check_burst(loss: float, burst: float) -> None:
 
 @final
 class Losses:
-    """Which packets of one direction are lost: the model of Gilbert, and without bursts a draw for each packet."""
+    """Decides which packets of a direction are lost: by Gilbert's model, or without bursts independently."""
 
     __slots__ = ("_bad", "_begin", "_burst", "_go_on", "_share")
 
     def __init__(self, share: float, burst: float) -> None:
         self._share = share
         self._burst = burst > 1 and share < 1
-        self._bad: bool | None = None  # None before the first packet, for which the long run speaks
+        self._bad: bool | None = None  # None before the first packet, for which the overall share decides
         self._go_on = 1 - 1 / burst  # the chance of a loss after a loss
         self._begin = share / (1 - share) / burst if share < 1 else 1.0  # and after a packet that passed
 
@@ -60,19 +63,20 @@ class Losses:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Link(ShortRepr):
-    """The properties of one way of a link.
+    """The properties of one direction of a link.
 
     Attributes:
       latency: seconds from one end to the other.
       jitter: seconds; each packet takes up to this much longer, uniformly drawn, in order.
-      loss, duplicate, reorder: the share of packets, 0 to 1, to which that happens.
-      burst: packets that are lost in a row, on average; 1 for losses that know nothing of each other.
-      reorder_by: seconds that a reordered packet is held back.
+      loss, duplicate, reorder: the share of packets, 0 to 1, that is lost, duplicated or reordered.
+      burst: packets that are lost in a row, on average; 1 for independent losses.
+      reorder_by: seconds by which a reordered packet is held back.
       bandwidth: bits per second.
-      queue: bytes that may wait for a bandwidth to be free; more are dropped.
+      queue: bytes that may wait for transmission at a finite bandwidth; further packets are dropped.
       mtu: bytes of the largest packet, IP header included.
 
-    ValueError for values that make no sense.
+    Raises:
+      ValueError: a value makes no sense.
     """
 
     latency: float = 0.0
@@ -104,7 +108,7 @@ PERFECT: Final = Link()
 """No delay, no limits."""
 
 Links = Link | tuple[Link, Link]
-"""One `Link` for both ways, or (from the host, to the host)."""
+"""One `Link` for both directions, or a pair: (from the host, to the host)."""
 
 
 @final
@@ -117,14 +121,14 @@ class Impairment:
     reorder: float = 0.0
     delay: float = 0.0
     blocked: bool = False
-    mtu: float = inf  # larger packets vanish, and no ICMP error is sent
-    passes: int = 0  # so many larger packets pass before that
-    concerns: Callable[[str], bool] | None = None  # asked with the address of the other end; None: it is any packet's
+    mtu: float = inf  # larger packets are dropped, without an ICMP error
+    passes: int = 0  # number of larger packets that still pass
+    concerns: Callable[[str], bool] | None = None  # called with the address of the other end; None: all packets
 
 
 @final
 class Direction:
-    """One way of one link."""
+    """One direction of one link."""
 
     __slots__ = ("_busy_until", "_last", "_losses", "_random", "impairments", "link", "name", "plain")
 
@@ -140,21 +144,22 @@ class Direction:
         self.recheck()
 
     def configure(self, link: Link) -> None:
-        """Take other properties from now on; packets under way are not affected."""
+        """Change the properties; packets under way are not affected."""
         self.link = link
         self._losses = Losses(link.loss, link.burst)
         self.recheck()
 
     def recheck(self) -> None:
-        """Note whether all that happens here is a fixed delay, which callers may then add up by themselves."""
+        """Update `plain`: whether this direction is a fixed delay only, which callers may add up themselves."""
         link = self.link
         noisy = link.jitter or link.loss or link.duplicate or link.reorder or link.bandwidth < inf
         self.plain = not noisy and not self.impairments
 
     def carry(self, size: int, now: float, other: str = "") -> tuple[float, ...] | str:
-        """When a packet of `size` bytes that sets out now arrives, two times for a duplicate; or why it does not.
+        """Send a packet of `size` bytes: returns its arrival time, two times if it is duplicated, or why it is dropped.
 
-        `other` is the address of its other end.
+        Args:
+          other: the address of the packet's other end.
         """
         link = self.link
         if self.plain:
@@ -188,7 +193,7 @@ class Direction:
         if link.jitter:
             arrival += chance() * link.jitter
         if reorder and chance() < reorder:
-            arrival += link.reorder_by  # and those behind it do not wait for it
+            arrival += link.reorder_by  # `_last` is unchanged: later packets overtake this one
         else:
             arrival = self._last = max(arrival, self._last)
         return (arrival, arrival) if duplicate and chance() < duplicate else (arrival,)

@@ -1,7 +1,7 @@
-"""What all calls that carry bytes share: flags, sizes, buffers.
+"""Flags, sizes and buffers of the calls that send and receive.
 
-Flags that decide something are honoured, those that decide nothing here are taken, and all others are refused with
-EOPNOTSUPP, by name.  MSG_MORE joins datagrams; for a stream it decides nothing, as TCP_CORK.
+Flags with an effect are implemented, flags without an effect here are accepted, and all others are refused by name
+with EOPNOTSUPP.  MSG_MORE joins datagrams; on a stream it has no effect, like TCP_CORK.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _all(names: str) -> int:
     return flags
 
 
-# A socket of Trio's never blocks, so neither MSG_DONTWAIT nor MSG_WAITALL changes what it does.
+# Trio's sockets never block, so neither MSG_DONTWAIT nor MSG_WAITALL changes what they do.
 _OF_NO_EFFECT: Final = _all("MSG_DONTWAIT MSG_NOSIGNAL")
 _SEND: Final = {
     True: MORE | _OF_NO_EFFECT | _all("MSG_EOR"),
@@ -40,11 +40,11 @@ _RECEIVE: Final = {
 
 
 class Received(NamedTuple):
-    """What one call has received.
+    """The result of one receive call.
 
     Attributes:
-      length: of all of it, though `data` is cut.
-      notes: of `recvmsg`, such as MSG_TRUNC.
+      length: bytes of the whole datagram, even if `data` is truncated.
+      notes: the flags that `recvmsg` returns, such as MSG_TRUNC.
     """
 
     data: bytes
@@ -53,7 +53,7 @@ class Received(NamedTuple):
     notes: int = 0
 
     def bytes_for(self, flags: int) -> bytes:
-        """What a call returns: with MSG_TRUNC as many bytes as there were, though the last ones are lost."""
+        """The data that a call returns; with MSG_TRUNC it is padded with zeros to the length of the datagram."""
         return self.data.ljust(self.length, b"\0") if flags & TRUNC else self.data
 
     def length_for(self, flags: int) -> int:
@@ -61,12 +61,12 @@ class Received(NamedTuple):
 
 
 def check_receive(flags: int, *, stream: bool) -> None:
-    """OSError(EOPNOTSUPP) for what the simulator does not do."""
+    """Raise OSError(EOPNOTSUPP) for flags that are not simulated."""
     _refuse(flags & ~_RECEIVE[stream])
 
 
 def check_send(flags: int, *, stream: bool) -> None:
-    """OSError(EOPNOTSUPP) for what the simulator does not do."""
+    """Raise OSError(EOPNOTSUPP) for flags that are not simulated."""
     _refuse(flags & ~_SEND[stream])
 
 
@@ -77,7 +77,7 @@ def _refuse(flags: int) -> None:
 
 
 def size_of(value: SupportsIndex, call: str) -> int:
-    """The number of bytes that a call asks for."""
+    """The buffer size of a call, in bytes.  ValueError if it is negative."""
     size = index(value)
     if size < 0:
         raise ValueError(f"negative buffersize in {call}")
@@ -85,7 +85,7 @@ def size_of(value: SupportsIndex, call: str) -> int:
 
 
 def room_in(view: memoryview, nbytes: int) -> int:
-    """The number of bytes that a call wants in a buffer."""
+    """The number of bytes to receive into a buffer; `nbytes` 0 stands for all of it.  ValueError if it does not fit."""
     if nbytes < 0:
         raise ValueError("negative buffersize in recv_into")
     if nbytes > len(view):
@@ -103,7 +103,7 @@ def scatter(data: bytes, views: Iterable[memoryview]) -> None:
 
 
 def gather(buffers: Iterable[Buffer], ancdata: Iterable[tuple[int, int, Buffer]]) -> bytes:
-    """What `sendmsg` sends; OSError(EOPNOTSUPP) for ancillary data."""
+    """The bytes that `sendmsg` sends.  Raises OSError(EOPNOTSUPP) for ancillary data."""
     if list(ancdata):
         raise OSError(errno.EOPNOTSUPP, "simulated sockets carry no ancillary data")
     return b"".join(buffers)

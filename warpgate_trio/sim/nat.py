@@ -1,15 +1,16 @@
-"""A NAT, or a stateful firewall, as a pure state machine: a packet and the time in, a verdict out.
+"""A NAT or a stateful firewall as a pure state machine: it takes a packet and the time, and returns a verdict.
 
-From inside (`outbound`): the flow's session, else a session in the mapping that the mapping axis names, else a new
-mapping on a port that the allocation proposes and the conflict rule accepts.  From outside (`inbound`): the flow's
-session, else a forwarded port, else a mapping whose filter admits the sender, else the policy for what is
-unsolicited.
+A packet from inside (`outbound`) uses, in this order: the session of its flow; a new session in an existing mapping
+that the mapping behaviour allows; a new mapping, on a port that the allocation proposes and the conflict rule accepts.
+A packet from outside (`inbound`) uses, in this order: the session of its flow; a forwarded port; a mapping whose filter
+admits the sender; the policy for unsolicited packets.
 
-Both ends of a session are unique.  That is what makes `Unsolicited.LOCAL` poisonous: the early packet of a peer is
-tracked as a flow of the router itself, with the outside port and the peer as its ends; when the inside host then
-sends to that peer, its port is taken *for that peer* and it gets another one, on which the peer does not expect it.
+Two sessions never have the same outside and remote endpoints.  This is why `Unsolicited.LOCAL` defeats hole punching:
+the router tracks the early packet of a peer as a flow of its own, between the outside port and the peer.  When the
+inside host then sends to that peer, its port is taken *for that peer*.  The packet leaves from another port, where the
+peer does not expect it.
 
-With `identity` nothing is translated and the same rules make an IPv6 firewall (RFC 6092).
+With `identity` nothing is translated, and the same rules make an IPv6 firewall (RFC 6092).
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ class Nat:
     """One NAT, or one firewall.
 
     Args:
-      config: how it behaves.
-      addresses: its outside addresses; of none for `identity`.
+      config: its behaviour.
+      addresses: its outside addresses; none for `identity`.
       random: for allocation and pooling.
-      reserved: whether the router itself uses a port, given transport and port.
+      reserved: tells whether the router itself uses a port, given transport and port.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Nat:
         self.reset(addresses)
 
     def reset(self, addresses: Sequence[str] | None = None) -> None:
-        """Forget every mapping and session, as after a reboot, and take other outside addresses.  Forwards stay."""
+        """Forget every mapping and session, as a reboot does; set new outside addresses, if given.  Forwards stay."""
         if addresses is not None:
             self._mapper.addresses = list(addresses)
         self.table: Table = Table()
@@ -69,17 +70,17 @@ class Nat:
 
     @property
     def addresses_wanted(self) -> int:
-        """How many outside addresses it needs."""
+        """The number of outside addresses that it needs."""
         return self._mapper.addresses_wanted
 
     def pair(self, inside: str) -> None:
-        """Of 1:1: the next outside address belongs to this inside host, unless it has one."""
+        """For 1:1 NAT: assign the next outside address to an inside host that has none."""
         self._mapper.pair(inside)
 
-    # Forwarded ports, for protocols that ask for them
+    # Forwarded ports, for port-mapping protocols
 
     def add_forward(self, proto: int, port: int, inside: Endpoint, *, expires: float = inf) -> Forward:
-        """Forward a port, or change where it goes.  ValueError when another inside host has it."""
+        """Forward a port, or change the target of a forward.  ValueError if the port is forwarded to another host."""
         known = self._forwards.get((proto, port))
         if known is not None and known.inside[0] != inside[0]:
             raise ValueError(f"port {port} is forwarded to {known.inside[0]} already")
@@ -87,16 +88,16 @@ class Nat:
         return made
 
     def remove_forward(self, proto: int, port: int) -> None:
-        """Stop forwarding a port; its sessions go on."""
+        """Stop forwarding a port; its sessions continue."""
         self._forwards.pop((proto, port), None)
 
     def forwards(self, now: float) -> list[Forward]:
-        """What is forwarded."""
+        """The forwards that have not expired."""
         self._expire(now)
         return list(self._forwards.values())
 
     def mappings(self, now: float) -> list[Mapping]:
-        """What is mapped."""
+        """The mappings that have not expired."""
         self._expire(now)
         return self.table.all_mappings()
 
@@ -114,7 +115,7 @@ class Nat:
     # From inside
 
     def outbound(self, packet: Packet, now: float) -> NatVerdict:
-        """Decide on a packet from inside that is to leave."""
+        """Decide on a packet from inside to the outside."""
         self._expire(now)
         if packet.proto == ICMP:
             return self._icmp_out(packet)
@@ -157,7 +158,7 @@ class Nat:
         return packet.payload.replace(socket.inet_aton(packet.src[0]), socket.inet_aton(outside[0]))
 
     def _hairpin_plain(self, packet: Packet, behavior: Behavior) -> NatVerdict:
-        """Hairpinning that leaves the source alone: only the destination is looked up, and no filter applies."""
+        """Hairpinning that keeps the source address: only the destination is translated, and no filter applies."""
         if behavior.hairpin is Hairpin.LOCAL:
             return NatVerdict(Action.LOCAL, packet, "no hairpinning, taken for the router's own")
         target = self._target(packet)
@@ -203,7 +204,7 @@ class Nat:
         return NatVerdict(Action.FORWARD, packet.rewritten(dst=inside), note)
 
     def _admit(self, packet: Packet, behavior: Behavior, now: float) -> Session | None:
-        """A session for a flow that begins outside, if a forward or a mapping admits it."""
+        """A new session for a flow from outside, if a forward or a mapping admits it."""
         proto, outside, remote = packet.proto, packet.dst, packet.src
         if proto == TCP and packet.flags & (SYN | ACK | RST) != SYN:
             return None
@@ -222,10 +223,11 @@ class Nat:
         return None
 
     def _enter(self, session: Session, behavior: Behavior) -> Session | None:
-        """Begin a session from outside.
+        """Begin a session from outside; None if it is not admitted.
 
-        The inside endpoint may talk to that remote already, through another port.  Its packets keep to that one; a
-        connection tracker, which overloads ports because both ends of a flow must be unique, lets the new one not in.
+        The inside endpoint may already have a session with that remote through another outside port.  Its packets then
+        keep using that port.  A connection tracker (`Conflict.OVERLOAD`) does not admit the second session, because it
+        requires that both ends of a flow are unique.
         """
         taken = (session.proto, session.inside, session.remote) in self.table.outbound
         return None if taken and behavior.conflict is Conflict.OVERLOAD else self.table.enter(session)
@@ -252,17 +254,17 @@ class Nat:
 
     @property
     def next_due(self) -> float:
-        """When `release` has something to send; inf for never."""
+        """When `release` has a packet to send next; inf for never."""
         return min((when for when, _ in self._held.values()), default=inf)
 
     def release(self, now: float) -> list[Packet]:
-        """The ICMP errors for SYNs that were held and that nothing has crossed."""
+        """The ICMP errors for held SYNs whose time is over without a SYN from inside."""
         due = [key for key, (when, _) in self._held.items() if when <= now]
         packets = [self._held.pop(key)[1] for key in due]
         return [icmp_error(p.dst[0], self.config.tcp.unsolicited_icmp, p) for p in packets]
 
     def own(self, packet: Packet, now: float) -> None:
-        """Note a packet that the router itself sends, so that the answer is for the router."""
+        """Track a packet that the router itself sends, so that its answer goes to the router."""
         self._expire(now)
         if packet.proto == ICMP or packet.flags & RST:
             return
@@ -276,7 +278,7 @@ class Nat:
     # Time
 
     def _touch(self, session: Session, packet: Packet, behavior: Behavior, now: float, *, outbound: bool) -> None:
-        """Follow a packet of a session and move the session's end."""
+        """Update a session's phase and expiry for a packet."""
         timers = self.config.timers
         was = session.phase
         new = session.expires == inf
@@ -289,7 +291,7 @@ class Nat:
                 ended = self.table.remove(session)
                 if ended is not None:
                     self._mapper.rest(ended, now)
-            elif was is not phase:  # RFC 7857, section 7.1: it must not refresh
+            elif was is not phase:  # RFC 7857, section 7.1: a RST must not refresh a session
                 self.table.keep_until(session, min(session.expires, now + lifetime))
             return
         refreshes = behavior.refresh is Refresh.BOTH or (behavior.refresh is Refresh.OUT) is outbound

@@ -1,9 +1,9 @@
-"""What a NAT may do differently from another: one axis each, so that every combination can be asked for.
+"""The behaviours in which NATs differ, each as an independent axis, so that every combination can be simulated.
 
-The terms are those of RFC 4787 (UDP), RFC 5382 (TCP) and RFC 7857; `Unsolicited.LOCAL` is what a stock Linux router
-does whose firewall does not drop packets to itself.  A `Behavior` holds the axes of one transport, a `NatConfig` one
-of each transport and what they share.  The defaults are the NAT that lets most through, so that what a world says
-about its NATs is how they are worse.
+The terms are those of RFC 4787 (UDP), RFC 5382 (TCP) and RFC 7857.  `Unsolicited.LOCAL` is the behaviour of a stock
+Linux router whose firewall does not drop packets to itself.  A `Behavior` holds the axes of one transport; a
+`NatConfig` holds a `Behavior` for UDP, one for TCP, and the properties that they share.  The defaults are the most
+permissive NAT, so a configuration states only how a NAT is worse.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .short_repr import ShortRepr
 
 
 class Mapping(Enum):
-    """What a mapping is for (RFC 4787, section 4.1)."""
+    """Mapping behaviour: which sessions share a mapping (RFC 4787, section 4.1)."""
 
     EIM = "endpoint-independent"
     ADM = "address-dependent"
@@ -27,7 +27,7 @@ class Mapping(Enum):
 
 
 class Filtering(Enum):
-    """From whom a mapping lets packets in (RFC 4787, section 5)."""
+    """Filtering behaviour: from which remote endpoints a mapping admits packets (RFC 4787, section 5)."""
 
     EIF = "endpoint-independent"
     ADF = "address-dependent"
@@ -35,19 +35,19 @@ class Filtering(Enum):
 
 
 class Conflict(Enum):
-    """What happens when the port that a mapping should get is another one's."""
+    """What happens when the port for a new mapping is in use by another mapping."""
 
-    NEXT = "next"  # the allocator goes on to the next candidate
-    OVERLOAD = "overload"  # shared, as long as the remote endpoints differ (Linux; RFC 4787 REQ-3 forbids it)
-    DEGRADE = "degrade"  # as NEXT, and that inside endpoint is address-and-port-dependent from then on (Ford 2005, 6.3)
-    DROP = "drop"  # no mapping
+    NEXT = "next"  # the allocator tries the next candidate
+    OVERLOAD = "overload"  # the port is shared while the remote endpoints differ (Linux; RFC 4787 REQ-3 forbids it)
+    DEGRADE = "degrade"  # as NEXT; the inside endpoint is then mapped address-and-port-dependently (Ford 2005, 6.3)
+    DROP = "drop"  # no mapping is made, and the packet is dropped
 
 
 class Hairpin(Enum):
-    """What becomes of a packet from inside to an outside address of the NAT (RFC 4787, section 6)."""
+    """What happens to a packet from inside to an outside address of the NAT (RFC 4787, section 6)."""
 
     NONE = "none"
-    LOCAL = "local"  # taken for the router itself, which answers with RST or ICMP at once (Linux without more rules)
+    LOCAL = "local"  # delivered to the router itself, which answers with RST or ICMP at once (Linux without more rules)
     INTERNAL = "internal"  # delivered with the sender's inside endpoint as its source
     EXTERNAL = "external"  # delivered with the sender's outside endpoint, REQ-9a
 
@@ -67,7 +67,7 @@ class Unsolicited(Enum):
     RST = "rst"  # TCP only
     ICMP = "icmp"
     HOLD = "hold"  # TCP only: silence for six seconds, then ICMP, unless a SYN from inside crosses it
-    LOCAL = "local"  # handed to the router's own stack, which tracks it, and so takes the port away for that remote
+    LOCAL = "local"  # handed to the router's own stack and tracked, which occupies the port for that remote
 
 
 class Pooling(Enum):
@@ -87,12 +87,12 @@ class Timers(ShortRepr):
     """Seconds after which a quiet session is forgotten.
 
     Attributes:
-      udp: of UDP at first.
-      udp_stream: of UDP that was answered and is older than `udp_stream_after`.
-      opening: of TCP after a SYN from inside.
-      half_open: after the SYN of one side met the SYN or SYN-ACK of the other.
-      established, closing: after the handshake; after the first FIN.
-      reset: after a RST; `opening_reset` after a RST that answers a SYN.
+      udp: of a UDP session at first.
+      udp_stream: of a UDP session that was answered and is older than `udp_stream_after`.
+      opening: of a TCP session after the first SYN.
+      half_open: of a TCP session after a SYN of each side, or after the SYN-ACK.
+      established, closing: of a TCP session after the handshake; after the first FIN.
+      reset: of a TCP session after a RST; `opening_reset` after a RST that answers a SYN.
     """
 
     udp: float = 300.0  # RFC 4787, REQ-5c
@@ -113,13 +113,13 @@ class Behavior(ShortRepr):
 
     Attributes:
       mapping, filtering, allocation, conflict, hairpin, refresh, unsolicited: see the enums.
-      unsolicited_icmp: which error the policies ICMP and HOLD send.
+      unsolicited_icmp: the error that the policies ICMP and HOLD send.
       ports: destination ports that may be reached; None for all, empty for none.
-      simultaneous_open: of TCP: whether a SYN may meet a SYN (RFC 5382, REQ-2a).
-      loose: of TCP: whether a segment in mid-stream from inside makes a session (nf_conntrack_tcp_loose).
-      strict_isn: of TCP: whether an endpoint that has sent a SYN, and been sent one, is held to that SYN's sequence
-        number.  Where connections are tracked it is, and then a listener whose host has called the same peer before,
-        and given up, cannot answer the peer's SYN (measured, Linux 6.18).
+      simultaneous_open: for TCP: whether simultaneous open is supported (RFC 5382, REQ-2a).
+      loose: for TCP: whether a segment in mid-stream from inside makes a session (nf_conntrack_tcp_loose).
+      strict_isn: for TCP: whether, after SYNs have crossed, each endpoint is held to the sequence number of its SYN.
+        Connection trackers do this.  A listener then cannot answer the SYN of a peer that its host has tried to reach
+        before from the same port and has given up on (measured, Linux 6.18).
 
     A `NatConfig` raises ValueError for a `udp` whose unsolicited packets are to be answered by RST or HOLD.
     """
@@ -144,16 +144,16 @@ class NatConfig(ShortRepr):
     """A NAT.
 
     Attributes:
-      name: for people.
+      name: for display.
       source: where this behaviour was observed or is required.
-      udp, tcp: per transport.
+      udp, tcp: the behaviour for each transport.
       identity: translate nothing and only filter, as an IPv6 firewall does.
-      one_to_one: every inside host has an outside address of its own, with all of its ports (RFC 2663, section 4.1.1).
+      one_to_one: every inside host has an outside address of its own, with all ports (RFC 2663, section 4.1.1).
       pooling: see the enum.
-      quota: mappings that one inside host may have at a time; beyond, packets are refused (RFC 6888, REQ-4).
-      hold_down: seconds for which a port is not used again (RFC 6888, REQ-8).
+      quota: mappings that one inside host may have at a time; None for no limit (RFC 6888, REQ-4).
+      hold_down: seconds before a port is used again after its mapping has ended (RFC 6888, REQ-8).
       icmp: whether ICMP errors are translated and passed on.
-      icmp_kills: whether an ICMP error ends the session that it is about (against RFC 4787, REQ-12).
+      icmp_kills: whether an ICMP error ends the session to which it refers (against RFC 4787, REQ-12).
       alg: whether the sender's inside address, found as four bytes in a payload, is replaced (Ford 2005, 5.3).
       timers: see `Timers`.
     """
@@ -184,4 +184,4 @@ class NatConfig(ShortRepr):
 
 
 named: dict[str, NatConfig] = {}
-"""Presets, by the expression that means them."""
+"""Presets, by the expression that `repr` shows for them."""

@@ -1,7 +1,7 @@
 """How a NAT maps (RFC 4787, section 4): which outside endpoint a new session from inside gets.
 
-It is that of a mapping which the session may share, by the mapping axis, or that of a new mapping: a port that the
-allocation proposes and the conflict rule accepts, of the outside address that pooling names.
+The session shares an existing mapping if the mapping behaviour allows it.  Otherwise it gets a new mapping, on a port
+that the allocation proposes and the conflict rule accepts, and on the outside address that pooling chooses.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Mapper:
     """The outside addresses of one NAT, and the mappings that it makes there.
 
     Attributes:
-      addresses: the outside addresses; of none for `identity`.
+      addresses: the outside addresses; none for `identity`.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Mapper:
         self._inside: list[str] = []  # of 1:1, in the order of their outside addresses
 
     def reset(self, table: Table) -> None:
-        """Begin with a new table, and forget all but which inside host has which address of its own."""
+        """Begin with a new table, and forget everything except the address assignments of 1:1 NAT."""
         self._table = table
         self._ports = {
             UDP: self._config.udp.allocation.start(self._random),
@@ -58,27 +58,27 @@ class Mapper:
 
     @property
     def addresses_wanted(self) -> int:
-        """How many outside addresses the NAT needs."""
+        """The number of outside addresses that the NAT needs."""
         return max(1, len(self._inside))
 
     def pair(self, inside: str) -> None:
-        """Of 1:1: the next outside address belongs to this inside host, unless it has one."""
+        """For 1:1 NAT: assign the next outside address to an inside host that has none."""
         if inside not in self._inside:
             self._inside.append(inside)
 
     def inside_of(self, outside: str) -> str | None:
-        """Of 1:1: the inside host that an outside address belongs to."""
+        """For 1:1 NAT: the inside host to which an outside address is assigned; None if there is none."""
         return _partner(outside, self.addresses, self._inside)
 
     # Mappings
 
     def rest(self, mapping: Mapping, now: float) -> None:
-        """Let the port of a mapping that has ended be unused for as long as `hold_down` says."""
+        """Keep the port of an ended mapping unused for `NatConfig.hold_down` seconds."""
         if self._config.hold_down:
             self._resting[mapping.proto, mapping.outside] = now + self._config.hold_down
 
     def open(self, packet: Packet, behavior: Behavior, now: float) -> Session | NatVerdict:
-        """A session for a new flow from inside, or why there is none."""
+        """A session for a new flow from inside, or the verdict if there can be none."""
         proto, inside, remote = packet.proto, packet.src, packet.dst
         if behavior.ports is not None and remote[1] not in behavior.ports:
             return NatVerdict(Action.DROP, packet, "port not allowed")
@@ -94,7 +94,7 @@ class Mapper:
         outside = self._allocate(behavior, proto, inside, remote, now)
         if outside is None:
             return NatVerdict(Action.DROP, packet, "no port free")
-        # The allocation may have found that this endpoint is degraded now, so the key is asked for again.
+        # The allocation may have degraded this endpoint, which changes its key.
         key = self._key(behavior, proto, inside, remote)
         known = next((one for one in self._table.mappings.get(key, ()) if one.outside == outside), None)
         mapping = Mapping(proto, key, inside, outside) if known is None else known
@@ -105,9 +105,9 @@ class Mapper:
     def _reusable(self, behavior: Behavior, key: Key) -> Sequence[Mapping]:
         """The mappings in which a new session may be, best first.
 
-        Mostly there is one.  An endpoint that lost its port for somebody has several where ports are overloaded; a
-        connection tracker then takes that of the newest flow, or tries to preserve the port (find_appropriate_src and
-        get_unique_tuple in nf_nat_core; measured, Linux 6.18).
+        Usually there is one.  Where ports are overloaded, an endpoint has several if its port was taken for a remote.
+        A connection tracker then uses the mapping of the newest flow from inside, or else tries to preserve the port
+        (find_appropriate_src and get_unique_tuple in nf_nat_core; measured, Linux 6.18).
         """
         found = self._table.mappings.get(key, ())
         if len(found) < 2 or behavior.conflict is not Conflict.OVERLOAD:
@@ -162,6 +162,6 @@ class Mapper:
 
 
 def _partner(address: str, of: Sequence[str], among: Sequence[str]) -> str | None:
-    """What has the same place in `among` as an address in `of`."""
+    """The item of `among` at the index that an address has in `of`; None if there is none."""
     at = of.index(address) if address in of else len(among)
     return among[at] if at < len(among) else None

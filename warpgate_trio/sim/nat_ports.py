@@ -1,7 +1,7 @@
 """How NATs choose outside ports (RFC 4787, section 4.2; RFC 7857, section 9).
 
-An `Allocation` says how and `start` makes the state that one NAT keeps for it.  A source yields candidates without
-end or until it has none left; the NAT takes the first that is free.
+An `Allocation` is the configuration; its `start` makes the state that one NAT keeps, a `PortSource`.  A source yields
+candidates, possibly without end, and the NAT takes the first one that is free.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RANDOM_TRIES: Final = 128  # as in nf_nat_l4proto_unique_tuple; then one after 
 
 
 class PortSource(Protocol):
-    """The ports that one NAT would give out, best first."""
+    """Yields the candidate ports of one NAT, best first."""
 
     def candidates(self, inside: Endpoint, remote: Endpoint) -> Iterator[int]:
         """Ports to try for a new mapping."""
@@ -35,7 +35,7 @@ class Allocation(Protocol):
     """A way to choose ports."""
 
     def start(self, random: Random) -> PortSource:
-        """Begin, with the NAT's own randomness."""
+        """Make the state for one NAT, which draws from `random`."""
         ...
 
 
@@ -45,7 +45,7 @@ def _check(ports: PortRange) -> None:
 
 
 def _around(start: int, ports: PortRange) -> Iterator[int]:
-    """All ports of a range, from `start` on and around."""
+    """All ports of a range, from `start` to its end and then from its beginning."""
     first, last = ports
     yield from range(start, last + 1)
     yield from range(first, start)
@@ -54,7 +54,7 @@ def _around(start: int, ports: PortRange) -> Iterator[int]:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Uniform(ShortRepr):
-    """Any port of a range, uniformly."""
+    """A uniformly drawn port of a range; with `parity`, preferably of the parity of the inside port."""
 
     ports: PortRange = ALL
     parity: bool = False  # RFC 4787, section 4.2.2: even stays even
@@ -87,7 +87,7 @@ class _UniformSource:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Preserve(ShortRepr):
-    """The inside port, where it is free and in the range; else what `otherwise` says."""
+    """The inside port, if it is free and in the range; otherwise a port by the allocation `otherwise`."""
 
     otherwise: Allocation = field(default_factory=Uniform)
     ports: PortRange = (1, 65535)
@@ -114,7 +114,7 @@ class _PreserveSource:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Sequential(ShortRepr):
-    """The last port plus `delta`; one counter for all, or one for each inside host."""
+    """The last port plus `delta`; with one counter for all, or with `per_host` one for each inside host."""
 
     delta: int = 1
     ports: PortRange = ALL
@@ -152,7 +152,7 @@ class _SequentialSource:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Block(ShortRepr):
-    """Each inside host has a block of ports of its own (RFC 7422), from which `within` one is chosen."""
+    """Each inside host has a block of `size` ports (RFC 7422); the port in it is drawn, or `sequential`."""
 
     size: int = 1024
     ports: PortRange = ALL
@@ -192,7 +192,7 @@ class _BlockSource:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Hash(ShortRepr):
-    """A port that the inside endpoint decides, and with `remote` the remote one too; then the ones after it."""
+    """A port derived from a hash of the inside endpoint, and with `remote` of the remote one; then those after it."""
 
     ports: PortRange = ALL
     remote: bool = False

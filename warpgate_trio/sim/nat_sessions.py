@@ -1,11 +1,10 @@
-"""What a NAT remembers: mappings, and the sessions in them.
+"""The state of a NAT: mappings and their sessions.
 
-A session is one flow: (transport, inside endpoint, remote endpoint) seen from inside, (transport, outside endpoint,
-remote endpoint) seen from outside; both find it, and both are unique.  A mapping joins the sessions that share an
-outside endpoint because the NAT's mapping behaviour says so.  A session without an inside endpoint belongs to the
-router itself.
+A session is one flow.  From inside it is found by (transport, inside endpoint, remote endpoint), from outside by
+(transport, outside endpoint, remote endpoint).  A mapping joins the sessions that share an outside endpoint by the
+NAT's mapping behaviour.  A session without an inside endpoint belongs to the router itself.
 
-Sessions of TCP follow the handshake as a connection tracker sees it, which is all that decides how long they live.
+TCP sessions follow the handshake as a connection tracker sees it.  The phase alone decides how long they live.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ Key = tuple[object, ...]
 
 
 _WINDOW: Final = 65535
-"""What a SYN offers at most."""
+"""The largest window that a SYN can offer."""
 
 
 class Phase(Enum):
-    """How far a session is."""
+    """The phase of a session."""
 
     UDP = "udp"
     OPENING = "syn-sent"  # a SYN from one side
@@ -42,13 +41,13 @@ class Window(Enum):
     """Where a sequence number lies, as a connection tracker sees it."""
 
     WITHIN = "within"
-    BELOW = "below"  # taken for a repetition: passed on, and of no effect
+    BELOW = "below"  # taken for a retransmission: passed on, without an effect on the session
     ABOVE = "above"  # not part of the connection
 
 
 @final
 class Mapping:
-    """An outside endpoint, and who uses it."""
+    """An outside endpoint, the inside endpoint that uses it, and its sessions."""
 
     __slots__ = ("inside", "key", "outside", "peers", "proto", "sessions")
 
@@ -58,7 +57,7 @@ class Mapping:
         self.inside: Endpoint = inside
         self.outside: Endpoint = outside
         self.sessions: dict[Endpoint, Session] = {}
-        self.peers: dict[str, int] = {}  # how many sessions there are with an address
+        self.peers: dict[str, int] = {}  # number of sessions by remote address
 
     def add(self, session: Session) -> None:
         self.sessions[session.remote] = session
@@ -75,7 +74,7 @@ class Mapping:
 
 @final
 class Session:
-    """One flow through a NAT.  `inside` is None for one of the router itself."""
+    """One flow through a NAT.  `inside` is None for a flow of the router itself."""
 
     __slots__ = (
         "_by_us",
@@ -110,17 +109,17 @@ class Session:
         self.expires: float = inf
         self.answered: bool = False
         self.phase = Phase.OPENING if proto == TCP else Phase.UDP
-        self.number: int = 0  # a table counts its sessions
-        self._by_us = True  # whether its first packet, and then its first SYN, came from inside
-        self._isns: dict[bool, int] = {}  # of the SYN from inside (True) and of that from outside
+        self.number: int = 0  # order in which the table entered its sessions
+        self._by_us = True  # whether its first packet (after a reuse of the ports: its first SYN) came from inside
+        self._isns: dict[bool, int] = {}  # sequence number of the SYN from inside (True) and from outside (False)
 
     @property
     def by_us(self) -> bool:
-        """Whether the inside endpoint began it."""
+        """Whether the inside endpoint began the flow."""
         return self._by_us
 
     def see(self, packet: Packet, *, outbound: bool) -> None:
-        """Follow a packet of this flow."""
+        """Update the phase for a packet of this flow."""
         if self.expires == inf:  # its first packet
             self._by_us = outbound
             if self.proto == TCP and not packet.flags & SYN:
@@ -155,9 +154,9 @@ class Session:
     def window(self, packet: Packet, *, outbound: bool) -> Window:
         """Where the sequence number of a SYN, SYN-ACK or RST lies (`Behavior.strict_isn`).
 
-        While only one side's SYN has been seen, a new one replaces it, and the RST of a closed port (number 0) is taken
-        for the answer that it is.  Once SYNs have crossed, each side is held to the number of its own: another SYN or
-        SYN-ACK has a newer one, and 0 lies on either side of it (tcp_in_window of nf_conntrack).
+        While only one side has sent a SYN, a new SYN replaces it, and the RST of a closed port (with number 0) is
+        accepted as an answer.  After SYNs have crossed, each side is held to the number of its SYN: a SYN or SYN-ACK
+        with another number is above the window, and 0 is above or below it (tcp_in_window of nf_conntrack).
         """
         isn = self._isns.get(outbound)
         if isn is None or self.phase is not Phase.CROSSED or not packet.flags & (SYN | RST):
@@ -168,14 +167,14 @@ class Session:
         return Window.WITHIN if ahead <= _WINDOW else Window.ABOVE if ahead < 2**31 else Window.BELOW
 
     def crosses(self, packet: Packet) -> bool:
-        """Whether a packet is part of a simultaneous open: a SYN from outside, or the SYN-ACK that answers it."""
+        """Whether a packet belongs to a simultaneous open: a SYN from outside, or the SYN-ACK that answers it."""
         if self.proto != TCP or not self._by_us or self.phase not in (Phase.OPENING, Phase.CROSSED):
             return False
         inbound = packet.src == self.remote
         return packet.flags & (SYN | ACK) == (SYN if inbound else SYN | ACK)
 
     def lifetime(self, timers: Timers, now: float) -> float:
-        """Seconds that it lives without a further packet."""
+        """Seconds after which the session expires without a further packet."""
         phase = self.phase
         if phase is Phase.UDP:
             stream = self.answered and now - self.created > timers.udp_stream_after
@@ -191,28 +190,28 @@ class Session:
 
 @final
 class Table:
-    """All sessions and mappings of one NAT.  Expiry is exact: `expire` is called before every look-up."""
+    """All sessions and mappings of one NAT.  Expiry is exact: `expire` is called before every lookup."""
 
     __slots__ = ("_due", "_number", "by_outside", "inbound", "mappings", "outbound", "second", "used")
 
     def __init__(self) -> None:
         self.outbound: dict[tuple[int, Endpoint, Endpoint], Session] = {}
         self.inbound: dict[tuple[int, Endpoint, Endpoint], Session] = {}
-        # Sessions whose inside endpoint already reached that remote from another port when a packet came in on theirs.
+        # Sessions from outside whose inside endpoint already had a session with that remote through another port.
         self.second: dict[tuple[int, Endpoint, Endpoint], list[Session]] = {}
-        self.mappings: dict[Key, list[Mapping]] = {}  # more than one where ports are overloaded
+        self.mappings: dict[Key, list[Mapping]] = {}  # several for a key only where ports are overloaded
         self.by_outside: dict[tuple[int, Endpoint], list[Mapping]] = {}
-        self.used: dict[str, int] = {}  # mappings of an inside host
+        self.used: dict[str, int] = {}  # number of mappings by inside host
         self._due: list[tuple[float, int, Session]] = []
         self._number = 0
 
     @property
     def next_end(self) -> float:
-        """When `expire` may have something to do."""
+        """The earliest time at which `expire` may have something to do; inf for never."""
         return self._due[0][0] if self._due else inf
 
     def expire(self, now: float) -> list[Mapping]:
-        """Forget what has run out; returns the mappings that ended with it."""
+        """Remove expired sessions; returns the mappings that ended with them."""
         due = self._due
         ended: list[Mapping] = []
         while due and due[0][0] <= now:
@@ -232,7 +231,7 @@ class Table:
         heapq.heappush(self._due, (session.expires, self._number, session))
 
     def keep_until(self, session: Session, when: float) -> None:
-        """Set when a session ends."""
+        """Set the time at which a session expires."""
         sooner = when < session.expires
         session.expires = when
         if sooner:
@@ -257,7 +256,7 @@ class Table:
         return session
 
     def remove(self, session: Session) -> Mapping | None:
-        """Forget a session; returns its mapping when that ended with it."""
+        """Remove a session; returns its mapping if it was the last session of it."""
         self.inbound.pop((session.proto, session.outside, session.remote), None)
         if session.inside is not None:
             flow = (session.proto, session.inside, session.remote)

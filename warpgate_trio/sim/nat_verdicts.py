@@ -1,4 +1,4 @@
-"""What a NAT decides about a packet, and the ports that it was told to forward."""
+"""The verdicts of a NAT about packets, and its forwarded ports."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Action(Enum):
 @final
 @dataclass(frozen=True, slots=True)
 class NatVerdict:
-    """What a NAT decided, the packet that comes of it, and why."""
+    """The decision of a NAT: the action, the packet to use for it, and the reason."""
 
     action: Action
     packet: Packet
     note: str = ""
-    held: bool = False  # whether `release` will have something to say about it
+    held: bool = False  # whether `Nat.release` may answer the packet later
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forward:
-    """A forwarded port: packets from anybody to `port` go to `inside`, until `expires`."""
+    """A forwarded port: packets from any remote to `port` go to `inside`, until the time `expires`."""
 
     proto: int
     port: int

@@ -1,4 +1,4 @@
-"""What is still there: sockets, connections that are closing, mappings, tasks."""
+"""A listing of open sockets, running tasks, closing connections and NAT mappings."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .tcp_states import State
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Netstat:
-    """A listing of a network; false when programs have left nothing behind.
+    """A listing of a network, one line for each item; false if there are neither open sockets nor running tasks.
 
     Attributes:
-      sockets: those that are not closed, one line each.
-      tasks: those that run on a host, besides the one that asks.
-      lingering: connections whose sockets are closed and whose state is not CLOSED; TIME-WAIT ends after a minute.
-      mappings: of all NATs and firewalls; they end with their timers.
+      sockets: open sockets.
+      tasks: tasks that run on a host of the network, except the calling one.
+      lingering: connections whose socket is closed but whose state is not CLOSED; TIME-WAIT ends after a minute.
+      mappings: mappings and forwards of all NATs and firewalls.
     """
 
     sockets: tuple[str, ...]
@@ -50,7 +50,7 @@ class Netstat:
 
 
 def netstat(net: NetworkBase[Host]) -> Netstat:
-    """List what a network holds now."""
+    """Make the listing of a network."""
     return Netstat(
         sockets=tuple(repr(sock) for sock in net.open_sockets()),
         tasks=tuple(_tasks(net)),

@@ -1,4 +1,4 @@
-"""A network: the world of one run.
+"""A simulated network, for one run.
 
     async def main() -> None:
         async with Network(seed=7) as net:
@@ -9,11 +9,11 @@
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))      # or simulate(main, seed=7)
 
-Entering it puts its sockets and its resolver behind `trio.socket`, for the run; code then runs on the host that it was
-started on.  An exception that leaves it takes along, as a note, one screen on what the network did (`explain`).
+Entering it installs its sockets and its resolver behind `trio.socket`; code then uses the host on which it was started.
+An exception that leaves the network gets a note with one screen about the network's state (`Network.explain`).
 
-Everything random in it is drawn from streams that are named after what they are for, so that a change in one place of
-a world leaves the draws of all others as they were.
+All random numbers come from streams that are named after their purpose.  A change in one place of a world therefore
+does not change the draws elsewhere.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from .segment import Segment
 
 T = TypeVar("T")
 
-# Programs sort addresses by what they are for, so public ones must be public to `ipaddress` too, which rules the
-# documentation blocks out; nothing here ever leaves the process.
+# Programs classify addresses with `ipaddress`, which must take these for public; that excludes the documentation
+# blocks.  No packet ever leaves the process.
 INTERNET4: Final = "11.0.0.0/8"
 INTERNET6: Final = "2a0a::/32"
 
 
 observers: list[Callable[[Network], object]] = []
-"""Called with every network that was left; it still answers what happened in it."""
+"""Called with every network after it was left; its trace and listings can still be read."""
 
 
 @final
@@ -57,18 +57,18 @@ class Network(NetworkBase[Host]):
     """A simulated internet.
 
     Args:
-      seed: decides everything random.
-      ipv6: whether its topmost segment has IPv6; hosts and LANs then get it too, unless they say otherwise.
-      hops: routers between two neighbours of the topmost segment.
-      link: of what is attached there, by default.
-      time_limit: virtual seconds after which a run has hung; then leaving it raises trio.TooSlowError with the last
-        packets.  Without a limit, a program that waits for ever would never end.
+      seed: determines all random numbers.
+      ipv6: whether its topmost segment has IPv6; hosts and LANs then have it too, unless they are made without.
+      hops: number of routers between two neighbours of the topmost segment.
+      link: the default link of hosts and routers that are attached there.
+      time_limit: virtual seconds after which the run is cancelled because it hangs.  Leaving the network then raises
+        trio.TooSlowError with the last packets.
       resolver_delay: seconds that a DNS answer takes.
 
     Attributes:
-      internet: the topmost segment; `host` and `lan` are its.
-      names: DNS names and their addresses, to be added to with `add_name`.
-      name_troubles: what is wrong with some of them, as `spoil_name` said.
+      internet: the topmost segment, to which `host` and `lan` attach.
+      names: DNS names and their addresses; `add_name` adds to them.
+      name_troubles: names whose lookups are slow or fail; set by `spoil_name`.
       epoch: the true Unix time at time 0 of the run's clock.
     """
 
@@ -99,7 +99,7 @@ class Network(NetworkBase[Host]):
 
     @property
     def segments(self) -> list[Segment]:
-        """All segments, each before those that are behind it."""
+        """All segments, each before the segments behind it."""
         found = [self.internet]
         for segment in found:
             found += segment.children
@@ -199,17 +199,17 @@ class Network(NetworkBase[Host]):
                 for observe in observers:
                     observe(self)
         except BaseExceptionGroup:
-            # It holds what the body raised and what the wire raised, if it did; then the latter explains the former.
+            # The group holds the body's exception and the wire's, if any.  The latter explains the former.
             if self._wire_failure is not None:
                 raise self._wire_failure from None
-            return  # the body's own goes on, bare
+            return  # the body's exception propagates without the group
         if hung:
             raise trio.TooSlowError(
                 f"nothing came to an end in {self._time_limit:g} virtual seconds\n\n{self.explain()}"
             )
 
     def schedule(self, faults: Iterable[Fault]) -> None:
-        """Let things go wrong, at times that count from now.  ValueError for a target that is not there."""
+        """Schedule faults, at times relative to now.  ValueError for a target that does not exist."""
         found = tuple(faults)
         apply_faults(self, found)
         self.faults += found
@@ -217,11 +217,11 @@ class Network(NetworkBase[Host]):
     # Explaining
 
     def netstat(self) -> Netstat:
-        """What is still there."""
+        """List open sockets, running tasks, closing connections and mappings."""
         return netstat(self)
 
     def digest(self) -> str:
-        """A hash over everything that every packet did so far."""
+        """A hash over all events of all packets so far."""
         return self.trace.digest()
 
     def topology(self) -> str:
@@ -229,16 +229,16 @@ class Network(NetworkBase[Host]):
         return explain.topology(self.internet)
 
     def ladder(self, last: int = 60, hosts: Iterable[str] = (), *, since: float = 0.0) -> str:
-        """The last packets, one line each, optionally only at some hosts or from a time on."""
+        """The last packets, one line each; optionally only at `hosts`, and only from the time `since` on."""
         entries = [entry for entry in self.trace.latest() if entry.time >= since]
         return explain.ladder(entries, last, tuple(hosts))
 
     def explain(self) -> str:
-        """One screen on this world: seed, topology, faults, what is open, the last packets."""
+        """One screen about this network: seed, topology, faults, open sockets and tasks, the last packets."""
         return explain.explain(self, self.internet, self.faults)
 
     def capture(self, path: str | Path) -> None:
-        """Write every packet from now on to a pcapng file with one interface for each of every host and router."""
+        """Write every packet from now on to a pcapng file, in which each interface of each host and router is one."""
         capture = Capture(Path(path), self.epoch)
         for host in self.hosts.values():
             for interface in host.interfaces:
@@ -247,7 +247,7 @@ class Network(NetworkBase[Host]):
 
 
 def simulate(fn: Callable[[], Awaitable[T]], *, seed: int = 0) -> T:
-    """`trio.run(fn)` in virtual time with a schedule that `seed` decides."""
+    """`trio.run(fn)` in virtual time, with task scheduling that depends on `seed` alone."""
     __tracebackhide__ = True  # of pytest: what failed is in `fn`
     with deterministic(seed):
         return trio.run(fn, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -1,7 +1,7 @@
-"""What every part of a network takes from it: time and events, the trace, chance, hosts and names, numbers.
+"""The part of a network that its own parts use: time and events, the trace, random numbers, hosts, names and numbers.
 
-A network is made of hosts, segments, sockets and a resolver, and each of these needs the network.  They are written for
-a `NetworkBase`, which imports none of them.  `Network` extends it, and imports them all.
+A network consists of hosts, segments, sockets and a resolver, and each of these needs the network.  They use
+`NetworkBase`, which imports none of them.  `Network` extends it and imports them all.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _EPOCHS: Final = (1_735_689_600, 2_208_988_800)  # 2025 to 2039: a wall clock th
 
 
 class Named(Protocol):
-    """What the list of hosts asks of a host."""
+    """What `NetworkBase` needs of a host."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def own(self) -> Container[str]:
-        """The addresses that it has."""
+        """Its addresses."""
         ...
 
 
@@ -37,13 +37,13 @@ H = TypeVar("H", bound=Named)
 
 
 class NetworkBase(Generic[H]):
-    """The part of a network that its parts know; `H` is what its hosts are.
+    """The part of a network that its own parts use; `H` is the type of its hosts.
 
     Attributes:
-      wire: the time, and the events to come in its order.
-      trace: what has happened to packets.
+      wire: the time, and the future events.
+      trace: the events of packets so far.
       hosts: its hosts and routers by name.
-      names, name_troubles: DNS names and their addresses, and what is wrong with some of them.
+      names, name_troubles: DNS names with their addresses; names whose lookups are slow or fail.
       resolver_delay: seconds that a DNS answer takes.
       epoch: the true Unix time at time 0 of the run's clock.
       prefix6: the block that the IPv6 subnets of LANs are cut from; None for a network without IPv6.
@@ -65,10 +65,10 @@ class NetworkBase(Generic[H]):
 
     @property
     def entered(self) -> bool:
-        """Whether programs run in it now."""
+        """Whether the network has been entered and not yet left."""
         return self._used and self.wire.ended is None
 
-    # Chance
+    # Random numbers
 
     def rng(self, name: str) -> Random:
         """The stream of random numbers for one purpose; it depends on the seed and the name alone."""
@@ -77,13 +77,13 @@ class NetworkBase(Generic[H]):
     # Hosts and names
 
     def register(self, host: H) -> None:
-        """Enter a host; ValueError when its name is taken."""
+        """Add a host; ValueError if its name is taken."""
         if host.name in self.hosts:
             raise ValueError(f"there is a host {host.name!r} already")
         self.hosts[host.name] = host
 
     def add_name(self, name: str, *addresses: str) -> None:
-        """Let a DNS name stand for addresses; ValueError for an address that no host has."""
+        """Add addresses to a DNS name; ValueError for an address that no host has."""
         found = [canonical(address) for address in addresses]
         for address in found:
             if not any(address in host.own for host in self.hosts.values()):
@@ -91,10 +91,12 @@ class NetworkBase(Generic[H]):
         self.names.setdefault(canonical_name(name), []).extend(found)
 
     def spoil_name(self, name: str, *, delay: float = 0.0, error: int | None = None) -> None:
-        """Let lookups of a name, which need not be there, take longer or fail from now on; without either, mend them.
+        """Make lookups of a name slow or let them fail, from now on; without arguments, make them normal again.
+
+        The name need not exist.
 
         Args:
-          delay: seconds more; math.inf for a resolver that never answers.
+          delay: additional seconds; math.inf for a resolver that never answers.
           error: the number of the `socket.gaierror`, such as `socket.EAI_AGAIN`.
         """
         if delay or error is not None:
@@ -116,21 +118,21 @@ class NetworkBase(Generic[H]):
         return self._numbers["subnet"]
 
     def open_socket(self, sock: SocketType) -> int:
-        """Enter a socket; returns its number."""
+        """Register a socket; returns its descriptor number."""
         self._numbers["socket"] += 1
         self._sockets[self._numbers["socket"]] = sock
         return self._numbers["socket"]
 
     def renew_socket(self, number: int, sock: SocketType) -> None:
-        """Let another object stand for an open socket."""
+        """Register another object for the number of an open socket."""
         self._sockets[number] = sock
 
     def find_socket(self, number: int) -> SocketType | None:
-        """The open socket that has a number."""
+        """The open socket with a number; None if there is none."""
         return self._sockets.get(number)
 
     def close_socket(self, number: int) -> bool:
-        """Strike a socket off; whether it was there."""
+        """Unregister a socket; returns whether it was registered."""
         return self._sockets.pop(number, None) is not None
 
     def open_sockets(self) -> list[SocketType]:

@@ -1,7 +1,7 @@
-"""Simulated sockets, of UDP and of TCP, as far as nothing waits.
+"""The parts of simulated UDP and TCP sockets that do not wait.
 
-Here are a socket's descriptor, its options, its names, and for each call that may block one attempt, which returns None
-where it would.  The sockets of `trio.socket` then wait (sockets.py); those of `socket` raise (plain_socket.py).
+These are a socket's descriptor, options and addresses, and for each call that may block a single attempt, which returns
+None if it would block.  The sockets of `trio.socket` then wait (sockets.py); those of `socket` raise (plain_socket.py).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _READ_ONLY: Final = {
 
 
 class NowaitSocket(Addressed):
-    """A socket of a simulated host without the calls that wait.
+    """A socket of a simulated host, without the calls that wait.
 
-    Its `__dict__` is what the kernel would call the open file: `dup` shares it.  The slots are the descriptor's own.
+    Its `__dict__` corresponds to the kernel's open file: `dup` shares it.  The slots belong to the one descriptor.
     """
 
     __slots__ = ("_number", "_plain")
@@ -91,7 +91,7 @@ class NowaitSocket(Addressed):
         return self._number < 0
 
     def fileno(self) -> int:
-        """A number that no real file descriptor has; -1 when closed."""
+        """The descriptor number, which no real file descriptor has; -1 if closed."""
         return self._number
 
     def get_inheritable(self) -> bool:
@@ -99,7 +99,7 @@ class NowaitSocket(Addressed):
         return self._inheritable
 
     def set_inheritable(self, inheritable: bool) -> None:
-        """Remembered; a simulated host starts no other programs."""
+        """Stored without an effect: a simulated host starts no other programs."""
         self._check_open()
         self._inheritable = bool(inheritable)
 
@@ -112,7 +112,7 @@ class NowaitSocket(Addressed):
         return twin
 
     def dup(self) -> Self:
-        """A second descriptor of the same socket, which is closed when both are."""
+        """A second descriptor of the same socket.  The socket is closed when both are closed."""
         self._check_open()
         twin = self.alias()
         twin._number = self.host.net.open_socket(twin)
@@ -120,7 +120,7 @@ class NowaitSocket(Addressed):
         return twin
 
     def detach(self) -> int:
-        """Give its number up, which `socket.socket(fileno=)` and `trio.socket.fromfd` still know."""
+        """Detach the descriptor number; `socket.socket(fileno=)` and `trio.socket.fromfd` can open it again."""
         self._check_open()
         number = self._number
         if self.host.net.find_socket(number) is self:
@@ -130,7 +130,7 @@ class NowaitSocket(Addressed):
         return number
 
     def close(self) -> None:
-        """Close it; what is on its way still arrives."""
+        """Close the descriptor; packets that were sent still arrive."""
         number, self._number = self._number, -1
         if number >= 0 and self.host.net.close_socket(number):
             self._descriptors -= 1
@@ -140,13 +140,13 @@ class NowaitSocket(Addressed):
                 self._close()
 
     def _wake_all(self) -> None:
-        """Let the tasks that wait look again."""
+        """Wake the waiting tasks, so that they try again."""
         self._reading.wake()
         self._writing.wake()
 
     @property
     def _reading(self) -> Slot:
-        """Where a task waits that wants to read, or to accept."""
+        """The slot in which a task waits to read or to accept."""
         raise NotImplementedError
 
     @property
@@ -204,10 +204,10 @@ class NowaitSocket(Addressed):
             raise os_error(errno.ENOPROTOOPT)
         if value is None:
             assert optlen is not None
-            if (level, optname) == (SOL_SOCKET, SO_BINDTODEVICE):  # to none, as it is
+            if (level, optname) == (SOL_SOCKET, SO_BINDTODEVICE):  # unbinds from any device; it is not bound to one
                 return
             self._options.get(level, optname)
-            raise os_error(errno.EINVAL if optlen < 4 else errno.EFAULT)  # the kernel looks for an integer there
+            raise os_error(errno.EINVAL if optlen < 4 else errno.EFAULT)  # the kernel reads an integer there
         if self._set_special(level, optname, value):
             return
         if (level, optname) == (IPV6, stdlib.IPV6_V6ONLY) and self._binding is not None:
@@ -221,7 +221,7 @@ class NowaitSocket(Addressed):
         self._option_changed(level, optname, stored)
 
     def _set_special(self, level: int, optname: int, value: int | Buffer) -> bool:
-        """Handle an option that is no plain number; whether this was one."""
+        """Handle an option that is no plain number; returns whether it was one."""
         return False
 
     def _option_changed(self, level: int, optname: int, value: int) -> None:
@@ -262,11 +262,11 @@ class NowaitSocket(Addressed):
         raise NotImplementedError
 
     def connect_now(self, endpoint: Endpoint) -> bool:
-        """Start to connect; whether that is all, or an answer has to come."""
+        """Start to connect; returns whether the call is complete, or has to wait for an answer."""
         raise NotImplementedError
 
     def receive_now(self, size: int, flags: int) -> Received | None:
-        """What is there, at most `size` bytes of it."""
+        """Receive at most `size` bytes; None if nothing has arrived."""
         raise NotImplementedError
 
     def send_now(self, data: memoryview, flags: int, dst: Endpoint | None) -> int | None:

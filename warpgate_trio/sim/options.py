@@ -1,8 +1,8 @@
-"""Socket options: which ones there are, and what they may be set to.
+"""Socket options, and the values to which they may be set.
 
-Options that decide something in the simulator are read by the sockets; those that real programs set and that decide
-nothing here (TCP_NODELAY, since Nagle's algorithm is not simulated; keep-alive; type of service) are kept and given
-back. Everything else is refused with ENOPROTOOPT, so that a program does not rest on what is not there.
+Options with an effect in the simulator are read by the sockets.  Options that real programs set but that have no effect
+here are stored and returned: TCP_NODELAY, since Nagle's algorithm is not simulated; keep-alive; type of service.  All
+others are refused with ENOPROTOOPT, so that no program relies on an option that is not simulated.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Key = tuple[int, int]
 
 
 class Buffer(Protocol):
-    """What has bytes to give, in the way of Python 3.12's collections.abc.Buffer."""
+    """An object that supports the buffer protocol, like Python 3.12's collections.abc.Buffer."""
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
@@ -74,7 +74,7 @@ def _max_segment(value: int) -> int:
 
 
 def _buffer(value: int) -> int:
-    return 2 * max(value, _MIN_BUFFER // 2)  # the kernel doubles it, for its own needs
+    return 2 * max(value, _MIN_BUFFER // 2)  # the kernel doubles it for its bookkeeping
 
 
 def _optional(table: dict[Key, tuple[int, Callable[[int], int]]], level: int, names: str) -> None:
@@ -147,7 +147,7 @@ class OptionSet:
         self._values: dict[Key, int] = {}
 
     def get(self, level: int, option: int) -> int:
-        """OSError(ENOPROTOOPT) for one that is not simulated."""
+        """The value of an option.  Raises OSError(ENOPROTOOPT) if it is not simulated."""
         value = self._values.get((level, option))
         if value is not None:
             return value
@@ -157,7 +157,7 @@ class OptionSet:
             raise os_error(errno.ENOPROTOOPT) from None
 
     def set(self, level: int, option: int, value: int) -> int:
-        """Returns what was stored; OSError(ENOPROTOOPT or EINVAL)."""
+        """Set an option; returns the value that was stored.  Raises OSError(ENOPROTOOPT or EINVAL)."""
         try:
             check = self._table[level, option][1]
         except KeyError:
@@ -166,7 +166,7 @@ class OptionSet:
         return stored
 
     def copy(self) -> OptionSet:
-        """What an accepted socket inherits."""
+        """A copy, which an accepted socket inherits."""
         other = OptionSet.__new__(OptionSet)
         other._table = self._table
         other._values = dict(self._values)

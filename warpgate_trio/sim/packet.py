@@ -1,8 +1,8 @@
-"""Packets as the simulator carries them: the headers that decide something, and the payload, uninterpreted.
+"""Packets as the simulator carries them: the header fields that have an effect, and the payload, uninterpreted.
 
-A packet is never changed once it is sent: links may deliver it twice and the trace keeps it.  What a router rewrites is
-a copy.  Sequence numbers are the 32-bit ones of the wire; a window is in bytes, already scaled.  An ICMP error
-carries the packet that it is about as an object.
+A packet is never changed after it was sent, since links may deliver it twice and the trace keeps it.  Routers rewrite a
+copy.  Sequence numbers are the 32-bit ones of the wire; a window is in bytes, already scaled.  An ICMP error carries
+the packet that caused it as an object.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HEADERS: Final = {ICMP: 28, TCP: 40, UDP: 28}  # with an IPv4 header
 
 
 class Icmp(Enum):
-    """The ICMP errors that networks send, by what they mean; (type, code) for IPv4 and IPv6."""
+    """ICMP errors by their meaning; the values are (type, code) for IPv4 and IPv6."""
 
     NET_UNREACHABLE = ((3, 0), (1, 0))
     HOST_UNREACHABLE = ((3, 1), (1, 3))
@@ -47,15 +47,15 @@ class Packet:
     Attributes:
       proto: `UDP`, `TCP` or `ICMP`.
       src, dst: (address, port); the port is 0 for ICMP.
-      ttl: hops that it may still make.
-      payload: what the transport carries.
-      flags, seq, ack, window: of TCP.
-      stamp, echo: of TCP, the timestamps of RFC 7323: when it was sent, and the peer's stamp that it answers.
-      blocks: of TCP, selective acknowledgements (RFC 2018): the first number and one after the last of what came early.
-      mss: of TCP, in a SYN: the largest segment that its sender takes; 0 where it says none.
-      error, about, mtu: of ICMP: what happened, to which packet, and for PACKET_TOO_BIG, the size that would pass.
+      ttl: remaining hops.
+      payload: the payload of the transport.
+      flags, seq, ack, window: for TCP.
+      stamp, echo: for TCP: the timestamps of RFC 7323: when it was sent, and the peer's timestamp that it echoes.
+      blocks: for TCP: selective acknowledgements (RFC 2018), as pairs of the first number and one after the last.
+      mss: for TCP, in a SYN: the maximum segment size of its sender; 0 without the option.
+      error, about, mtu: for ICMP: the error, the packet that caused it, for PACKET_TOO_BIG the size that would pass.
       size: bytes on the wire, IP header included.
-      fragments: whether routers may cut it up (no DF bit); the pieces then travel as one.
+      fragments: whether routers may fragment it (no DF bit); the fragments then travel as one packet.
     """
 
     __slots__ = (
@@ -152,7 +152,7 @@ class Packet:
 
     @property
     def flag_letters(self) -> str:
-        """TCP flags in the letters of tcpdump, ``"SA"`` for SYN and ACK."""
+        """The TCP flags in tcpdump's letters, such as ``"SA"`` for SYN and ACK."""
         return "".join(letter for bit, letter in _FLAG_LETTERS if self.flags & bit)
 
     def __str__(self) -> str:
@@ -167,13 +167,13 @@ class Packet:
 
 
 def show(endpoint: Endpoint) -> str:
-    """An endpoint as people write it."""
+    """An endpoint as text, with an IPv6 address in brackets."""
     address, port = endpoint
     return f"[{address}]:{port}" if is_v6(address) else f"{address}:{port}"
 
 
 def icmp_error(source: str, error: Icmp, about: Packet, *, mtu: int = 0) -> Packet:
-    """The message by which `source` tells the sender of `about` what became of it."""
+    """The ICMP error by which `source` reports the fate of the packet `about` to its sender."""
     return Packet(ICMP, (source, 0), (about.src[0], 0), error=error, about=about, mtu=mtu)
 
 

@@ -91,7 +91,7 @@ class Capture:
         self._file.write(_block(0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1)))
 
     def tap(self, interface: Interface) -> None:
-        """Capture what passes an interface, from now on."""
+        """Capture the packets of an interface, from now on."""
         name = f"{interface.host.name}:{interface.name}@{interface.segment.name}".encode()
         option = struct.pack("<HH", 2, len(name)) + name + b"\0" * (-len(name) % 4) + struct.pack("<HH", 0, 0)
         self._file.write(_block(1, struct.pack("<HHI", _LINKTYPE_RAW, 0, 0) + option))
@@ -107,7 +107,7 @@ class Capture:
         self._tapped.append(interface)
 
     def close(self) -> None:
-        """Stop, and write the rest out."""
+        """Stop capturing, and close the file."""
         for interface in self._tapped:
             for each in (interface, *interface.host.interfaces):  # its host may have moved
                 each.tap = None

@@ -1,8 +1,8 @@
-"""Simulated sockets as `socket.socket`s, for programs that make theirs with the standard library.
+"""Simulated sockets as `socket.socket`s, for programs that make sockets with the standard library.
 
-Many do, though they run on Trio: they bind and listen with a `socket.socket`, and give it to
-`trio.socket.from_stdlib_socket`.  Calls that return at once work as on a real socket.  A call that would block raises
-RuntimeError: virtual time passes only while Trio runs, so what it waits for would never happen.
+Many programs on Trio do: they bind and listen with a `socket.socket`, and pass it to `trio.socket.from_stdlib_socket`.
+Calls that return at once work as on a real socket.  A call that would block raises RuntimeError: virtual time passes
+only while Trio runs, so the call would wait for ever.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class PlainSocket(socket.socket):
     virtual: NowaitSocket
 
     def __init__(self, *_: object, **__: object) -> None:
-        """Nothing: `of` makes them."""
+        """Do nothing: `of` makes the objects."""
 
     @classmethod
     def of(cls, virtual: NowaitSocket) -> PlainSocket:
-        """The `socket.socket` of a simulated socket; it does not block, as those of Trio's own sockets."""
+        """The `socket.socket` of a simulated socket; it is non-blocking, like those of Trio's own sockets."""
         known = virtual._plain
         if isinstance(known, cls):
             return known

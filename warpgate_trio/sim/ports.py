@@ -1,12 +1,12 @@
-"""Who owns which port of a host: the bind rules of Linux (net/ipv4/inet_connection_sock.c and udp.c).
+"""The ports of a host and who has bound them, by the rules of Linux (net/ipv4/inet_connection_sock.c and udp.c).
 
-Two bindings of one transport on one port clash when their addresses overlap, unless both sockets said so *before*
-binding:
+Two bindings of one transport to one port clash if their addresses overlap, unless both sockets have set one of these
+options *before* binding:
 
-* TCP: both SO_REUSEADDR, and the one that is there does not listen; or both SO_REUSEPORT;
+* TCP: both SO_REUSEADDR, and the existing one does not listen; or both SO_REUSEPORT;
 * UDP: both SO_REUSEADDR, or both SO_REUSEPORT.
 
-A wildcard overlaps every address of its families; the IPv6 one covers IPv4 too, unless IPV6_V6ONLY is set.
+A wildcard overlaps every address of its families; the IPv6 wildcard covers IPv4 too, unless IPV6_V6ONLY is set.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _TRIES: Final = 64
 
 
 def os_error(code: int) -> OSError:
-    """The OSError that the kernel's errno makes in Python."""
+    """The OSError that Python raises for an errno."""
     return OSError(code, os.strerror(code))
 
 
 @final
 class Binding:
-    """A socket's claim to a port; `address` is canonical, "0.0.0.0" and "::" being wildcards."""
+    """A socket's claim to a port; `address` is canonical, and "0.0.0.0" and "::" are wildcards."""
 
     __slots__ = ("address", "any4", "any6", "listening", "port", "reuse_address", "reuse_port")
 
@@ -45,7 +45,7 @@ class Binding:
         self.listening: bool = False
 
     def covers(self, address: str) -> bool:
-        """Whether packets to an address are for this binding."""
+        """Whether the binding receives packets to an address."""
         return address == self.address or (self.any6 if is_v6(address) else self.any4)
 
     @property
@@ -73,11 +73,11 @@ class PortTable:
         return port in self._ports
 
     def add(self, binding: Binding) -> None:
-        """Enter a binding without asking, as for accepted connections, which share their listener's port."""
+        """Add a binding without a check, for accepted connections, which share their listener's port."""
         self._ports.setdefault(binding.port, []).append(binding)
 
     def bind(self, binding: Binding) -> None:
-        """Enter a binding; port 0 gets a free one.  OSError(EADDRINUSE) when it clashes or nothing is free."""
+        """Add a binding; port 0 is replaced by a free one.  OSError(EADDRINUSE) if it clashes or no port is free."""
         if binding.port == 0:
             binding.port = self._free_port()
         elif any(self._clash(binding, other) for other in self._ports.get(binding.port, ())):
@@ -85,14 +85,14 @@ class PortTable:
         self.add(binding)
 
     def listen(self, binding: Binding) -> None:
-        """Turn a binding into that of a listener; OSError(EADDRINUSE) when another one listens there already."""
+        """Mark a binding as listening; OSError(EADDRINUSE) if another socket already listens there."""
         for other in self._ports[binding.port]:
             if other is not binding and self._clash(binding, other):
                 raise os_error(errno.EADDRINUSE)
         binding.listening = True
 
     def remove(self, binding: Binding) -> None:
-        """Give a binding up; removing it twice is fine."""
+        """Remove a binding; removing it twice is no error."""
         bindings = self._ports.get(binding.port)
         if bindings is not None and binding in bindings:
             bindings.remove(binding)

@@ -1,4 +1,4 @@
-"""NATs and firewalls that exist, or that a document asks for; each says where its behaviour comes from.  And links."""
+"""Presets: NATs and firewalls that exist or that an RFC specifies, each with the source of its behaviour; and links."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LINUX_TIMERS: Final = Timers(
 """nf_conntrack's defaults; a RST in SYN-SENT destroys the entry at once (measured on Linux 6.18)."""
 
 _MAP_TIMERS: Final = replace(LINUX_TIMERS, reset=120, opening_reset=120)
-"""Of cones: the map of outside ports outlives the flow that a RST ends (RFC 7857 section 2.2; measured)."""
+"""Timers of cone NATs: the mapping outlives the flow that a RST ends (RFC 7857 section 2.2; measured)."""
 
 RFC_TIMERS: Final = Timers()
 """RFC 4787 REQ-5, RFC 5382 REQ-5, RFC 7857 section 2."""
@@ -272,7 +272,7 @@ FIREWALLS6: Final = {config.name: config for config in (FIREWALL6, SIMPLE_SECURI
 named |= {f"presets.{name}": config for name, config in list(globals().items()) if isinstance(config, NatConfig)}
 
 
-_LEAST_QUEUE: Final = 10 * 1500  # bytes: a connection's first flight fits (RFC 6928), on however slow a link
+_LEAST_QUEUE: Final = 10 * 1500  # bytes: the initial window of a connection fits (RFC 6928), even on a slow link
 
 
 def _line(mbit: float, rtt: float, loss: float, burst: int = 1) -> Link:
@@ -291,9 +291,9 @@ LINKS: Final = {
     "fading": _line(0.5, 0.45, 0.12, 25),
     "last-bar": _line(0.256, 0.8, 0.25, 40),
 }
-"""Links from good to hardly usable, by name: each way of one peer's own link, ``net.host("alice", link=LINKS["dsl"])``.
+"""Links from good to hardly usable, by name, for one peer's own link: ``net.host("alice", link=LINKS["dsl"])``.
 
-To a peer without delay the round trip is twice the latency; each way has the bandwidth, and the loss, in bursts.  The
-queue holds as many bytes as the link carries in that round trip, the least with which one TCP connection can fill a
-link that it alone uses.  The figures span what people have, and are measured on nobody's line.
+The round-trip time to a peer without delay is twice the latency.  Each direction has the bandwidth and the loss, which
+comes in bursts.  The queue holds as many bytes as the link carries in that round trip: the least with which a single
+TCP connection can fill the link.  The figures span the range of real access links; they are not measurements of one.
 """

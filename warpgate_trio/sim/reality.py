@@ -1,11 +1,11 @@
-"""What is not simulated, and therefore refused: threads, and waiting for a real descriptor.
+"""Refusal of what cannot be simulated: threads, and waiting for a real descriptor.
 
-Virtual time jumps to the next timer when every task waits.  It does not wait for a thread or for a real socket, so what
-happens first would depend on how fast the machine is, and equal seeds would give different runs.  So a thread is
-refused where a program starts it, and waiting for a descriptor when time is about to jump.
+Virtual time jumps to the next timer when every task waits.  It does not wait for a thread or a real socket, so the
+order of events would depend on the speed of the machine, and runs with equal seeds would differ.  A thread is therefore
+refused when a program starts it, and waiting for a descriptor is refused when time is about to jump.
 
-Trio has no hook for either.  `watched` wraps the one method that starts Trio's threads, which is private and may go;
-then it raises RuntimeError, which a test of ours runs into first.  The clock's `jump` is public.
+Trio has no hook for either.  `watched` wraps the private method that starts Trio's threads.  If a version of Trio lacks
+it, `watched` raises RuntimeError; a test detects that.  The clock's `jump` is public.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WRAPPED: Final = (
     "func",
     "fn",
 )  # what the wrappers of trio.to_thread, anyio.to_thread and trio.Path call it
-_LAYERS: Final = 8  # more than anybody puts around a function
+_LAYERS: Final = 8  # wrappers around a function that are looked through; more than occur
 _simulated: Final[trio.lowlevel.RunVar[bool]] = trio.lowlevel.RunVar("warpgate_sim_simulated", False)
 
 Fail = Callable[[Exception], bool]
@@ -42,7 +42,7 @@ def _is_simulated() -> bool:
 
 @functools.cache
 def _refuse_threads() -> None:
-    """Wrap what starts threads, once and for good; outside of simulated runs the wrapper only calls it."""
+    """Wrap the method that starts threads, permanently; outside of simulated runs the wrapper only calls it."""
     start = getattr(getattr(_thread_cache, "ThreadCache", None), "start_thread_soon", None)
     if start is None:
         raise RuntimeError(
@@ -63,7 +63,7 @@ def _refuse_threads() -> None:
 
 
 def _job(fn: object, name: str | None) -> str:
-    """What a thread would do: the function that a program handed to Trio, without what Trio and others put around."""
+    """The name of a thread's job: the function that the program passed to Trio, without the wrappers around it."""
     found = fn
     for _ in range(_LAYERS):
         if isinstance(found, functools.partial):
@@ -77,10 +77,10 @@ def _job(fn: object, name: str | None) -> str:
 
 @contextmanager
 def watched(clock: trio.testing.MockClock, fail: Fail) -> Generator[None]:
-    """Refuse threads and real descriptors in this run, as long as the block lasts.
+    """Refuse threads and real descriptors in this run during the block.
 
-    A task that waits for a real descriptor when the clock would jump is told to `fail`, which says whether it ends the
-    run; then the clock stays where it is.
+    If a task waits for a real descriptor when the clock is about to jump, `fail` is called with the error.  If it
+    returns True, it ends the run, and the clock does not jump.
     """
     _refuse_threads()
     outer = clock.__dict__.get("jump")
@@ -114,7 +114,7 @@ def _descriptor_error() -> RuntimeError:
 
 
 def _tasks_that_wait() -> Iterator[str]:
-    """The tasks that wait for a descriptor, and where; Trio's own are not among them."""
+    """The tasks that wait for a descriptor, and where; without Trio's own tasks."""
     root = trio.lowlevel.current_root_task()
     waiting = [] if root is None else [root]
     while waiting:

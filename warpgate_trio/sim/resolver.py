@@ -1,8 +1,8 @@
-"""Names in a simulated network, behind trio.socket.set_custom_hostname_resolver.
+"""The DNS resolver of a simulated network, behind trio.socket.set_custom_hostname_resolver.
 
-Numeric addresses never get here: Trio answers them itself.  A host asks with its own addresses in mind: IPv6 answers
-come first where it has IPv6 of its own (RFC 6724 in short); of one family they come in the order in which the name was
-given them.  Lookups of a name can be slow, hang, or fail: `Network.spoil_name`.
+Trio handles numeric addresses itself, without the resolver.  IPv6 addresses come first if the asking host has IPv6 (a
+simple form of RFC 6724); the addresses of a family come in the order in which they were added to the name.  Lookups of
+a name can be slow, hang, or fail: `Network.spoil_name`.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def look_up(
     proto: int = 0,
     flags: int = 0,
 ) -> list[Any]:
-    """What `names` say on the host `here`, at once: `getaddrinfo` without its delays and without spoiled names."""
+    """Look a name up for the host `here`, at once: `getaddrinfo` without delays and without spoiled names."""
     if flags & ~_FLAGS or (flags & socket.AI_CANONNAME and host is None):
         raise _error(socket.EAI_BADFLAGS)
     if family not in (0, socket.AF_INET, socket.AF_INET6):
@@ -158,7 +158,7 @@ def _error(code: int) -> socket.gaierror:
 
 
 def _of_family(addresses: list[str], family: int, flags: int) -> list[str]:
-    """Those of a family: with AI_V4MAPPED those of IPv4 for IPv6, where there are none of it or all are wanted."""
+    """The addresses of a family.  For IPv6 with AI_V4MAPPED, IPv4 ones too, if there is no IPv6 one or with AI_ALL."""
     if family == 0:
         return addresses
     wanted = [address for address in addresses if is_v6(address) == (family == socket.AF_INET6)]

@@ -1,11 +1,12 @@
-"""Routers: hosts that pass packets on, with a NAT or a firewall per IP version between inside and outside.
+"""Routers: hosts that forward packets, with a NAT for IPv4 and a firewall for IPv6 between inside and outside.
 
-The order is that of Linux: a packet from outside is translated first and then loses a hop, one from inside loses a
-hop first, so one whose TTL ends at the NAT makes no mapping.  A packet that dies is reported to its sender.  A packet
-for the router itself is not forwarded, so its TTL does not matter.
+The order of steps is that of Linux.  A packet from outside is translated before its TTL is decremented.  For a packet
+from inside the TTL is decremented first, so a packet whose TTL ends at the NAT makes no mapping.  The sender of a
+packet whose TTL is exceeded gets an ICMP error.  A packet to the router itself is not forwarded, and its TTL does not
+matter.
 
-A router is a host too: programs run on it (`router.run`), such as a server that forwards ports on request, and what
-they bind is reachable from outside.
+A router is a host too: programs run on it (`router.run`), such as a port-mapping server, and the ports that they bind
+are reachable from outside.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Router(Host):
         self.firewall6: Nat | None = None
 
     def connect(self, outside: Interface, lan: Medium, nat: NatConfig | None, firewall6: NatConfig | None) -> None:
-        """Put the router between a segment that it is on and a new one."""
+        """Connect the router's outside interface with a new LAN, through a NAT and a firewall."""
         self.outside = outside
         net = self.net
         inside_addresses = [prefix[-2] for prefix in (lan.prefix4, lan.prefix6) if prefix is not None]
@@ -55,13 +56,13 @@ class Router(Host):
             self.firewall6 = Nat(firewall6, (), net.rng(f"firewall6:{self.name}"))
 
     def route_inwards(self, prefix: Prefix) -> None:
-        """A prefix is behind a router on the LAN, and so behind this one."""
+        """Note that a prefix is behind a router on the LAN, and therefore behind this one."""
         self.add_route(prefix, self.inside, None)
         if self.nat is None or prefix.v6:
             self.outside.segment.announce(prefix, self.outside)
 
     def joined(self, address: str) -> None:
-        """A host of the LAN has an address: a 1:1 NAT gives it one outside."""
+        """Note that a host of the LAN has got an address: a 1:1 NAT assigns an outside address to it."""
         nat = self.nat
         if nat is not None and nat.config.one_to_one and not is_v6(address):
             nat.pair(address)
@@ -73,7 +74,7 @@ class Router(Host):
         return (self.stack.udp_ports if proto == UDP else self.stack.tcp.bindings).is_used(port)
 
     def addresses_on(self, segment: Medium) -> list[str]:
-        """Its addresses on a segment, one of each family: the gateways of the hosts there."""
+        """Its addresses on a segment, at most one of each family: the gateways of the hosts there."""
         interface = next(interface for interface in self.interfaces if interface.segment is segment)
         found = [interface.address(v6=False), interface.address(v6=True)]
         return [address for address in found if address is not None]
@@ -145,7 +146,7 @@ class Router(Host):
             self._emit(packet.rewritten(), packet.ttl - 1)
 
     def _emit(self, packet: Packet, ttl: int) -> None:
-        """Send a packet that was made here, though not by this router's stack, towards its destination."""
+        """Send a packet of this router that its stack has not made towards its destination."""
         packet.ttl = ttl
         dst = packet.dst[0]
         if dst in self.own:
@@ -184,7 +185,7 @@ class Router(Host):
         self._tell(packet, Icmp.TIME_EXCEEDED)
 
     def _tell(self, packet: Packet, error: Icmp, *, mtu: int = 0) -> None:
-        """Send a packet's sender an ICMP error, unless it is about an ICMP error (RFC 1122, section 3.2.2)."""
+        """Send an ICMP error to a packet's sender, but not for an ICMP error (RFC 1122, section 3.2.2)."""
         source = self.source_for(packet.src[0])
         if source is not None and packet.proto != ICMP:
             self.reply(icmp_error(source, error, packet, mtu=mtu))
@@ -203,15 +204,15 @@ class Router(Host):
     # What may happen to a router
 
     def reboot(self) -> None:
-        """Forget every mapping; forwarded ports stay, as configuration does."""
+        """Forget every mapping.  Forwarded ports stay, since they are configuration."""
         for box in (self.nat, self.firewall6):
             if box is not None:
                 box.reset()
 
     def change_address(self, new: str | None = None) -> str:
-        """Get another outside IPv4 address, by default a free one, and forget every mapping; returns the address.
+        """Change the outside IPv4 address, by default to a free one, and forget every mapping; returns the address.
 
-        RuntimeError for a router without an IPv4 NAT.
+        Raises RuntimeError for a router without an IPv4 NAT.
         """
         if self.nat is None:
             raise RuntimeError(f"{self.name} has no IPv4 NAT whose address could change")

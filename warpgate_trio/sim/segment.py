@@ -1,12 +1,13 @@
-"""Segments: what interfaces are attached to, and what carries packets between them.
+"""Segments, to which interfaces are attached, and which carry packets between them.
 
-A segment is a LAN, or a cloud such as the internet: `hops` routers that are not simulated one by one.  Together they
-decrement the TTL by their number, and answer for packets that die on the way.  A packet crosses the sender's link, the
-segment and the receiver's link; where the latter is nothing but a delay, both are one event of the wire.
+A segment is a LAN, or a cloud such as the internet: a number of routers, `hops`, that are not simulated one by one.
+Together they decrement the TTL by their number, and send the ICMP errors for packets that are dropped on the way.  A
+packet crosses the sender's link, the segment and the receiver's link.  If the receiver's link is only a delay, both
+links are one event of the wire.
 
-The segment knows who has which address (as ARP would tell) and which prefix is behind which router (as BGP would).
-Packets to an address that nobody has vanish on a cloud.  On a LAN their sender gets HOST_UNREACHABLE after three
-seconds, as when ARP fails.
+The segment knows which interface has which address (instead of ARP), and which prefix is behind which router (instead
+of BGP).  On a cloud, packets to an unassigned address are dropped.  On a LAN, their sender gets HOST_UNREACHABLE after
+three seconds, as when ARP fails.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Segment:
 
     Attributes:
       router: the router between it and the segment above; None for the topmost.
-      hops: routers that a packet passes between two neighbours.
+      hops: number of routers between two neighbours.
     """
 
     def __init__(
@@ -82,11 +83,12 @@ class Segment:
         Args:
           name: unique in the network; it is also a DNS name for the host's addresses.
           address: its address or addresses; by default the next free one of each family that the segment has.
-          link: between the host and the segment; by default the segment's.
-          ipv6: whether it gets an IPv6 address of its own accord.
-          clock_offset, clock_drift: of its wall clock, in seconds and in seconds per second.
+          link: the link between the host and the segment; by default the segment's.
+          ipv6: whether it gets an IPv6 address by default.
+          clock_offset, clock_drift: errors of its wall clock, in seconds and in seconds per second.
 
-        ValueError for a name or an address that is taken or does not belong here.
+        Raises:
+          ValueError: the name or an address is taken, or an address does not belong to this segment.
         """
         host = Host(self.net, name, clock_offset=clock_offset, clock_drift=clock_drift)
         wanted = [address] if isinstance(address, str) else None if address is None else list(address)
@@ -108,16 +110,17 @@ class Segment:
         uplink: Links | None = None,
         link: Links = PERFECT,
     ) -> Segment:
-        """Attach a router with a new LAN behind it; the LAN is returned, the router is its `router`.
+        """Attach a router with a new LAN behind it.  Returns the LAN, whose `router` is the router.
 
         Args:
-          nat: of IPv4; without one the LAN has public addresses.
-          firewall6: what stands before the LAN's IPv6 addresses; None lets everything through.
-          prefix4, prefix6: the LAN's, by default a fresh block, which for IPv6 needs a segment that has IPv6.
-          ipv6: whether the LAN gets IPv6 where the segment has it.
-          addresses: outside addresses of the router: how many, or which.
-          uplink: between router and this segment.
-          link: of hosts on the LAN, by default.
+          name: of the router and of the LAN.
+          nat: the NAT for IPv4; without one the LAN has public addresses.
+          firewall6: the firewall for the LAN's IPv6 addresses; None lets everything through.
+          prefix4, prefix6: the LAN's prefixes; by default new blocks.  For IPv6 the segment must have IPv6.
+          ipv6: whether the LAN has IPv6 if the segment has it.
+          addresses: outside addresses of the router: their number, or the addresses.
+          uplink: the link between the router and this segment.
+          link: the default link of hosts on the LAN.
         """
         if prefix4 is None:
             prefix4 = str(self.net.private_prefix() if nat is not None else self._delegate4())
@@ -136,7 +139,7 @@ class Segment:
         return inside
 
     def _enter(self, host: Host, addresses: Sequence[str] | None, link: Links | None, ipv6: bool) -> Interface:
-        """Attach a host that is new to the network; where that fails, the network does not have it."""
+        """Attach a new host; if that fails, the network is as before."""
         self.net.register(host)
         try:
             return self.attach(host, addresses=addresses, link=link, ipv6=ipv6)
@@ -147,7 +150,7 @@ class Segment:
     def attach(
         self, host: Host, *, addresses: Sequence[str] | None = None, link: Links | None = None, ipv6: bool = True
     ) -> Interface:
-        """Give a host one more interface, here.  ValueError, and nothing done, for an address that it cannot have."""
+        """Give a host an additional interface here.  ValueError, without an effect, for an address it cannot have."""
         for address in addresses or ():
             self._check(address)
         chosen = self._link if link is None else link
@@ -181,7 +184,7 @@ class Segment:
         return interface
 
     def detach(self, interface: Interface) -> None:
-        """Take an interface, with its addresses, from here and from its host."""
+        """Remove an interface and its addresses from this segment and from its host."""
         for address, _ in list(interface.addresses):
             self.take_away(address)
         self.interfaces.remove(interface)
@@ -189,7 +192,7 @@ class Segment:
         interface.host.remove_interface(interface)
 
     def give(self, interface: Interface, address: str) -> str:
-        """Give an interface one more address; ValueError when it is taken or of another network."""
+        """Add an address to an interface; ValueError if it is taken or belongs to another network."""
         address, prefix = self._check(address)
         self._by_address[address] = interface
         interface.host.add_address(interface, address, prefix)
@@ -207,11 +210,11 @@ class Segment:
         return address, prefix
 
     def take_away(self, address: str) -> None:
-        """Take an address from whoever has it."""
+        """Remove an address from the interface that has it."""
         self._by_address.pop(address).host.remove_address(address)
 
     def announce(self, prefix: Prefix, interface: Interface) -> None:
-        """Let packets for a prefix go to an interface's host, from here and from further out."""
+        """Route packets for a prefix to an interface's host, on this segment and on those above."""
         self._behind.append((prefix, interface))
         self._behind.sort(key=lambda pair: -pair[0].bits)
         if self.router is not None:
@@ -232,14 +235,14 @@ class Segment:
                 return address
 
     def free_address(self, *, v6: bool = False) -> str:
-        """An address of this segment that nobody has; ValueError where the segment has none of the family."""
+        """An unassigned address of this segment; ValueError if the segment has no prefix of the family."""
         return self._free(v6=v6)
 
     def _delegate4(self) -> Prefix:
         if self.prefix4 is None or self.prefix4.bits > 16:
             raise ValueError(f"{self.name} has no IPv4 block to give to a LAN: name prefix4, or put a NAT before it")
         self._delegated += 1
-        # From the end, where the last block has the address of the cloud's own router.
+        # Delegated from the end; the last block contains the address of the cloud's own router.
         return self.prefix4.subnet(24, (1 << (24 - self.prefix4.bits)) - 1 - self._delegated)
 
     def _delegate6(self) -> Prefix:
@@ -258,7 +261,7 @@ class Segment:
         return next((interface for prefix, interface in self._behind if address in prefix), None)
 
     def carry(self, sender: Interface, packet: Packet, hop: str) -> None:
-        """Take a packet from an interface's link to where it belongs."""
+        """Carry a packet over an interface's link to the neighbour `hop`."""
         wire = self.net.wire
         size = packet.size
         times = sender.tx.carry(size, wire.now, packet.dst[0])
@@ -310,7 +313,7 @@ class Segment:
             self.net.wire.at(time, self._answer, packet, Icmp.TIME_EXCEEDED)
 
     def _answer(self, packet: Packet, error: Icmp, *, mtu: int = 0) -> None:
-        """Let a router of the cloud tell a packet's sender what became of it."""
+        """Send an ICMP error from a router of the cloud to a packet's sender."""
         sender = self.neighbour(packet.src[0])
         prefix = self.prefix6 if is_v6(packet.src[0]) else self.prefix4
         if sender is not None and prefix is not None:

@@ -1,6 +1,6 @@
-"""What plain data prints as: an expression that makes it again, without the fields that have their default.
+"""Short `repr`s of plain data: an expression that makes it again, without the fields that have their default.
 
-A failing test shows the worlds that it drew, and one NAT has thirty fields.
+They keep the report of a failing test readable: one NAT has thirty fields.
 """
 
 from __future__ import annotations

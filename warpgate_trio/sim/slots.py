@@ -1,4 +1,4 @@
-"""Where one task waits until a socket is readable, or writable."""
+"""Slots in which one task waits until a socket is readable or writable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Slot:
         self._closed = False
 
     async def wait(self) -> None:
-        """Sleep until `wake`, which may come early; trio.BusyResourceError when another task waits here."""
+        """Sleep until `wake`, which may be spurious; trio.BusyResourceError if another task already waits here."""
         if self._task is not None:
             await trio.lowlevel.checkpoint()
             raise trio.BusyResourceError(f"another task is already {self._doing} this socket")
@@ -34,12 +34,12 @@ class Slot:
             raise trio.ClosedResourceError("another task closed this socket")
 
     def wake(self) -> None:
-        """Wake the task that waits, if one does."""
+        """Wake the waiting task, if there is one."""
         if self._task is not None:
             task, self._task = self._task, None
             trio.lowlevel.reschedule(task)
 
     def close(self) -> None:
-        """Make the task that waits, if one does, raise trio.ClosedResourceError."""
+        """Raise trio.ClosedResourceError in the waiting task, if there is one."""
         self._closed = True
         self.wake()

@@ -1,8 +1,8 @@
-"""Simulated sockets, of UDP and of TCP, as `trio.socket` has them: with the calls that wait.
+"""Simulated UDP and TCP sockets with the waiting calls of `trio.socket`.
 
-The order of checks, checkpoints and errors follows Trio's own socket class: a call looks for cancellation, tries, and
-makes a checkpoint whether it succeeds or fails; only when it would block does it wait.  Two tasks that wait for the
-same direction are an error, and closing wakes them with trio.ClosedResourceError.
+The order of checks, checkpoints and errors follows Trio's own socket class.  A call checks for cancellation, tries, and
+executes a checkpoint whether it succeeds or fails; it waits only if it would block.  Two tasks that wait for the same
+direction are an error, and closing wakes them with trio.ClosedResourceError.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class VirtualSocket(NowaitSocket):
 
     @property
     def _sock(self) -> PlainSocket:
-        """The `socket.socket` that it has in Trio's own sockets too, where other libraries look for it."""
+        """Its `socket.socket`, under the private name that Trio's own sockets use and other libraries read."""
         return PlainSocket.of(self)
 
     async def _attempt(self, slot: Slot, fn: Callable[[], T | None]) -> T:
@@ -56,7 +56,7 @@ class VirtualSocket(NowaitSocket):
             raise trio.ClosedResourceError("another task closed this socket")
 
     async def wait_readable(self) -> None:
-        """What `trio.lowlevel.wait_readable` does for this socket."""
+        """Wait until the socket is readable, as `trio.lowlevel.wait_readable` does."""
 
         def readable() -> bool | None:
             self._check_open()

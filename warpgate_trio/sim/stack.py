@@ -1,9 +1,10 @@
-"""The transport of one host: which socket a packet is for, and what is answered when there is none.
+"""The transport layer of one host: it finds the socket for a packet, or the answer if there is none.
 
-UDP goes to the best match, as in Linux's `compute_score`: a connected socket before an unconnected one, a specific
-address before a wildcard, the socket that was bound last among equals, and a hash of the sender among a SO_REUSEPORT
-group. TCP goes to the connection with exactly these two endpoints, *also one that is still opening*, so that a SYN
-meets the connecting socket before a listener on the same port; then to a listener; else it is answered with a RST.
+A UDP packet goes to the best match, as in Linux's `compute_score`: a connected socket before an unconnected one, a
+specific address before a wildcard, and the socket bound last among equals.  In a SO_REUSEPORT group a hash of the
+sender decides.  A TCP segment goes to the connection with exactly its two endpoints, *even one that is still opening*,
+so that a SYN meets a connecting socket before a listener on the same port.  Otherwise it goes to a listener, or is
+answered with a RST.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from .udp import UdpPort
 
 
 def _spread(packet: Packet) -> int:
-    """A hash of who sent a packet that is the same in every process."""
+    """A hash of a packet's sender that is the same in every process."""
     return zlib.crc32(repr((packet.src, packet.dst)).encode())
 
 
 @final
 class Stack:
-    """The sockets of one host, by the packets that are for them.
+    """The sockets of one host.
 
     Attributes:
-      udp_ports: who owns which UDP port.
+      udp_ports: which UDP ports are bound.
       udp: the bound UDP sockets by port.
-      tcp: all of TCP.
+      tcp: TCP ports, listeners and connections.
     """
 
     def __init__(self, host: IpLayer) -> None:
@@ -42,7 +43,7 @@ class Stack:
         self.tcp: TcpPorts = TcpPorts(host)
 
     def serves(self, packet: Packet) -> bool:
-        """Whether a socket of this host wants a packet."""
+        """Whether a socket of this host would receive a packet."""
         if packet.proto == UDP:
             return bool(self._udp_matches(packet))
         if packet.proto == TCP:
@@ -51,7 +52,11 @@ class Stack:
         return False
 
     def receive(self, packet: Packet, interface: int | None) -> None:
-        """Take a packet for this host, and the index of the interface that it came on; None for one of its own."""
+        """Process a packet for this host.
+
+        Args:
+          interface: index of the interface on which it arrived; None for a packet of the host itself.
+        """
         if packet.proto == UDP:
             self._receive_udp(packet, interface)
         elif packet.proto == TCP:
@@ -113,7 +118,7 @@ class Stack:
             if listener is None:
                 connection.receive(packet)
                 return
-            connection.forget()  # a new connection takes the place of one in TIME-WAIT (RFC 6191)
+            connection.forget()  # a new connection replaces one in TIME-WAIT (RFC 6191)
         if opening:
             listener = self._listener(packet)
             if listener is not None:

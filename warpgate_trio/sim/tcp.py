@@ -1,16 +1,16 @@
 """One end of a TCP connection, as a pure state machine (RFC 9293, with the answers of Linux).
 
-What happens to it are the events of RFC 9293, section 3.10: a call of the program, a segment or an ICMP error that
-arrives, a timer.  What comes of them is in its `Tcb`: segments to send in `out`, and in `deadline` when it wants a
-`tick`.  Where the RFC leaves room, or Linux departs from it, Linux is followed, since that is what programs meet:
+Its inputs are the events of RFC 9293, section 3.10: calls of the program, arriving segments and ICMP errors, and
+timers.  The results are in its `Tcb`: segments to send in `out`, and the time of the next `tick` in `deadline`.  Where
+the RFC leaves a choice, or Linux departs from it, the simulator does what Linux does:
 
 * simultaneous open: a bare SYN in SYN-SENT makes SYN-RECEIVED, and the crossing SYN-ACK completes it;
 * SYNs go out at 0, 1, 2, 3, 4, 5, 7, 11, 19, 35 and 67 s and give up at 131 s (tcp_syn_retries 6 and
   tcp_syn_linear_timeouts 4);
-* RST counts only at exactly the expected number, else it is challenged (RFC 5961), and so is a SYN, and what is out of
-  the window; but twice a second at most (tcp_invalid_ratelimit);
-* an ICMP error ends a connection that is opening and does not touch one that is open;
-* closing with unread data, or data that comes after close, is a reset.
+* a RST is accepted only at exactly the expected number; any other RST, a SYN, and a segment outside the window are
+  answered with a challenge ACK (RFC 5961), at most twice a second (tcp_invalid_ratelimit);
+* an ICMP error ends a connection that is opening, and has no effect on one that is open;
+* closing with unread data, or data that arrives after close, causes a reset.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from .tcp_states import MAY_SEND, OPENING, State
 
 @final
 class TcpEndpoint(Tcb):
-    """One end of a connection: what its program and the network do to it."""
+    """One end of a connection, with the events from its program and from the network."""
 
-    # Of `Tcb`, declared again since they are assigned here too, where a type checker would have to guess.
+    # Attributes of `Tcb`, declared again for type checkers, since they are assigned here too.
     state: State
     receiver: Receiver
     deadline: float
@@ -47,14 +47,14 @@ class TcpEndpoint(Tcb):
         self._send_syn(now)
 
     def accept(self, syn: Packet, now: float) -> None:
-        """Open passively, on a SYN that came to a listener."""
+        """Open passively, on a SYN to a listener."""
         self._take_syn(syn)
         self.state = State.SYN_RECEIVED
         self._send_syn(now)
 
     def write(self, data: bytes | bytearray | memoryview, now: float) -> int:
-        """Queue bytes, as many as there is room for; returns how many."""
-        sender, options, taken = self.sender, self.options, 0  # Linux looks anew for each segment, TCP_NOTSENT_LOWAT
+        """Queue as many bytes as there is room for; returns their number."""
+        sender, options, taken = self.sender, self.options, 0  # Linux checks TCP_NOTSENT_LOWAT for each segment
         while taken < len(data) and self.has_room:
             room = min(options.send_buffer - len(sender.buffer), options.unsent_limit - sender.unsent)
             piece = data[taken : taken + int(min(room, len(data)))]
@@ -64,7 +64,7 @@ class TcpEndpoint(Tcb):
         return taken
 
     def read(self, size: int, *, peek: bool = False) -> bytes:
-        """Bytes that came; b"" when there are none."""
+        """At most `size` received bytes; b"" if there are none."""
         buffer = self.receiver.buffer
         data = bytes(memoryview(buffer)[:size])
         if not peek and data:
@@ -81,11 +81,11 @@ class TcpEndpoint(Tcb):
             self._push(now)
 
     def shutdown_read(self) -> None:
-        """Let reads end after what has come."""
+        """End reading after the bytes that have been received."""
         self._read_shut = True
 
     def close(self, now: float) -> None:
-        """What close(2) does: FIN, or RST when data was left unread.  The rest goes on without the program."""
+        """Do what close(2) does: send a FIN, or a RST if data is unread.  The rest continues without the program."""
         if self.orphan:
             return
         self.orphan = True
@@ -105,7 +105,7 @@ class TcpEndpoint(Tcb):
         self._finish()
 
     def take_error(self) -> int:
-        """The pending errno, which is shown once."""
+        """Return and clear the pending errno."""
         error, self.error = self.error, 0
         return error
 
@@ -115,12 +115,12 @@ class TcpEndpoint(Tcb):
 
     @property
     def at_eof(self) -> bool:
-        """Whether nothing more will be read."""
+        """Whether no more bytes will be read."""
         return self._read_shut or self.receiver.finished or self.state is State.CLOSED
 
     @property
     def readable(self) -> bool:
-        """Whether a read would not wait."""
+        """Whether a read returns at once."""
         return bool(self.receiver.buffer or self.error) or (self.at_eof and not self.opening)
 
     @property
@@ -129,26 +129,26 @@ class TcpEndpoint(Tcb):
 
     @property
     def has_room(self) -> bool:
-        """Whether a write would take something."""
+        """Whether a write would accept bytes."""
         sender, options = self.sender, self.options
         return len(sender.buffer) < options.send_buffer and sender.unsent < options.unsent_limit
 
     @property
     def is_writable(self) -> bool:
-        """Whether who waits for room is woken: Linux waits until half of what may be unsent has been sent."""
+        """Whether to wake tasks that wait for room: as in Linux, when half of the allowed unsent data has been sent."""
         return self.has_room and 2 * self.sender.unsent < self.options.unsent_limit
 
     # What the network does
 
     def receive(self, packet: Packet, now: float) -> None:
-        """Take a segment for this connection."""
+        """Process a segment for this connection."""
         if self.state is State.SYN_SENT:
             self._receive_in_syn_sent(packet, now)
         elif self.state is not State.CLOSED:
             self._receive(packet, now)
 
     def icmp(self, error: Icmp, mtu: int, now: float) -> None:
-        """Take an ICMP error about a segment of ours."""
+        """Process an ICMP error about a segment of this end."""
         if error is Icmp.PACKET_TOO_BIG:
             mss = max(mtu - 40 - (20 if ":" in self.local[0] else 0), 88)
             if mss < self.sender.mss:
@@ -158,7 +158,7 @@ class TcpEndpoint(Tcb):
             self._fail(limits.ICMP_ERRNO[error])
 
     def tick(self, now: float) -> None:
-        """Do what is due."""
+        """Do what is due at the time `now`."""
         if now < self.deadline:
             return
         self.deadline = inf
@@ -180,7 +180,7 @@ class TcpEndpoint(Tcb):
             self._push(now, probe=timed_out and self.sender.peer_window == 0)
 
     def flush_ack(self, now: float) -> None:
-        """Send the acknowledgement that is due, if no segment has carried it meanwhile."""
+        """Send the acknowledgement that is due, unless a segment has carried it in the meantime."""
         if self.ack_due and self.state not in (State.CLOSED, State.SYN_SENT):
             self._emit(ACK, self.sender.next, now)
         self.ack_due = False
@@ -216,7 +216,7 @@ class TcpEndpoint(Tcb):
         seq = unwrap(packet.seq, receiver.next)
         length = len(packet.payload) + bool(flags & SYN) + bool(flags & FIN)
         crossing = self.state is State.SYN_RECEIVED and flags & SYN and seq + 1 == receiver.next
-        if crossing and not flags & ACK:  # the peer's SYN again
+        if crossing and not flags & ACK:  # a retransmission of the peer's SYN
             self._send_syn(now, keep_timer=True)
             return
         if not crossing and not receiver.accepts(seq, length):
@@ -244,15 +244,15 @@ class TcpEndpoint(Tcb):
         self._push(now)
 
     def _challenge(self, packet: Packet, now: float) -> None:
-        """Send a challenge ACK (RFC 5961); not always, or two ends out of step would answer each other for ever."""
-        if packet.payload and not packet.flags & SYN:  # an acknowledgement carries none, so this is no such loop
+        """Send a challenge ACK (RFC 5961), rate-limited: two ends out of step would answer each other for ever."""
+        if packet.payload and not packet.flags & SYN:  # acknowledgements have no payload, so this cannot be such a loop
             self.ack_due = True
         elif now >= self._challenged + limits.CHALLENGE_PAUSE:
             self._challenged = now
             self.ack_due = True
 
     def _take_ack(self, packet: Packet, now: float) -> bool:
-        """Process the acknowledgement; whether the rest of the segment counts."""
+        """Process the acknowledgement; returns whether the rest of the segment is to be processed."""
         sender = self.sender
         ack = unwrap(packet.ack, sender.una)
         if self.state is State.SYN_RECEIVED:
@@ -268,13 +268,13 @@ class TcpEndpoint(Tcb):
         if ack > sender.next:
             self.ack_due = True
             return False
-        if ack < sender.una:  # overtaken by a later one, whose window counts
+        if ack < sender.una:  # overtaken by a later acknowledgement, whose window is valid
             return True
         was, sender.peer_window = sender.peer_window, packet.window
         if was == 0 or packet.window == 0:
             self._retries = 0  # a closed window is probed for as long as the peer answers
             if ack == sender.una and was == 0:
-                sender.send_again()  # what probed the window was not taken
+                sender.send_again()  # the window probe was not accepted
         advanced = ack > sender.una
         arrived = [(unwrap(first, ack), unwrap(after, ack)) for first, after in packet.blocks]
         sender.acknowledged(ack, now, round_trip=_round_trip(packet, now), arrived=arrived)
@@ -287,7 +287,7 @@ class TcpEndpoint(Tcb):
     def _take_data(self, packet: Packet, seq: int, now: float) -> None:
         receiver = self.receiver
         if self.orphan and packet.payload and seq + len(packet.payload) > receiver.next:
-            self.abort()  # data for a program that is gone
+            self.abort()  # data for a closed socket
             return
         receiver.take(seq, packet.payload, fin=bool(packet.flags & FIN))
         self.ack_due = True

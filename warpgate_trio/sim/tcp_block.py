@@ -1,9 +1,9 @@
-"""The transmission control block of a TCP connection (RFC 9293, section 3.3.1), and the segments that come of it.
+"""The transmission control block of a TCP connection (RFC 9293, section 3.3.1), and the segments that it sends.
 
-tcp.py decides what a connection does; here is what it is, how it makes its segments, and how it ends.
+tcp.py handles the events of a connection; this module has its state, makes its segments, and ends it.
 
-An acknowledgement is not sent at once but noted in `ack_due`, so that the `Connection` of connection.py sends one for
-all segments that come in an instant.
+An acknowledgement is not sent at once but noted in `ack_due`: the `Connection` of connection.py sends one for all
+segments that arrive at the same instant.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _MASK: Final = 0xFFFFFFFF
 
 
 class Tcb:
-    """One end of a connection: where it stands, and how it sends.
+    """One end of a connection: its state, and how it sends.
 
     Attributes:
       local, remote: its two endpoints.
-      state: where it stands.
+      state: its state by RFC 9293.
       out: packets to send, in order; the `Connection` takes them out.
       deadline: when `tick` is due; inf for never.
       error: the errno that the program has not seen yet, or 0.
-      ack_due: whether an acknowledgement is to go out at the end of this instant.
+      ack_due: whether an acknowledgement is to be sent at the end of this instant.
     """
 
     def __init__(self, local: Endpoint, remote: Endpoint, *, iss: int, mss: int, options: Options) -> None:
@@ -65,7 +65,7 @@ class Tcb:
             self.deadline = now + gaps[min(self._retries, len(gaps) - 1)]
 
     def _push(self, now: float, *, probe: bool = False) -> None:
-        """Send what the windows allow."""
+        """Send as much as the windows allow."""
         if self.state in OPENING or self.state in (State.CLOSED, State.TIME_WAIT):
             return
         while (segment := self.sender.take_segment(now, probe=probe)) is not None:
@@ -76,7 +76,7 @@ class Tcb:
         self._rearm()
 
     def _rearm(self) -> None:
-        """Set the timer by what the sender waits for; FIN-WAIT-2, in which it waits for nothing, has its own."""
+        """Set the timer to the sender's deadline; FIN-WAIT-2, in which the sender has none, has its own timer."""
         if self.sender.end > self.sender.una:
             self.deadline = self.sender.deadline
         elif self.state is not State.FIN_WAIT_2:
@@ -108,7 +108,7 @@ class Tcb:
         self._push(now)
 
     def _move(self, table: Mapping[State, State], now: float) -> None:
-        """Go where a table leads from this state."""
+        """Change the state by a table; states that it does not contain stay."""
         self.state = table.get(self.state, self.state)
         if self.state is State.TIME_WAIT:
             self.deadline = now + limits.TIME_WAIT

@@ -1,19 +1,19 @@
-"""The half of a TCP connection that receives: what is not yet read, and what came early.
+"""The receiving half of a TCP connection: bytes that are not yet read, and segments that arrived out of order.
 
-Sequence numbers are plain growing integers here, as in tcp_sender.py.  A receiver keeps segments that came early, says
-so in selective acknowledgements, and never shrinks a window that it has advertised.
+Sequence numbers are unbounded integers here, as in tcp_sender.py.  A receiver keeps out-of-order segments, reports them
+in selective acknowledgements, and never shrinks a window that it has advertised.
 """
 
 from __future__ import annotations
 
 from typing import Final, final
 
-_BLOCKS: Final = 3  # of selective acknowledgements that fit beside a timestamp
+_BLOCKS: Final = 3  # blocks of selective acknowledgements that fit beside a timestamp
 
 
 @final
 class Receiver:
-    """Bytes on their way in."""
+    """The received bytes of one connection."""
 
     __slots__ = ("_advertised", "_early", "buffer", "capacity", "fin", "next", "stamp")
 
@@ -22,24 +22,24 @@ class Receiver:
         self.capacity: int = capacity
         self.buffer: bytearray = bytearray()
         self.fin: int | None = None  # the number of the peer's FIN
-        self.stamp: float | None = None  # of what acknowledgements answer: TS.Recent of RFC 7323, section 4.3
-        self._early: dict[int, bytes] = {}  # number -> bytes, the latest one last
-        self._advertised = self.next  # the right edge of what was promised
+        self.stamp: float | None = None  # the timestamp that acknowledgements echo: TS.Recent of RFC 7323, section 4.3
+        self._early: dict[int, bytes] = {}  # out-of-order segments: number -> bytes, the latest arrival last
+        self._advertised = self.next  # the right edge of the advertised window
 
     @property
     def window(self) -> int:
-        """Bytes that may still come; never less than was promised."""
+        """The receive window in bytes; never less than was advertised."""
         free = self.capacity - len(self.buffer)
         return max(free, self._advertised - self.next, 0)
 
     def advertise(self) -> int:
-        """The window, promised from now on."""
+        """The window, which counts as advertised from now on."""
         window = self.window
         self._advertised = self.next + window
         return window
 
     def would_update(self, mss: int) -> bool:
-        """Whether the window grew enough since it was last promised to tell the peer."""
+        """Whether the window has grown enough since it was last advertised to send an update."""
         grown = self.capacity - len(self.buffer) - (self._advertised - self.next)
         return grown >= min(2 * mss, self.capacity // 2)
 
@@ -51,12 +51,12 @@ class Receiver:
         return window > 0 and seq < self.next + window and seq + length > self.next
 
     def note_stamp(self, seq: int, stamp: float | None) -> None:
-        """Keep a segment's timestamp if an acknowledgement is to answer it."""
+        """Keep a segment's timestamp if an acknowledgement is to echo it."""
         if stamp is not None and seq <= self.next and (self.stamp is None or stamp >= self.stamp):
             self.stamp = stamp
 
     def arrived(self) -> tuple[tuple[int, int], ...]:
-        """What came early as (first number, one after the last), at most three, the latest first (RFC 2018)."""
+        """Out-of-order data as (first number, one after the last), at most three blocks, latest first (RFC 2018)."""
         blocks: list[tuple[int, int]] = []
         for start, data in sorted(self._early.items()):
             end = start + len(data)
@@ -69,7 +69,7 @@ class Receiver:
         return tuple(blocks[:_BLOCKS])
 
     def take(self, seq: int, data: bytes, *, fin: bool) -> bool:
-        """Take a segment's bytes; whether there is something new to read, or an end."""
+        """Store a segment's bytes; returns whether there is something new to read, or the end."""
         end = seq + len(data)
         if fin and self.fin is None:
             self.fin = end
@@ -93,7 +93,7 @@ class Receiver:
 
     @property
     def finished(self) -> bool:
-        """Whether the peer's FIN and all before it are here."""
+        """Whether the peer's FIN and everything before it has been received."""
         return self.fin is not None and self.next > self.fin
 
     @property

@@ -1,4 +1,4 @@
-"""How long a TCP sender waits for an acknowledgement (RFC 6298), within the bounds that Linux sets."""
+"""The retransmission timeout of a TCP sender (RFC 6298), within the bounds of Linux."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ FIRST_RTO: Final = 1.0  # RFC 6298, section 2.1
 
 @final
 class RetransmissionTimeout:
-    """The timeout of one connection, from the round trips that were measured.
+    """The retransmission timeout of one connection, computed from measured round-trip times.
 
     Attributes:
-      srtt: the smoothed round-trip time; 0 until one was measured.
+      srtt: the smoothed round-trip time in seconds; 0 before the first measurement.
       seconds: the timeout.
     """
 
@@ -26,7 +26,7 @@ class RetransmissionTimeout:
         self._rttvar = 0.0
 
     def measured(self, rtt: float) -> None:
-        """Take a round trip; it ends the back-off."""
+        """Add a measured round-trip time, which ends the backoff."""
         if not self.srtt:
             self.srtt, self._rttvar = rtt, rtt / 2
         else:
@@ -35,5 +35,5 @@ class RetransmissionTimeout:
         self.seconds = min(max(self.srtt + max(4 * self._rttvar, MIN_RTO), MIN_RTO), MAX_RTO)
 
     def back_off(self) -> None:
-        """Double the timeout, since it has passed (section 5.5)."""
+        """Double the timeout after it has expired (section 5.5)."""
         self.seconds = min(self.seconds * 2, MAX_RTO)

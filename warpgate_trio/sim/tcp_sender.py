@@ -1,24 +1,25 @@
-"""The half of a TCP connection that sends: what is on its way, what is lost, and when to send it again.
+"""The sending half of a TCP connection: data in flight, loss detection, and retransmission.
 
-Sequence numbers are plain growing integers here, counted from the 32-bit initial one; `unwrap` brings a number of the
-wire into that form.  The sender is pure: it holds bytes and answers questions; the endpoint (tcp.py) asks them.
+Sequence numbers are unbounded integers here, counted from the 32-bit initial one; `unwrap` converts a number of the
+wire.  The sender is pure: it holds bytes and state, and the endpoint (tcp.py) calls it.
 
-Each segment on its way is a `_Flight`, until it is acknowledged.  Which of them are lost is found as Linux finds it,
-by RACK-TLP (RFC 8985) and selective acknowledgements (RFC 2018):
+Each segment in flight is a `_Flight`, until it is acknowledged.  Losses are detected as in Linux, by RACK-TLP
+(RFC 8985) and selective acknowledgements (RFC 2018):
 
-* a segment is lost if one that was sent later has arrived, and a round trip and a quarter of the shortest one have
-  passed since it was sent; once three have arrived, the quarter is not waited for; a timer asks again where it is too
-  early to tell;
-* where nothing arrives, the last segment is sent again after two round trips, so that its acknowledgement tells;
-* a timeout (RFC 6298) takes all of them for lost.
+* A segment is lost if a segment that was sent later has arrived, and a round-trip time plus a reordering window has
+  passed since the segment was sent.  The window is a quarter of the shortest round-trip time, or 0 once three segments
+  have arrived out of order.  If it is too early to decide, a timer checks again.
+* If no acknowledgement arrives for two round-trip times, the last segment is sent again as a probe: its acknowledgement
+  shows what was lost.
+* After a retransmission timeout (RFC 6298), all segments in flight count as lost.
 
-At most min(congestion window, peer's window) is on its way; the congestion window starts slowly, then grows by one
-segment a round trip, and is halved by a loss (RFC 5681).  Nagle's algorithm is not there: every program that this
-carries sets TCP_NODELAY.
+At most min(congestion window, peer's window) is in flight.  The congestion window begins with slow start, then grows by
+one segment for each round trip, and is halved by a loss (RFC 5681).  Nagle's algorithm is not simulated: the programs
+that this carries set TCP_NODELAY.
 
-Round trips are measured by timestamps (RFC 7323).  Where a SYN-ACK was lost, the answer to the second SYN has the
-first one's stamp, so that a connection begins with a round trip of more than a second, and a timeout of more than
-three: Linux 6.18 does the same (1.03 s and 3.08 s over loopback).
+Round-trip times are measured with timestamps (RFC 7323).  If a SYN-ACK was lost, the answer to the second SYN echoes
+the timestamp of the first one.  Such a connection begins with a round-trip time of more than a second and a timeout of
+more than three: Linux 6.18 does the same (1.03 s and 3.08 s over loopback).
 """
 
 from __future__ import annotations
@@ -32,18 +33,18 @@ from .tcp_rto import RetransmissionTimeout
 _MASK: Final = 0xFFFFFFFF
 _HALF: Final = 1 << 31
 _INITIAL_WINDOW: Final = 10  # segments, RFC 6928
-_ENOUGH_LATER: Final = 3  # segments that arrived out of order until nothing is waited for, RFC 8985, section 6.2
-_LONE_DELAY: Final = 0.2  # seconds that a lone segment's probe waits longer, as its answer may be delayed (Linux)
+_ENOUGH_LATER: Final = 3  # out-of-order segments after which the reordering window is 0, RFC 8985, section 6.2
+_LONE_DELAY: Final = 0.2  # additional seconds before the probe for a lone segment, whose ACK may be delayed (Linux)
 _ROUNDING: Final = 1e-9
 
 
 def unwrap(seq: int, near: int) -> int:
-    """The growing number that a 32-bit one stands for, given one that is less than 2**31 away."""
+    """The unbounded sequence number for a 32-bit one, given a number that is less than 2**31 away."""
     return near + ((seq - near + _HALF) & _MASK) - _HALF
 
 
 class Segment(NamedTuple):
-    """What is to be sent: the number of its first byte, its bytes, whether a FIN follows them."""
+    """A segment to send: the number of its first byte, its bytes, and whether a FIN follows them."""
 
     number: int
     data: bytes
@@ -52,30 +53,30 @@ class Segment(NamedTuple):
 
 @final
 class _Flight:
-    """A segment on its way, or one that has been lost there."""
+    """A segment in flight, or one that was lost."""
 
     __slots__ = ("again", "arrived", "at", "end", "lost", "order", "start")
 
     def __init__(self, start: int, end: int, at: float, order: int) -> None:
-        self.start = start  # its first number, and one after its last
-        self.end = end
+        self.start = start  # its first number
+        self.end = end  # one after its last number
         self.at = at  # when it was last sent
-        self.order = order  # and its place among all that were sent
-        self.again = False  # whether that was not the first time
+        self.order = order  # position of that transmission among all
+        self.again = False  # whether that was a retransmission
         self.lost = False
-        self.arrived = False  # out of order, as selective acknowledgements say
+        self.arrived = False  # out of order, by selective acknowledgements
 
 
 @final
 class Sender:
-    """Bytes on their way out.
+    """The outgoing bytes of one connection.
 
     Attributes:
-      una: the first number that is not acknowledged.
-      next: the next number to send that was never sent.
+      una: the first unacknowledged number.
+      next: the first number that was never sent.
       base: the number of buffer[0]; the SYN is before it.
       fin: whether a FIN follows the buffer.
-      peer_window: bytes that the peer has room for, from `una` on.
+      peer_window: the peer's receive window in bytes, from `una` on.
     """
 
     __slots__ = (
@@ -113,23 +114,23 @@ class Sender:
         self.mss: int = mss
         self.peer_window: int = 0
         self._flights: list[_Flight] = []
-        self._in_flight = 0  # bytes of those that are neither lost nor have arrived
-        self._lost = 0  # how many of them are lost, and not sent again yet
-        self._order = 0  # how many segments were sent
-        self._delivered = (-1, -inf)  # the latest of those that have arrived: (its order, when it was sent)
-        self._rtt = 0.0  # the round trip of that one
+        self._in_flight = 0  # bytes of segments that are neither lost nor have arrived
+        self._lost = 0  # number of segments that are lost and not yet sent again
+        self._order = 0  # number of transmissions so far
+        self._delivered = (-1, -inf)  # of the latest transmission that has arrived: (its order, when it was sent)
+        self._rtt = 0.0  # the round-trip time of that transmission
         self._min_rtt = inf
         self._cwnd = _INITIAL_WINDOW * mss
         self._ssthresh = inf
-        self._recover = iss  # until `una` is here, a loss is part of the last one
-        self._timed_out = False  # whether that one was a timeout
+        self._recover = iss  # until `una` is here, further losses belong to the same loss event
+        self._timed_out = False  # whether that event was a timeout
         self._probed = False  # whether the last segment was sent again as a probe
         self._rto = RetransmissionTimeout()
         self._rto_at = self._probe_at = self._reorder_at = inf
 
     @property
     def end(self) -> int:
-        """One after the last number that there is to send so far."""
+        """One after the last number to send so far."""
         return self.base + len(self.buffer) + self.fin
 
     @property
@@ -143,20 +144,20 @@ class Sender:
         return min(self._rto_at, self._probe_at, self._reorder_at)
 
     def sent_syn(self) -> None:
-        """Note that the SYN, which the endpoint repeats by itself, has been sent."""
+        """Note that the SYN has been sent; the endpoint retransmits it itself."""
         self.next = max(self.next, self.base)
 
     # -- out -----------------------------------------------------------------------------------------------------------
 
     def take_segment(self, now: float, *, probe: bool = False) -> Segment | None:
-        """What is to be sent now, if the windows let something be sent; it then counts as sent.
+        """The next segment to send, which then counts as sent; None if the windows allow none.
 
         Args:
-          probe: at least a byte, whatever the windows say.
+          probe: whether to send at least a byte, regardless of the windows.
         """
         segment = self._again(now, probe=probe) if self._lost else self._new(now, probe=probe)
         if self.end > self.una and self._rto_at == inf:
-            self._rto_at = now + self._rto.seconds  # also where the window is closed, which is then probed
+            self._rto_at = now + self._rto.seconds  # also with a closed window, which is then probed
         return segment
 
     def _again(self, now: float, *, probe: bool) -> Segment | None:
@@ -166,7 +167,7 @@ class Sender:
         flight = self._flights[index]
         if flight.start >= self.una + self.peer_window and not probe:
             return None
-        if flight.end - flight.start > self.mss:  # the segments have become smaller since
+        if flight.end - flight.start > self.mss:  # the MSS has shrunk since the segment was sent
             rest = _Flight(flight.start + self.mss, flight.end, flight.at, flight.order)
             rest.lost = True
             flight.end = rest.start
@@ -185,7 +186,7 @@ class Sender:
         left = self.base + len(self.buffer) - start
         if left > 0:
             size = min(left, self.mss, space)
-            # No silly windows (RFC 9293, 3.8.6.2.1): part of a segment only when it is the last part.
+            # Silly window avoidance (RFC 9293, 3.8.6.2.1): a partial segment is sent only if it is the last.
             if size <= 0 or (size < self.mss and size < left and start > self.una and not probe):
                 return None
             end = start + size + (self.fin and size == left)
@@ -214,12 +215,12 @@ class Sender:
     def acknowledged(
         self, ack: int, now: float, *, round_trip: float | None, arrived: Iterable[tuple[int, int]] = ()
     ) -> None:
-        """Take an acknowledgement.
+        """Process an acknowledgement.
 
         Args:
-          ack: from `una` to `next`.
-          round_trip: how long ago what it answers was sent, if it has a timestamp that says so.
-          arrived: the (first, one after the last) numbers of what has arrived after a hole.
+          ack: the acknowledged number, from `una` to `next`.
+          round_trip: the round-trip time in seconds by its timestamp, if it has one.
+          arrived: its selective acknowledgements, as (first number, one after the last).
         """
         gained = ack - self.una
         known = self._delivered
@@ -240,7 +241,7 @@ class Sender:
         self._find_lost(now)
 
     def _forget(self, ack: int, now: float) -> None:
-        """Everything before `ack` is there."""
+        """Remove the segments before `ack`: the peer has received them."""
         count = 0
         for flight in self._flights:
             if flight.start >= ack:
@@ -248,7 +249,7 @@ class Sender:
             if flight.end <= ack:
                 count += 1
             self._arrives(flight, now)
-            if flight.end > ack:  # a part of it
+            if flight.end > ack:  # acknowledged in part
                 flight.start, flight.arrived = ack, False
                 self._in_flight += flight.end - ack
         del self._flights[:count]
@@ -275,7 +276,7 @@ class Sender:
             self._lost -= 1
         else:
             self._in_flight -= flight.end - flight.start
-        if not flight.again or now - flight.at >= self._min_rtt:  # else it is the first one that has arrived
+        if not flight.again or now - flight.at >= self._min_rtt:  # otherwise its first transmission has arrived
             self._delivered = max(self._delivered, (flight.order, flight.at))
 
     def _grow(self, gained: int) -> None:
@@ -289,7 +290,7 @@ class Sender:
     # -- loss ----------------------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> bool:
-        """Do what is due; whether it is a timeout, after which the peer may be gone."""
+        """Do what is due at `now`; returns whether the retransmission timeout has expired."""
         if self._reorder_at <= now:
             self._find_lost(now)
         if self._probe_at <= now:
@@ -329,13 +330,13 @@ class Sender:
         self._in_flight -= flight.end - flight.start
 
     def send_again(self) -> None:
-        """Take all that is on its way for lost: it is too large, or there was no room for it, or nothing was heard."""
+        """Count all segments in flight as lost: they were too large, were not accepted, or were not acknowledged."""
         for flight in self._flights:
             if not flight.lost and not flight.arrived:
                 self._lose(flight)
 
     def _time_out(self, now: float) -> None:
-        """Take everything for lost and double the timeout."""
+        """Count everything in flight as lost, and double the timeout."""
         self._ssthresh = max((self.next - self.una) // 2, 2 * self.mss)
         self._cwnd = self.mss
         self._recover, self._timed_out = self.next, True
@@ -345,18 +346,18 @@ class Sender:
         self._probe_at = self._reorder_at = inf
 
     def bound_mss(self, mss: int) -> None:
-        """Take the peer's word, before anything is sent."""
+        """Limit the MSS to the peer's, before anything is sent."""
         if mss < self.mss:
             self.mss = mss
             self._cwnd = _INITIAL_WINDOW * mss
 
     def shrink_mss(self, mss: int) -> None:
-        """Use smaller segments from now on and send what is in flight again in them."""
+        """Use smaller segments from now on, and send what is in flight again in such segments."""
         self.mss = mss
         self.send_again()
 
     def _arm_probe(self, now: float) -> None:
-        """RFC 8985, section 7.2; none while something that is lost waits, or once the last segment was a probe."""
+        """Set the probe timer (RFC 8985, section 7.2); no timer while lost segments wait, or after a probe."""
         self._probe_at = inf
         if self._flights and self._rto.srtt and not self._probed and self.una >= self._recover:
             lone = _LONE_DELAY if len(self._flights) == 1 else 0.0

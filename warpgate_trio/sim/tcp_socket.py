@@ -38,7 +38,7 @@ class TcpSocket(VirtualSocket):
         self._connection: Connection | None = None
         self._listener: Listener | None = None
         self._port_locked = False  # whether the port was asked for by number (SOCK_BINDPORT_LOCK)
-        self._address: str | None = None  # what it was bound to, port apart
+        self._address: str | None = None  # the address to which it was bound
         self._refused = False  # whether the last connect failed
         self._linger: float | None = None if parent is None else parent._linger
 
@@ -75,7 +75,7 @@ class TcpSocket(VirtualSocket):
 
     def _special_option(self, level: int, optname: int) -> int | None:
         if (level, optname) == (TCP, TCP_MAXSEG):
-            if self._connection is not None:  # what it uses, and not what was asked for
+            if self._connection is not None:  # the MSS in use, not the one that was set
                 return self._connection.endpoint.sender.mss
             return self._options.get(TCP, TCP_MAXSEG) or 536  # TCP_MSS_DEFAULT
         return super()._special_option(level, optname)
@@ -142,7 +142,7 @@ class TcpSocket(VirtualSocket):
             except BaseException:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 raise
-            if not connection.endpoint.opening:  # it was decided at once, as on loopback
+            if not connection.endpoint.opening:  # connected or failed at once, as on loopback
                 await trio.lowlevel.cancel_shielded_checkpoint()
             while connection.endpoint.opening:
                 await connection.writable.wait()
@@ -155,7 +155,7 @@ class TcpSocket(VirtualSocket):
             raise OSError(error, f"Error connecting to {address!r}: {os.strerror(error)}")
 
     def connect_now(self, endpoint: Endpoint) -> bool:
-        if self._connection is not None and not self._connection.endpoint.opening:  # what an earlier call began
+        if self._connection is not None and not self._connection.endpoint.opening:  # an earlier call began it
             error = self._conclude()
             raise os_error(error or errno.EISCONN)
         if self._connection is not None:
@@ -168,7 +168,7 @@ class TcpSocket(VirtualSocket):
         return True
 
     def _conclude(self) -> int:
-        """The errno with which an attempt to connect ended; after one, the socket is as good as new."""
+        """The errno with which an attempt to connect ended, or 0.  After a failure the socket may connect again."""
         assert self._connection is not None
         error = self._connection.endpoint.take_error()
         if error:
@@ -264,7 +264,7 @@ class TcpSocket(VirtualSocket):
         if flags:
             check_send(flags, stream=True)
         self._check_open()
-        if dst is not None and self._connected() is None:  # where it is connected, Linux ignores the address
+        if dst is not None and self._connected() is None:  # on a connected socket, Linux ignores the address
             raise os_error(errno.EPIPE)
         connection = self._connection
         if connection is None:

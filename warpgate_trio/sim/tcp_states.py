@@ -1,4 +1,4 @@
-"""The states of a TCP connection, its options, and the constants of Linux that bound each of them."""
+"""The states and options of a TCP connection, and the constants of Linux that limit them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ICMP_ERRNO: Final = {
 
 
 class State(Enum):
-    """RFC 9293, section 3.3.2."""
+    """The states of RFC 9293, section 3.3.2."""
 
     SYN_SENT = "SYN-SENT"
     SYN_RECEIVED = "SYN-RECEIVED"
@@ -43,21 +43,21 @@ class State(Enum):
 
 
 AFTER_SHUTDOWN: Final = {State.ESTABLISHED: State.FIN_WAIT_1, State.CLOSE_WAIT: State.LAST_ACK}
-"""What the end of our own writing makes of a state."""
+"""The next state when this end sends its FIN."""
 
 AFTER_ACKNOWLEDGED: Final = {
     State.FIN_WAIT_1: State.FIN_WAIT_2,
     State.CLOSING: State.TIME_WAIT,
     State.LAST_ACK: State.CLOSED,
 }
-"""What the acknowledgement of our FIN makes of a state."""
+"""The next state when this end's FIN is acknowledged."""
 
 AFTER_PEERS_FIN: Final = {
     State.ESTABLISHED: State.CLOSE_WAIT,
     State.FIN_WAIT_1: State.CLOSING,
     State.FIN_WAIT_2: State.TIME_WAIT,
 }
-"""What the peer's FIN, with all before it, makes of a state."""
+"""The next state when the peer's FIN and everything before it has been received."""
 
 OPENING: Final = (State.SYN_SENT, State.SYN_RECEIVED)
 MAY_SEND: Final = (State.ESTABLISHED, State.CLOSE_WAIT)
@@ -66,10 +66,10 @@ MAY_SEND: Final = (State.ESTABLISHED, State.CLOSE_WAIT)
 @final
 @dataclass(slots=True)
 class Options:
-    """What a socket may set, at any time."""
+    """The options that a socket may set at any time."""
 
     ttl: int = 64
     send_buffer: int = 256 * 1024
     receive_buffer: int = 256 * 1024
     unsent_limit: float = inf  # TCP_NOTSENT_LOWAT
-    max_segment: int = 0  # TCP_MAXSEG; read when the SYN goes out, 0 for what the route carries
+    max_segment: int = 0  # TCP_MAXSEG; read when the SYN is sent; 0 for the MTU of the route

@@ -1,8 +1,8 @@
-"""What happened: a hash over all of it, and the latest of it to show.
+"""The trace of a network: a hash over all events of packets, and the latest events for display.
 
-Each entry is (time, node, event, packet, note).  The hash covers time, node, event, 5-tuple, flags and length, never
-payload bytes, which hold keys that no seed decides.  Entries are kept as objects and hashed in batches: a packet
-costs one append.  The last ones stay in a ring for the packet ladder.
+Each entry is (time, node, event, packet, note).  The hash covers time, node, event, 5-tuple, flags and length.  It does
+not cover payload bytes, which may contain keys that do not depend on the seed.  Entries are kept as objects and hashed
+in batches, so that a packet costs one append.  The last entries stay in a ring for the packet ladder.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FIXED: Final = struct.Struct("<dBBI")
 
 @lru_cache(maxsize=1 << 14)
 def _named(node: str, event: str, note: str, src: Endpoint, dst: Endpoint) -> bytes:
-    """The part of an entry that comes again and again, as bytes."""
+    """The part of an entry that repeats often, as bytes."""
     return f"{node} {event} {note} {src} {dst}\n".encode()
 
 
@@ -79,7 +79,7 @@ class Trace:
 
     @property
     def total(self) -> int:
-        """How many entries there were so far."""
+        """The number of entries so far."""
         return self.count + len(self._batch)
 
     def digest(self) -> str:

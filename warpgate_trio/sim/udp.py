@@ -13,7 +13,7 @@ from .ports import Binding
 from .slots import Slot
 
 DEFAULT_BUFFER: Final = 212992  # net.core.rmem_default
-_OVERHEAD: Final = 768  # what the kernel charges for a small datagram beside its bytes (skb truesize)
+_OVERHEAD: Final = 768  # bytes that the kernel charges for a small datagram besides its payload (skb truesize)
 
 _ICMP_ERRNO: Final = {
     Icmp.PORT_UNREACHABLE: errno.ECONNREFUSED,
@@ -27,10 +27,10 @@ class UdpPort:
     """What a bound UDP socket has received.
 
     Attributes:
-      peer: the endpoint that it is connected to.
-      error: an errno to show once; only a connected socket gets ICMP errors, and of those only the hard ones
+      peer: the endpoint to which it is connected.
+      error: a pending errno, which is reported once.  Only a connected socket gets ICMP errors, and only hard ones
         (RFC 1122, 4.1.3.3; `icmp_err_convert` of Linux).
-      groups: (group, index of the interface) pairs that were joined.
+      groups: joined groups, as (group, index of the interface) pairs.
     """
 
     __slots__ = ("_used", "binding", "error", "groups", "host", "limit", "peer", "queue", "readable")
@@ -47,7 +47,7 @@ class UdpPort:
         self._used = 0
 
     def hears(self, group: str, interface: int | None) -> bool:
-        """Whether a packet to a group, or a broadcast, is for this socket."""
+        """Whether this socket receives a packet to a group, or a broadcast."""
         if not (self.binding.wildcard or self.binding.address == group):
             return False
         if group == BROADCAST:
@@ -55,7 +55,7 @@ class UdpPort:
         return any(g == group and (interface is None or i == interface) for g, i in self.groups)
 
     def deliver(self, packet: Packet) -> None:
-        """Queue a datagram, or drop it when the buffer is full."""
+        """Queue a datagram, or drop it if the buffer is full."""
         cost = len(packet.payload) + _OVERHEAD
         if self._used + cost > self.limit and self.queue:
             self.host.drop(packet, "receive buffer full")
@@ -73,7 +73,7 @@ class UdpPort:
         return payload, source
 
     def icmp(self, error: Icmp) -> None:
-        """Take an ICMP error about a datagram to the peer."""
+        """Process an ICMP error about a datagram to the peer."""
         if error in _ICMP_ERRNO:
             self.error = _ICMP_ERRNO[error]
             self.readable.wake()

@@ -18,7 +18,7 @@ from .slots import Slot
 from .sockets import VirtualSocket
 from .udp import UdpPort
 
-_ALWAYS_FITS: Final = 576  # bytes; only larger packets are compared with the MTU of their way
+_ALWAYS_FITS: Final = 576  # bytes; only larger packets are compared with the path MTU
 _MAX_PAYLOAD: Final = {False: 65507, True: 65527}
 _JOIN: Final = {(IP, stdlib.IP_ADD_MEMBERSHIP), (IPV6, stdlib.IPV6_JOIN_GROUP)}
 _LEAVE: Final = {(IP, stdlib.IP_DROP_MEMBERSHIP), (IPV6, stdlib.IPV6_LEAVE_GROUP)}
@@ -34,7 +34,7 @@ class UdpSocket(VirtualSocket):
     def __init__(self, host: Host, family: stdlib.AddressFamily, proto: int) -> None:
         super().__init__(host, family, proto, OptionSet(stream=False, v6=family == stdlib.AF_INET6))
         self._readable = Slot("reading from")
-        self._writable = Slot("writing to")  # nobody ever waits there
+        self._writable = Slot("writing to")  # no task ever waits there
         self._port: UdpPort | None = None
         self._corked: tuple[bytes, Endpoint | None] | None = None  # what was sent with MSG_MORE
         self._multicast_from: Interface | None = None
@@ -90,7 +90,7 @@ class UdpSocket(VirtualSocket):
             raise os_error(errno.EADDRNOTAVAIL)
 
     def _interface_for(self, value: int | Buffer, *, v6: bool) -> Interface:
-        """The interface that an option names, by index or address; the first one for 0."""
+        """The interface that an option names by index or address; the first one for 0."""
         data = value.to_bytes(4, "little") if isinstance(value, int) else bytes(memoryview(value))
         interfaces = self.host.interfaces
         if v6 or len(data) >= 12:
@@ -106,7 +106,7 @@ class UdpSocket(VirtualSocket):
     # Life
 
     def _bound(self) -> UdpPort:
-        """The port of this socket, of any number when it was not bound."""
+        """The port of this socket, which is bound to an ephemeral port if it was not bound."""
         if self._port is None:
             self._bind(self._new_binding(self._wildcard(), 0))
         assert self._port is not None
@@ -164,7 +164,7 @@ class UdpSocket(VirtualSocket):
         source = self._source(endpoint[0])
         port = self._bound()
         port.peer = endpoint
-        if port.binding.wildcard:  # as Linux does it, until the socket is closed
+        if port.binding.wildcard:  # as in Linux, until the socket is closed
             port.binding.address, port.binding.any4, port.binding.any6 = source, False, False
         return True
 
@@ -229,7 +229,7 @@ class UdpSocket(VirtualSocket):
         return len(data)
 
     def _fit(self, packet: Packet, v6: bool) -> None:
-        """Cut a datagram up that is too big for the way, or refuse to."""
+        """Fragment a datagram that is larger than the path MTU, or refuse it."""
         if packet.size > self.host.mtu_to(packet.dst[0]):
             if self._dont_fragment6 if v6 else self._dont_fragment:
                 raise os_error(errno.EMSGSIZE)
@@ -260,7 +260,7 @@ class UdpSocket(VirtualSocket):
         return self._transmit(given, None if dst is None else self._destination(dst))
 
     def _cork(self, data: bytes, flags: int, dst: Endpoint | None) -> int:
-        """Join datagrams until one comes without MSG_MORE; they go where the first was for."""
+        """Join datagrams until one is sent without MSG_MORE; they go to the destination of the first."""
         before, first = self._corked or (b"", dst)
         self._corked = None
         if flags & MORE:
@@ -271,7 +271,7 @@ class UdpSocket(VirtualSocket):
         return len(data)
 
     def sendto_nowait(self, data: Buffer, address: Any, /) -> int:
-        """Send without a checkpoint, to an IP literal; what a `socket.socket` that does not block would do."""
+        """Send to an IP literal without a checkpoint, as a non-blocking `socket.socket` does."""
         dst = self._numeric(address)
         if dst is None:
             raise os_error(errno.EINVAL)
@@ -305,7 +305,7 @@ class UdpSocket(VirtualSocket):
         return Received(b"", None, 0) if self._shut_read else None
 
     def recvfrom_nowait(self, bufsize: int, /) -> tuple[bytes, Any]:
-        """What is there, without a checkpoint; BlockingIOError when nothing is."""
+        """Receive a datagram without a checkpoint; BlockingIOError if there is none."""
         found = None if self.host.is_asleep else self.receive_now(bufsize, 0)
         if found is None:
             raise os_error(errno.EAGAIN)

@@ -1,14 +1,14 @@
-"""The one heap of events and the one task that lets virtual time pass.
+"""The event queue of a network, and the task that runs it.
 
-Everything that happens between programs (a packet that arrives, a timer of TCP, a fault that sets in) is an entry
-``(time, number, function)`` of one heap; the number keeps ties in the order in which they were made.  One task sleeps
-until the first entry is due and then runs all that are due, in order, also those that they cause for the same
-instant.  A packet therefore costs a heap entry, not a task, and an instant costs one pass of Trio's loop, however
-much happens in it.
+Everything that happens between programs (the arrival of a packet, a TCP timer, the begin of a fault) is an entry
+``(time, number, function)`` of one heap; entries of the same time run in the order of their numbers, in which they were
+made.  One task sleeps until the first entry is due, and then runs all due entries, including those that they add for
+the same instant.  A packet therefore costs a heap entry instead of a task, and an instant costs one pass of Trio's
+loop, regardless of the number of its entries.
 
-While entries run, `now` is the time of the entry, so that causes come before effects even where a test has moved the
-clock by hand.  `at_end_of_instant` is for work that many entries of an instant share, such as one acknowledgement
-for a burst of segments.
+While an entry runs, `now` is its time, so that causes precede effects even if a test has moved the clock by hand.
+`at_end_of_instant` is for work that many entries of an instant share, such as one acknowledgement for a burst of
+segments.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ class Wire:
 
     @property
     def now(self) -> float:
-        """Seconds on the run's clock; inside an entry, the time that it is due; after the end, the end's."""
+        """Seconds on the run's clock; while an entry runs, the entry's time; after the network's end, its end time."""
         if self.ended is not None:
             return self.ended
         return self._now if self._running else trio.current_time()
 
     @property
     def pending(self) -> int:
-        """The number of entries that wait."""
+        """The number of waiting entries."""
         return len(self._heap)
 
     def at(self, when: float, fn: Callable[[*Ts], object], *args: *Ts) -> None:
-        """Run `fn(*args)` at a time; one in the past is due at once."""
+        """Run `fn(*args)` at a time; if it is in the past, at once."""
         self._number += 1
         heapq.heappush(self._heap, (when, self._number, fn, args))
         if not self._running:
@@ -60,17 +60,17 @@ class Wire:
                 self._interrupt(when, scope)
 
     def after(self, delay: float, fn: Callable[[*Ts], object], *args: *Ts) -> None:
-        """Run `fn(*args)` after a delay in seconds; 0 means within this instant, after what is due already."""
+        """Run `fn(*args)` after a delay in seconds; with 0, in this instant, after the entries that are already due."""
         self.at(self.now + delay, fn, *args)
 
     def at_end_of_instant(self, fn: Callable[[], object]) -> None:
-        """Run `fn()` when nothing else is due at this time."""
+        """Run `fn()` when nothing else is due at the current time."""
         self._late.append(fn)
         if not self._running and self._scope is not None:
             self._interrupt(-inf, self._scope)
 
     def stop(self, failure: Exception) -> bool:
-        """Let `run` raise `failure` in place of letting time pass; False when it does not run (any more)."""
+        """Make `run` raise `failure` instead of letting time pass; returns False if it is not running."""
         if self._scope is None:
             return False
         self._failure = failure
@@ -85,11 +85,11 @@ class Wire:
             trio.lowlevel.reschedule(task)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Let things happen until cancelled.  What an entry raises ends this task."""
+        """Run the entries when they are due, until cancelled.  An exception of an entry ends this task."""
         over = False
 
         def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
-            # Awake without an exception, which would cost more than what there is to do: each instant ends this way.
+            # Wake up without an exception, which would cost more than the work: each instant ends this way.
             nonlocal over
             over = True
             task, self._task = self._task, None
@@ -101,7 +101,7 @@ class Wire:
         while True:
             await trio.lowlevel.checkpoint_if_cancelled()
             over = False
-            # One scope serves until its deadline comes: being woken for something earlier costs no new one.
+            # One scope is used until its deadline: an earlier wake-up needs no new one.
             with trio.CancelScope() as scope:
                 while not over:
                     if self._failure is not None:
@@ -115,9 +115,9 @@ class Wire:
                         self._scope = self._task = None
 
     def act(self, fn: Callable[[*Ts], object], *args: *Ts) -> None:
-        """Run `fn(*args)` and what it causes in this instant before returning, as the kernel does in a system call.
+        """Run `fn(*args)` and everything that it causes in this instant, as the kernel does in a system call.
 
-        What `fn` raises comes out, and what it has put on the wire by then still happens.
+        Exceptions of `fn` propagate; the entries that it has added by then still run.
         """
         if self._running:
             fn(*args)
