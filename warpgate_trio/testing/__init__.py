@@ -1,13 +1,13 @@
-"""What tests of network programs need besides pytest and Trio's own helpers.
+"""Helpers for tests of network programs.
 
-* `hosts`: `simulated_hosts` lets whole nodes run in a `warpgate_trio.sim.Network`, unchanged.
-* `machine`: `simulated_machine`, the clocks of `time` and psutil for programs that ask those.
-* `pipe_laws`: laws that a byte stream has to keep, for streams of your own.
-* `world`: a world with servers for programs that are built on this package, and `theory`: what to expect in it.
-* `restarts`: servers of a world that are killed and come back.
-* `worlds`: worlds as plain data, `Topology` and `PeerPair`; `populations`: how common which NATs are.
-* `strategies`: Hypothesis strategies for all that, and for NATs, links and faults.  It needs the extra ``testing``
-  and is not imported by this module: ``from warpgate_trio.testing import strategies``.
+* `hosts`: `simulated_hosts` runs whole nodes, unchanged, in a `warpgate_trio.sim.Network`.
+* `machine`: `simulated_machine` replaces the clocks of `time` and the interfaces of psutil on simulated hosts.
+* `pipe_laws`: checks of byte streams, for streams of your own.
+* `world`: a world with servers, for programs that use this package; `theory`: which peers can connect in it.
+* `restarts`: servers of a world that are killed and started again.
+* `worlds`: worlds as plain data, `Topology` and `PeerPair`; `populations`: how common kinds of NATs are.
+* `strategies`: Hypothesis strategies for these, and for NATs, links and faults.  It needs the extra ``testing`` and is
+  not imported by this module: ``from warpgate_trio.testing import strategies``.
 
 docs/howto/testing.md shows how they work together.
 """

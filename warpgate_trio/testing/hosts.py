@@ -1,8 +1,8 @@
 """Simulated hosts as `warpgate_trio.host.Host`s: with `simulated_hosts`, whole nodes run in the simulator unchanged.
 
-The simulator knows nothing of this package.  It puts its sockets behind `trio.socket`; this module puts the rest of
-its machines (interfaces, routes, clocks, entropy) behind `warpgate_trio.host.current`.  Which machine answers is the
-simulator's own context variable, so a node has the host that it was opened on.
+The simulator does not depend on this package.  It installs its sockets behind `trio.socket`; this module installs its
+interfaces, routes, clocks and entropy behind `warpgate_trio.host.current`.  The simulator's own context variable
+determines the host, so a node uses the host on which it was opened.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ _LOOPBACK: Final = Interface(
 
 
 _PORT_MAPPING: Final = (5351, 1900)  # NAT-PMP and PCP; SSDP
-_FAR_AWAY: Final = ("192.0.2.1", "2001:db8::1")  # whither the default routes lead
+_FAR_AWAY: Final = ("192.0.2.1", "2001:db8::1")  # addresses for which the default routes are used
 
 
 @final
 class SimulatedHost:
-    """A `warpgate_trio.host.Host` that is a host of a `warpgate_trio.sim.Network`.
+    """A `warpgate_trio.host.Host` for a host of a `warpgate_trio.sim.Network`.
 
-    Everything about it is the same for a network's seed and the host's name: its entropy too, which must therefore
-    never protect anything real.
+    Everything about it, its entropy too, depends on the network's seed and the host's name alone.  Keys that are made
+    from this entropy must not protect anything real.
     """
 
     __slots__ = ("machine",)
@@ -79,7 +79,7 @@ class SimulatedHost:
         return None if source is None else ip_address(source)
 
     def gateways(self) -> tuple[Gateway, ...]:
-        """Routers on which a program serves a protocol of port mapping; the others have nothing to be asked for."""
+        """The routers on which a program serves a port-mapping protocol; others cannot map ports."""
         routes = {(route.interface.index, route.gateway) for there in _FAR_AWAY if (route := self.machine.route(there))}
         routers = {each.index: each.segment.router for each in self.machine.interfaces}
         serving = {
@@ -94,7 +94,7 @@ class SimulatedHost:
         return self.machine.name.lower()
 
     def environment(self) -> Mapping[str, str]:
-        return {}  # a simulated machine has none: the one that simulates is not asked
+        return {}  # a simulated host has none; the real machine's must not be visible
 
     def wall_time(self) -> float:
         return self.machine.wall_time()
@@ -118,7 +118,7 @@ class SimulatedHost:
 
 
 def _address(interface: sim.Interface, text: str, prefix: int) -> InterfaceAddress:
-    """In a cloud its network is the address alone: its hosts are routers apart, and no LAN."""
+    """An interface's address.  In a cloud its prefix is the full length: hosts are routers apart, and share no LAN."""
     ip = ip_address(text)
     return InterfaceAddress(
         ip=ip,
@@ -140,15 +140,15 @@ def _here() -> Host:
 
 @asynccontextmanager
 async def simulated_hosts() -> AsyncGenerator[None]:
-    """Let `warpgate_trio.host.current` answer with the simulated host that the calling code runs on::
+    """Let `warpgate_trio.host.current` return the simulated host on which the calling code runs::
 
         async with Network(seed=7) as net, simulated_hosts():
             with net.host("alice"):
                 async with open_node(...) as node:
                     ...
 
-    What was installed before comes back at the end.  In between, code on no simulated host gets a RuntimeError, so
-    that the real machine's clock and addresses never leak into a simulated world.
+    The previous provider is restored at the end.  In between, code on no simulated host gets a RuntimeError, so that
+    the real machine's clock and addresses never leak into a simulated world.
     """
     await trio.lowlevel.checkpoint()
     previous = set_provider(_here)

@@ -1,7 +1,7 @@
-"""`time` and psutil on simulated hosts, for programs that ask them and not Trio.
+"""`time` and psutil on simulated hosts, for programs that use them instead of Trio.
 
-The simulator replaces what Trio has hooks for; the clocks of the standard library it leaves alone, since tests, their
-tools and the simulator itself use them too.  `simulated_machine` replaces them for as long as a test asks for it.
+The simulator replaces what Trio has hooks for.  It leaves the clocks of the standard library alone, since tests, their
+tools and the simulator itself use them.  `simulated_machine` replaces them while a test needs it.
 """
 
 from __future__ import annotations
@@ -22,28 +22,32 @@ from ..sim.host import host_here
 
 __all__ = ["simulated_machine"]
 
-_SPEED: Final = 1000  # Mbit/s, what an ordinary interface says of itself
+_SPEED: Final = 1000  # Mbit/s, as an ordinary interface reports
 _LOOPBACK: Final = (("127.0.0.1", "127.0.0.0/8"), ("::1", "::1/128"))
 
 
 @contextmanager
 def simulated_machine(*modules: ModuleType) -> Generator[None]:
-    """Let `time` and psutil answer for the simulated host that the calling code runs on::
+    """Let `time` and psutil answer for the simulated host on which the calling code runs::
 
         with simulated_machine():
             simulate(main)
 
-    On a simulated host `time.time` and `time.time_ns` tell its wall clock, `time.monotonic` and `time.monotonic_ns` the
-    seconds since the run began, without those that it has slept; `psutil.net_if_addrs` and `psutil.net_if_stats` list
-    its interfaces, and `psutil.boot_time` is when the run began, by its wall clock.  Elsewhere, and at the end, all are
-    as before.
+    On a simulated host:
 
-    All else stays real: `time.perf_counter`, which is for measuring programs, `time.sleep`, what asks the C library
-    by itself (`datetime.datetime.now`, `time.localtime` and `time.strftime` without a time), and what psutil knows
-    besides.
+    * `time.time` and `time.time_ns` return its wall clock;
+    * `time.monotonic` and `time.monotonic_ns` return the time since the run began, without the time that it has slept;
+    * `psutil.net_if_addrs` and `psutil.net_if_stats` list its interfaces;
+    * `psutil.boot_time` returns when the run began, by its wall clock.
+
+    For code on no simulated host, and after the block, they are as before.
+
+    Everything else stays real: `time.perf_counter`, which is for measuring programs; `time.sleep`; functions that ask
+    the C library directly (`datetime.datetime.now`, `time.localtime` and `time.strftime` without a time); the rest of
+    psutil.
 
     Args:
-      modules: modules that have one of these functions under a name of their own, as after ``from time import time``.
+      modules: modules that hold one of these functions under a name of their own, as after ``from time import time``.
     """
     replaced: list[tuple[ModuleType, str, object]] = []
     try:

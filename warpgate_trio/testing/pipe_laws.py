@@ -1,14 +1,14 @@
 """Laws of byte streams that Trio's own checkers do not check, for tests of Pipes and of other streams.
 
-A mutation study of 25 broken streams showed what `trio.testing.check_half_closeable_stream` lets through: bytes that a
-cancelled ``receive_some`` loses, an ignored ``max_bytes``, a ``b""`` that is no end, and a stream that a cancelled
-``send_all`` garbles.  There is one law for each here, and `check_pipe` runs them all, Trio's own first.
+A mutation study of 25 broken streams showed which faults `trio.testing.check_half_closeable_stream` does not detect:
+bytes lost by a cancelled ``receive_some``, an ignored ``max_bytes``, a ``b""`` before the end, and a stream garbled by
+a cancelled ``send_all``.  This module has a law for each, and `check_pipe` runs Trio's checks and then all laws.
 
 Every law takes a *maker*, as Trio's checkers do: an async function that returns two connected streams, of which the
-first sends to the second.  A law closes the streams that it got, raises `AssertionError` with one sentence when it is
-broken, and draws what it does at random from `seed`, the same on every run.
+first sends to the second.  A law closes the streams.  If it is broken, it raises `AssertionError` with one sentence.
+Random choices depend on `seed` alone and are the same on every run.
 
-A broken stream may show as a hang; bound the call where it is made, and keep what pumps the stream in a nursery::
+A broken stream may hang, so call a law with a timeout, and run the tasks that pump the stream in a nursery::
 
     async def test_my_stream() -> None:
         with trio.fail_after(5):
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 StreamMaker = Callable[[], Awaitable[tuple[SendStream, ReceiveStream]]]
-"""Makes a sending stream and the receiving stream that it is connected to."""
+"""Makes a sending stream and the receiving stream to which it is connected."""
 PipeMaker = Callable[[], Awaitable[tuple[HalfCloseableStream, HalfCloseableStream]]]
 """Makes the two ends of one Pipe."""
 
@@ -52,8 +52,9 @@ async def check_pipe(
     Args:
       maker: makes two connected ends.
       clogged_maker: the same, but ``send_all`` and ``wait_send_all_might_not_block`` block at both ends until the other
-        end receives.  Without it nobody checks that two senders at once are told, nor that waiting to send waits.
-      seed: what the random laws draw from.
+        end receives.  With None it is not checked that two simultaneous senders get an error, nor that waiting to send
+        waits.
+      seed: determines the random choices of the laws.
       may_break: as in `check_cancelled_send`.
 
     Raises:
@@ -88,10 +89,10 @@ async def check_max_bytes(maker: StreamMaker) -> None:
 
 
 async def check_early_eof(maker: StreamMaker) -> None:
-    """``receive_some`` returns ``b""`` at the end of the stream and nowhere else, and then every time.
+    """``receive_some`` returns ``b""`` only at the end of the stream, and from then on every time.
 
-    What must not end it: sending nothing, a cancelled wait to receive, waiting to be able to send, and where both ends
-    can send, what goes the other way.
+    These must not end it: sending ``b""``, a cancelled wait to receive, ``wait_send_all_might_not_block``, and data in
+    the other direction, if both ends can send.
     """
     async with _made(maker) as (sender, receiver):
         received: list[bytes] = []
@@ -126,7 +127,7 @@ async def check_early_eof(maker: StreamMaker) -> None:
 
 
 async def check_send_copies(maker: StreamMaker) -> None:
-    """Whoever called ``send_all`` may change its buffer afterwards, and may pass any bytes-like object."""
+    """The caller of ``send_all`` may change the buffer afterwards, and may pass any bytes-like object."""
     async with _made(maker) as (sender, receiver), _tasks() as nursery:
 
         async def send() -> None:
@@ -142,11 +143,11 @@ async def check_send_copies(maker: StreamMaker) -> None:
 
 
 async def check_cancelled_receive(maker: StreamMaker, *, seed: int = 0, size: int = 3000) -> None:
-    """``receive_some`` loses nothing when it is cancelled, at whatever moment.
+    """``receive_some`` loses nothing when it is cancelled, at any moment.
 
     Args:
-      seed: decides sizes and moments.
-      size: bytes sent in all, in pieces of up to 40.
+      seed: determines sizes and moments.
+      size: bytes sent in total, in pieces of up to 40.
     """
     dice = _Dice(seed)
     sent = bytes(i % 251 for i in range(size))
@@ -177,17 +178,17 @@ async def check_cancelled_receive(maker: StreamMaker, *, seed: int = 0, size: in
 async def check_cancelled_send(
     maker: StreamMaker, *, seed: int = 0, may_break: bool = True, size: int = 1 << 21
 ) -> None:
-    """After a cancelled ``send_all`` the stream goes on whole, or is broken, but never carries a garbled message.
+    """After a cancelled ``send_all`` the stream is intact, or broken, but never carries a garbled message.
 
-    Whole means: what arrives is each call's data in order, all of it for a call that returned, and some first part of
-    it, possibly none, for a call that was cancelled.
+    Intact means that the data of the calls arrives in order: all data of a call that returned, and the beginning of the
+    data, or none, of a call that was cancelled.
 
     Args:
-      seed: decides sizes and moments.
-      may_break: whether `trio.BrokenResourceError` from the calls after a cancelled one is good enough, as it is for
-        `trio.SSLStream`.  A Pipe promises more.
-      size: bytes of the first message, which is cancelled when everything is blocked: more than the stream takes while
-        nobody receives, where that can be.
+      seed: determines sizes and moments.
+      may_break: whether calls after a cancelled one may raise `trio.BrokenResourceError`, as with `trio.SSLStream`.  A
+        Pipe must not.
+      size: bytes of the first message, which is cancelled when every task is blocked.  It should be more than the
+        stream accepts while nothing is received.
     """
     dice = _Dice(seed)
     received = bytearray()
@@ -228,7 +229,7 @@ async def check_cancelled_send(
                 received.extend(piece)
         except trio.BrokenResourceError:
             broken = True
-            await trio.aclose_forcefully(receiver)  # or the sender would wait for it
+            await trio.aclose_forcefully(receiver)  # otherwise the sender would wait for it
 
     async with _made(maker) as (sender, receiver), _tasks() as nursery:
         await send(nursery, sender)
@@ -239,7 +240,7 @@ async def check_cancelled_send(
 # -- what the laws share -----------------------------------------------------------------------------------------------
 
 _MARK: Final = 0xFF
-"""Begins every message of `check_cancelled_send` and occurs nowhere else in it."""
+"""The first byte of every message of `check_cancelled_send`; it does not occur elsewhere in a message."""
 
 
 def _message(number: int, size: int) -> bytes:
@@ -254,7 +255,7 @@ def _is_whole(calls: list[tuple[bytes, bool]], received: bytes, *, broken: bool)
         return False
     for message, cancelled in calls:
         if broken and not parts:
-            return True  # what a broken stream still carried is lost
+            return True  # a broken stream may lose the data in flight
         if parts and message.startswith(parts[0]) and (cancelled or broken or len(parts[0]) == len(message)):
             del parts[0]
         elif not cancelled:
@@ -287,7 +288,7 @@ def _difference(sent: bytes, received: bytes | bytearray) -> str:
 
 @asynccontextmanager
 async def _tasks() -> AsyncGenerator[trio.Nursery]:
-    """A nursery out of which a broken law comes bare, and so does anything else that comes alone."""
+    """A nursery that raises a broken law, or any other exception that is alone, without an exception group."""
     try:
         async with trio.open_nursery() as nursery:
             yield nursery

@@ -1,4 +1,4 @@
-"""How common which kinds of access to the internet are, to answer what share of random pairs of peers would connect."""
+"""How common kinds of internet access are, to estimate which share of random pairs of peers would connect."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["POPULATIONS", "Population"]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Access:
-    """A kind of access to the internet, in shares of 1.
+    """A kind of internet access; all numbers are shares from 0 to 1.
 
     Attributes:
-      weight: of it in its population.
-      open: of its hosts that are public or forwarded.
-      symmetric: of its NATs whose mapping is not endpoint-independent.
-      eif, adf: of its other NATs, by filtering; the rest is address-and-port-dependent.
-      no_udp: of its hosts.
+      weight: the share of this kind in its population.
+      open: the share of its hosts that are public or forwarded.
+      symmetric: the share of its NATs whose mapping is not endpoint-independent.
+      eif, adf: the shares of its other NATs with this filtering; the rest filters address-and-port-dependently.
+      no_udp: the share of its hosts without UDP.
     """
 
     weight: float
@@ -49,12 +49,12 @@ class _Access:
 
 @final
 class Population:
-    """Kinds of access to the internet, each with its share of all peers.
+    """Kinds of internet access, each with its share of all peers.
 
-    The shares are illustrative, but anchored in measurements: cellular networks are symmetric for about 40 % and home
-    CPE for under 2 % (Richter et al. 2016), CGN in between; one host in five of a peer-to-peer swarm was open in 2011
-    and one NAT in nine endpoint-dependent (Halkes and Pouwelse 2011).  Each kind is one preset, also where
-    real peers have several NATs, so the shares are of what a peer looks like from outside.
+    The shares are illustrative but based on measurements.  About 40 % of cellular networks are symmetric, under 2 % of
+    home CPE, and CGN are in between (Richter et al. 2016).  One host in five of a peer-to-peer swarm was open in 2011,
+    and one NAT in nine was endpoint-dependent (Halkes and Pouwelse 2011).  Each kind is one preset, even if real peers
+    have several NATs: the shares describe what a peer looks like from outside.
     """
 
     __slots__ = ("kinds", "name")
@@ -64,13 +64,13 @@ class Population:
         self.kinds: tuple[tuple[float, tuple[NatConfig, ...]], ...] = tuple(
             kind for access in accesses for kind in access.kinds()
         )
-        """Pairs of a share, of 1 in all, and the NATs of that kind."""
+        """Pairs of a share and the NATs of that kind; the shares add up to 1."""
 
     def __repr__(self) -> str:
         return f"<Population {self.name}>"
 
     def sample(self, random: Random) -> Place:
-        """A peer's place, drawn with the shares exactly, which Hypothesis does not promise: for counting."""
+        """Draw a peer's place with exactly these shares, for counting; Hypothesis does not guarantee shares."""
         (behind,) = random.choices([nats for _, nats in self.kinds], [share for share, _ in self.kinds])
         return Place(nats=behind)
 
@@ -102,4 +102,5 @@ POPULATIONS: Final = {
         Population("swarm-2011", _Access(weight=1.0, open=0.21, symmetric=0.11 / 0.79, eif=0.10, adf=0.05, no_udp=0.0)),
     )
 }
-"""By name; "consumer": 65 % homes, 15 % homes behind CGN, 20 % cellular; "everybody": that and 10 % offices, clouds."""
+"""By name.  "consumer": 65 % homes, 15 % homes behind CGN, 20 % cellular; "everybody": the same in about these
+proportions, and 10 % offices and clouds."""

@@ -1,17 +1,17 @@
-"""A pytest plugin for tests that simulate networks.  Nothing loads it unasked: a top-level ``conftest.py`` says
+"""A pytest plugin for tests that simulate networks.  It is not loaded by default: a top-level ``conftest.py`` needs
 
     pytest_plugins = ["warpgate_trio.testing.pytest_plugin"]
 
 It does three things:
 
-* A test that fails after its network was left, as in ``assert simulate(main) == expected``, shows one screen on that
-  network in its report.  With Hypothesis it is the network of the smallest failing example, which is run last.  (An
-  exception that leaves the network has the screen as a note already.)
-* The traceback of a test that simulated something is in pytest's short style, so that the failure fits on a screen.
-  ``--tb=long``, and every other style that is asked for, is obeyed.
-* The end of the run tells how many worlds were simulated, with pytest-xdist those of all workers.
+* If a test fails after its network was left, as in ``assert simulate(main) == expected``, its report has one screen
+  about that network.  With Hypothesis this is the network of the smallest failing example, which is run last.  (An
+  exception that leaves the network already has the screen as a note.)
+* The traceback of a test that simulated something is in pytest's short style, so that the failure fits on a screen.  An
+  explicit ``--tb=long``, or another style, is respected.
+* The summary of the run shows how many worlds were simulated, with pytest-xdist those of all workers.
 
-There are no fixtures: a clock that jumps belongs to one run, and one test runs many, so `simulate` makes one for each.
+There are no fixtures: a jumping clock belongs to one run, and a test may have many, so `simulate` makes one for each.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _KEY: Final = "warpgate_trio_simulated"
 @final
 @dataclass(slots=True)
 class Tally:
-    """What was simulated.
+    """Counts of what was simulated.
 
     Attributes:
-      worlds: networks that were entered and left.
-      events: what happened to packets: sent, translated, dropped, received.
-      seconds: of virtual time.
-      last: the network that was left last in the test that runs.
+      worlds: number of networks that were entered and left.
+      events: number of events of packets: sent, translated, dropped, received.
+      seconds: virtual time, in seconds.
+      last: the network that was left last in the running test.
     """
 
     worlds: int = 0

@@ -4,8 +4,7 @@
     async with pair.build() as net, simulated_hosts(), open_nodes(net, servers=restarts.of(*SERVERS)) as nodes:
         await restarts.restart("server", pause=3.0)
 
-They end as killed programs do: nothing is said, the kernel resets their connections, and what they had in memory is
-gone.
+They end like killed programs: they send nothing, the kernel resets their connections, and their memory is lost.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ __all__ = ["Restarts"]
 
 @final
 class _Running:
-    """A server that runs, until its machine is told to restart."""
+    """A running server, until `kill` restarts it."""
 
     def __init__(self, server: WorldServer, host: Host) -> None:
         self.server = server
@@ -57,7 +56,7 @@ class Restarts:
         self._running: dict[str, list[_Running]] = {}
 
     def of(self, *servers: WorldServer) -> tuple[WorldServer, ...]:
-        """The same servers, for `open_nodes` and for worlds of one's own; these can be restarted."""
+        """Restartable versions of servers, for `open_nodes` and for worlds of your own."""
         return tuple(map(self._restartable, servers))
 
     def _restartable(self, server: WorldServer) -> WorldServer:
@@ -77,16 +76,17 @@ class Restarts:
         return replace(server, open=opened)
 
     async def restart(self, machine: str, *, pause: float = 0.0) -> None:
-        """Kill the servers of a machine, and wait until they are there again, at the same addresses.
+        """Kill the servers of a machine, and wait until they are up again, at the same addresses.
 
-        Every TCP connection of the machine is reset.  Until they are there, who connects is refused, and datagrams are
-        answered with ICMP errors.
+        Every TCP connection of the machine is reset.  While the servers are down, new connections are refused, and
+        datagrams are answered with ICMP errors.
 
         Args:
-          machine: the name of the host that they run on.
+          machine: the name of the host on which they run.
           pause: virtual seconds from their end to their new start.
 
-        KeyError for a machine that has no server which can be restarted.
+        Raises:
+          KeyError: the machine has no restartable server.
         """
         killed = self._running[machine]
         if not killed:

@@ -1,7 +1,8 @@
 """Hypothesis strategies for networks: NATs, links, worlds of NATs and hosts, faults, and pairs of peers.
 
-Needs the extra ``testing``.  Everything drawn is plain frozen data: it prints, it shrinks towards fewer machines on
-perfect links without NATs, and `Topology.build` and `PeerPair.build` make a `warpgate_trio.sim.Network` of it::
+The module needs the extra ``testing``.  The strategies draw plain frozen data, which is printable and shrinks towards
+fewer machines on perfect links without NATs.  `Topology.build` and `PeerPair.build` make a `warpgate_trio.sim.Network`
+of it::
 
     @given(peer_pairs())
     def test_my_protocol(pair: PeerPair) -> None:
@@ -11,8 +12,8 @@ perfect links without NATs, and `Topology.build` and `PeerPair.build` make a `wa
 
         simulate(main, seed=pair.seed)
 
-Draw uniformly over what NATs may do (`nats`, `peer_pairs`) to look for bugs, and from a `population` to learn how often
-something works for people: in a population the corners that break programs are rare.
+To look for bugs, draw from all behaviours of NATs (`nats`, `peer_pairs`).  To estimate how often something works for
+users, draw from a `population`, in which the corner cases that break programs are rare.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ __all__ = [
 ]
 
 SEEDS: Final = st.integers(0, 2**16 - 1)
-SLOTS: Final = 1000  # of a population: its shares are rounded to thousandths
+SLOTS: Final = 1000  # the shares of a population are rounded to thousandths
 
 
 def links(*, max_latency: float = 0.2, noisy: bool = True) -> st.SearchStrategy[Link]:
@@ -93,7 +94,7 @@ def _allocations() -> st.SearchStrategy[Preserve | Uniform | Sequential | Block 
 
 
 def behaviors(*, tcp: bool) -> st.SearchStrategy[Behavior]:
-    """Every combination of the axes of one transport; the simplest is the friendliest."""
+    """Every combination of the axes of one transport; they shrink towards the most permissive one."""
     policies = [each for each in Unsolicited if tcp or each not in (Unsolicited.RST, Unsolicited.HOLD)]
     return st.builds(
         Behavior,
@@ -115,7 +116,7 @@ def _composed(udp: Behavior, tcp: Behavior, pooling: Pooling) -> NatConfig:
 
 
 def nats(*, composed: bool = True) -> st.SearchStrategy[NatConfig]:
-    """NATs: those of `presets.NATS`, and with `composed` every combination of the axes, UDP and TCP apart."""
+    """NATs: those of `presets.NATS`, and with `composed` every combination of the axes, separately for UDP and TCP."""
     known = st.sampled_from(list(presets.NATS.values()))
     if not composed:
         return known
@@ -136,8 +137,8 @@ def topologies(
 ) -> Topology:
     """Worlds: at least one machine on the internet, and LANs `max_depth` deep, each with at least one machine.
 
-    Hosts are ``"host0"``, ``"host1"`` and so on, routers ``"lan0"`` and so on; `max_lans` and `max_machines` are of one
-    segment.
+    Hosts are called ``"host0"``, ``"host1"`` and so on, routers ``"lan0"`` and so on.  `max_lans` and `max_machines`
+    apply to each segment.
     """
     nat = nats() if nat is None else nat
     link = links() if link is None else link
@@ -180,14 +181,14 @@ _KINDS: Final = (
     Kind.MTU_BLACKHOLE,
     *_OF_ROUTERS,
 )
-"""What befalls a network; what befalls a machine (it sleeps, it moves) a test asks for by name."""
+"""The faults that are drawn: those of networks.  Faults of hosts, such as SLEEP, have to be made explicitly."""
 
 
 @st.composite
 def fault_schedules(
     draw: st.DrawFn, topology: Topology, *, horizon: float = 60.0, max_size: int = 4
 ) -> tuple[Fault, ...]:
-    """Faults of hosts and routers of a world, that begin and end within `horizon` seconds; for `Network.schedule`."""
+    """Faults at hosts and routers of a world that begin and end within `horizon` seconds; for `Network.schedule`."""
     hosts, routers = topology.host_names(), topology.router_names()
     instants = st.integers(0, int(horizon * 10)).map(lambda tenths: tenths / 10)
     found: list[Fault] = []
@@ -234,13 +235,13 @@ def peer_pairs(
     max_skew: int = 30,
     max_nats: int = 2,
 ) -> PeerPair:
-    """Two peers anywhere: in the open, behind up to `max_nats` NATs each, on one LAN, behind one CGN.
+    """Two peers anywhere: without NAT, behind up to `max_nats` NATs each, on one LAN, or behind one CGN.
 
     Args:
-      nat: of every layer; all of `nats` by default.
-      link: of both peers and of the server.
-      max_skew: whole seconds by which each clock may be wrong.
-      max_nats: layers of each one's own, besides one that they may share.
+      nat: strategy for every NAT; by default `nats`.
+      link: strategy for the links of both peers and of the server.
+      max_skew: the most whole seconds by which each clock is wrong.
+      max_nats: the most NATs of each peer, besides one that they may share.
     """
     nat = nats() if nat is None else nat
     link = links() if link is None else link
@@ -255,7 +256,7 @@ def peer_pairs(
 
 
 def _kinds(who: Population) -> st.SearchStrategy[tuple[NatConfig, ...]]:
-    """The kinds of a population, weighted; shrinks towards the open internet."""
+    """The kinds of a population, by their shares; they shrink towards a host without NAT."""
     ordered = sorted(who.kinds, key=lambda kind: len(kind[1]))
     upto = list(accumulate(share for share, _ in ordered))
     slots = [next(kind for (_, kind), end in zip(ordered, upto, strict=True) if n / SLOTS < end) for n in range(SLOTS)]
@@ -268,8 +269,8 @@ def population(
 ) -> PeerPair:
     """Two random peers of one of `POPULATIONS`.  KeyError for another name.
 
-    For runs that ask how things are for most people, never in place of `peer_pairs`.  Hypothesis prefers what it has
-    not tried yet, so shares are to be measured with `Population.sample`.
+    It is for tests of the usual case, and does not replace `peer_pairs`.  Hypothesis prefers examples that it has not
+    tried yet, so measure shares with `Population.sample`.
     """
     kinds = _kinds(POPULATIONS[name])
     link = links(noisy=False) if link is None else link

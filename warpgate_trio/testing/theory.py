@@ -1,7 +1,7 @@
-"""What theory says about two peers of a world: whether they can dial each other, or punch through their NATs.
+"""Predictions for two peers of a world: whether they can dial each other, or punch through their NATs.
 
-Written from the definitions of RFC 4787 and RFC 5382, without a look at the simulator's NATs or at any node, so that
-both can be held against it.
+The predictions follow from the definitions of RFC 4787 and RFC 5382, and use no code of the simulated NATs or the
+nodes, so that both can be tested against them.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from .worlds import PeerPair, Place
 __all__ = ["can_connect", "can_punch", "lets_out", "promised", "punch_possible", "reaches", "stacked"]
 
 SIGNALS: Final = 443
-"""The port of the signal server in `world`, which the strictest of firewalls lets out."""
+"""The port of the signal server in `world`, which even strict firewalls let out."""
 CROSSING: Final = 0.01
-"""Seconds on the way in which two packets that leave at one time are sure to cross, and neither comes too early."""
+"""Seconds of one-way delay with which two packets that are sent at the same time are sure to cross on the way."""
 _MAPPINGS: Final = [Mapping.EIM, Mapping.ADM, Mapping.APDM]
 _FILTERS: Final = [Filtering.EIF, Filtering.ADF, Filtering.APDF]
 
 
 def stacked(layers: Sequence[Behavior]) -> tuple[Mapping, Filtering]:
-    """What a stack of NATs looks like from outside: mapped as the most dependent of them, filtered as the strictest."""
+    """The behaviour of a stack of NATs seen from outside: the most dependent mapping and the strictest filtering."""
     mapping = max((one.mapping for one in layers), key=_MAPPINGS.index, default=Mapping.EIM)
     filtering = max((one.filtering for one in layers), key=_FILTERS.index, default=Filtering.EIF)
     return mapping, filtering
 
 
 def promised(a: Sequence[Behavior], b: Sequence[Behavior]) -> bool:
-    """As Ford, Srisuresh and Kegel (2005) have it: a packet does not get first behind a NAT that moves ports.
+    """Whether punching works by Ford, Srisuresh and Kegel (2005): no first packet gets in unless the mapping is EIM.
 
-    That is what real NATs do.  `punch_possible` knows of ones besides that move ports and let everybody in.
+    This holds for real NATs.  `punch_possible` also covers NATs that are not EIM but filter endpoint-independently.
     """
     (mapping_a, filtering_a), (mapping_b, filtering_b) = stacked(a), stacked(b)
     eim_a, eim_b = mapping_a is Mapping.EIM, mapping_b is Mapping.EIM
@@ -43,15 +43,16 @@ def promised(a: Sequence[Behavior], b: Sequence[Behavior]) -> bool:
 
 
 def _gets_in(layers: Sequence[Behavior], peer_is_eim: bool) -> bool:
-    """Whether a peer's packet to the endpoint that a server saw can be the first that arrives behind `layers`.
+    """Whether the first packet of a peer, sent to the endpoint that a server saw, can get in through `layers`.
 
-    A layer that filters nothing lets it in, whatever it maps: the mapping that the server saw is there.  Any other
-    must know the peer *in that mapping*, so it and all layers inside of it must use one mapping for server and peer;
-    and to be known by port too, the peer must come from the endpoint that it announced.  For NATs of the classic
-    kinds this is the predicate of `promised`.
+    A layer with endpoint-independent filtering lets it in regardless of its mapping behaviour, since the mapping that
+    the server saw exists.  Any other layer must already have sent to the peer *from that mapping*.  So this layer and
+    all layers inside of it must use the same mapping for the server and the peer.  If it filters by port too, the
+    peer's packet must come from the endpoint that the peer announced.  For classic kinds of NATs this is the predicate
+    of `promised`.
     """
     one_mapping = True
-    for layer in reversed(layers):  # from the innermost out
+    for layer in reversed(layers):  # from the innermost outwards
         one_mapping = one_mapping and layer.mapping is Mapping.EIM
         knows = layer.filtering is Filtering.ADF or peer_is_eim
         if layer.filtering is not Filtering.EIF and not (one_mapping and knows):
@@ -60,14 +61,14 @@ def _gets_in(layers: Sequence[Behavior], peer_is_eim: bool) -> bool:
 
 
 def punch_possible(a: Sequence[Behavior], b: Sequence[Behavior], *, a_leads: bool = False) -> bool:
-    """Whether two hosts behind these NATs, outermost first, hear from each other by sending to what was signalled.
+    """Whether two hosts behind these NATs, outermost first, can communicate by sending to the signalled endpoints.
 
-    `a_leads`: a's packets arrive before b sends any.  It matters in one case: b's NATs are not EIM and let a's packet
-    in on the announced port.  Then b's answer comes from that port if it is the first thing that b sends to a, and
-    else from the port of what it has sent before, which a port-dependent filter of a does not know.
+    `a_leads`: a's packets arrive before b sends any.  This matters in one case: b's NATs are not EIM, but let a's
+    packet in on the announced port.  If b's answer is its first packet to a, it comes from that port.  Otherwise it
+    comes from the port of b's earlier packets, which a port-dependent filter of a does not admit.
 
-    Preconditions: the hosts have different outermost addresses; pooling is paired; no port is another host's, and no
-    quota is reached; symmetric NATs do not happen to preserve ports; no NAT has `Unsolicited.LOCAL`.
+    Preconditions: the hosts have different outermost addresses; pooling is paired; no port is in use by another host,
+    and no quota is reached; symmetric NATs do not happen to preserve ports; no NAT has `Unsolicited.LOCAL`.
     """
     eim_a = all(one.mapping is Mapping.EIM for one in a)
     eim_b = all(one.mapping is Mapping.EIM for one in b)
@@ -78,13 +79,15 @@ def punch_possible(a: Sequence[Behavior], b: Sequence[Behavior], *, a_leads: boo
 
 
 def can_punch(pair: PeerPair, *, tcp: bool = False) -> bool | None:
-    """Whether two peers of a world can punch, sending to what a server on the internet saw; None: theory does not say.
+    """Whether two peers of a world can punch, sending to the endpoints that a server on the internet saw.
 
-    It presupposes that both keep trying within the lifetime of mappings.  They begin at one time, or with packets whose
-    TTL is too low to come as far as the other's NATs.  The preconditions of `punch_possible` are checked here: the
-    transport passes; the peers have different outermost addresses, or one that hairpins; no port is another's.  Where
-    a NAT's next port could be predicted, or the order of packets decides, the answer is None.  Pooling and quotas do
-    not matter, since each router of a `PeerPair` has one address and a peer needs few mappings.
+    None means that theory does not say: a NAT's next port could be predicted, or the order of packets decides.
+
+    It is assumed that both keep trying within the lifetime of mappings.  They begin at the same time, or with packets
+    whose TTL is too low to reach the other's NATs.  The preconditions of `punch_possible` are checked here: the
+    transport passes; the peers have different outermost addresses, or a shared one that hairpins; no port is in use by
+    another host.  Pooling and quotas do not matter, since each router of a `PeerPair` has one address and a peer needs
+    few mappings.
     """
 
     def behind(place: Place) -> list[Behavior]:
@@ -110,16 +113,16 @@ def can_punch(pair: PeerPair, *, tcp: bool = False) -> bool | None:
             and shared.unsolicited not in (Unsolicited.DROP, Unsolicited.HOLD)
             and any(one.strict_isn for one in layers)
         ):
-            return None  # one SYN is refused, and the other one's answer is then out of the window that it left behind
+            return None  # one SYN is refused; the answer to the other one is then outside the window left by the first
         if shared.hairpin is not Hairpin.EXTERNAL:
             return None if shared.hairpin is Hairpin.INTERNAL else False
     predictable = [one for one in layers if one.mapping is not Mapping.EIM]
     if any(isinstance(one.allocation, Preserve | Sequential) for one in predictable):
         return None
     if any(isinstance(one.allocation, Hash) and not one.allocation.remote for one in predictable):
-        return None  # one port for every remote: the second one has to make do with another, or with none
+        return None  # the same port for every remote: a second mapping gets another port, or none
     if tcp and any(one.mapping is not Mapping.EIM and one.filtering is not Filtering.APDF for one in layers):
-        return None  # a SYN comes in on a port from which its answer will not leave
+        return None  # a SYN arrives on a port from which its answer will not leave
     if tcp and not all(one.simultaneous_open for one in layers):
         return None if True in possible else False
     return possible.pop()
@@ -131,10 +134,10 @@ def lets_out(nats: Sequence[NatConfig], port: int | None = None) -> bool:
 
 
 def reaches(dialler: Sequence[NatConfig], target: Sequence[NatConfig], port: int | None = None) -> bool:
-    """Whether one who is behind these NATs (outermost first) can dial an address of the other's own interface.
+    """Whether a dialler behind NATs (outermost first) can dial an address of the target's own interface.
 
-    It can where that address is on a network that the dialling side is in, or that its own NATs are connected to; and
-    where none of the NATs between forbids the port.
+    It can if that address is on the dialler's network, or on a network to which one of its NATs is connected, and if
+    none of the NATs between forbids the port.
     """
     return tuple(dialler[: len(target)]) == tuple(target) and lets_out(dialler[len(target) :], port)
 
@@ -142,20 +145,20 @@ def reaches(dialler: Sequence[NatConfig], target: Sequence[NatConfig], port: int
 def can_connect(pair: PeerPair) -> bool:
     """Whether the nodes of two peers are sure to connect, without a relay and without luck; for `hypothesis.assume`.
 
-    It holds for `world(pair)`, whose servers tell each node what its NATs do.  False is said of all that is not sure:
-    NATs for which only guessing ports may help, which succeeds in most calls and not in all, or where theory has no
-    answer; and links that lose packets, over which a call may fail by chance.
+    It holds for `world(pair)`, in which each node learns from the servers how its NATs behave.  It is False for
+    everything that is not sure: NATs for which only port guessing may help, which succeeds in most calls but not in
+    all; NATs for which theory has no answer; and links that lose packets, over which a call may fail by chance.
     """
     if any(link.loss for link in (pair.alice.link, pair.bob.link, pair.server)):
         return False
-    # Equal NATs that are not the same one do not make one network, hence the marks.
+    # Mark the NATs as alice's and bob's: equal configurations do not mean that both are behind the same NAT.
     alice = (*pair.shared, *(replace(nat, source="alice's") for nat in pair.alice.nats))
     bob = (*pair.shared, *(replace(nat, source="bob's") for nat in pair.bob.nats))
     if not lets_out((*alice, *bob), SIGNALS):
         return False
-    # Asked to dial back, a node goes only to public addresses and to those of its own network.
+    # A node that is asked to dial back dials only public addresses and those of its own network.
     dialled = reaches(alice, bob) or (reaches(bob, alice) and (not alice or alice == bob))
-    if dialled or pair.shared:  # behind NATs that both share, dialling is all that is sure
+    if dialled or pair.shared:  # behind shared NATs, only dialling is sure
         return dialled
     layers = (*pair.alice.nats, *pair.bob.nats)
     local = any(Unsolicited.LOCAL in (nat.udp.unsolicited, nat.tcp.unsolicited) for nat in layers)

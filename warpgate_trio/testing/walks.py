@@ -1,14 +1,14 @@
 """Whole walks in simulated worlds: two nodes, the servers that they use, and `auto_connect` from one to the other.
 
-`open_nodes` opens them in the world of a `PeerPair`; `walk` makes that world too, lets alice connect to bob in it and
-says what came of it; `simulate_walk` is that for programs without Trio around them::
+`open_nodes` opens the nodes in the world of a `PeerPair`.  `walk` also makes that world, lets alice connect to bob and
+returns the result.  `simulate_walk` does the same for callers outside of Trio::
 
     pair = PeerPair.between(presets.LINUX, presets.RST, rtt=0.1, loss=0.01, seed=7)
     result = simulate_walk(pair)
     assert result.connected, result.explanation
 
-The nodes are those that users run: they have every plugin that is installed, and every phase that there is.  Which
-servers a world has is a tuple of `WorldServer`s, each a key of ``[servers]`` and a way to open one on a machine.
+The nodes are real: they have every installed plugin and every phase.  The servers of a world are a tuple of
+`WorldServer`s, each with its key of ``[servers]`` and a function that opens it on a machine.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ __all__ = [
 
 ALICE: Final = Identity.from_seed(b"alice" + bytes(27))
 BOB: Final = Identity.from_seed(b"bob" + bytes(29))
-"""Known identities, for worlds that are the same each time."""
+"""Fixed identities, for reproducible worlds."""
 PORT: Final = 7000
-"""Where both nodes listen, so that a test can forward it."""
+"""The port on which both nodes listen, known so that a test can forward it."""
 SETTLE: Final = 5.0
-"""Seconds, of no cost, from opening the nodes to the call: signals are connected and servers asked by then."""
+"""Virtual seconds from opening the nodes to the call: signals are connected and servers have answered by then."""
 SIGNALS_WITHIN: Final = 60.0
-"""Seconds to wait for signals; on a link that loses everything none come, and the walk reports that."""
+"""Virtual seconds to wait for signals.  On a link that loses everything none connect, and the walk reports that."""
 PAYLOAD: Final = bytes(range(256)) * 40
 _LADDER: Final = 2000
 """Lines; a trace keeps no more."""
@@ -79,10 +79,10 @@ class WorldServer:
     """A server of a world.
 
     Attributes:
-      key: of ``[servers]`` in the nodes' configuration.
-      url: what the nodes are told; its host name is a machine's.
-      machine: where it runs.
-      open: opens it, given that machine; called there.
+      key: its key of ``[servers]`` in the nodes' configuration.
+      url: its URL in that configuration; the host name is that of the machine.
+      machine: the name of the host on which it runs.
+      open: opens the server, given that host; called on it.
     """
 
     key: str
@@ -93,7 +93,7 @@ class WorldServer:
 
 RENDEZVOUS: Final = WorldServer(
     key="websocket",
-    url="ws://server:443",  # a port that the strictest of firewalls lets out
+    url="ws://server:443",  # a port that even strict firewalls let out
     machine="server",
     open=lambda _host: open_rendezvous(host=None, port=443, public_urls=["ws://server:443"]),
 )
@@ -110,7 +110,7 @@ NTP: Final = WorldServer(
     key="ntp", url="ntp://ntp:123", machine="ntp", open=lambda host: open_ntp(host=host.ip, port=123)
 )
 SERVERS: Final = (RENDEZVOUS, STUN, STUN2, NTP)
-"""What a world has by default, as far as it has the machines: one of `PeerPair.between` has all."""
+"""The default servers of a world, as far as it has their machines; a `PeerPair.between` has all of them."""
 
 
 @final
@@ -139,14 +139,14 @@ async def open_nodes(
             async with await nodes.alice.auto_connect(nodes.bob.address) as pipe:
                 ...
 
-    The body is on alice's host; what bob does belongs below ``with net.hosts["bob"]:``.
+    The body runs on alice's host; code for bob belongs below ``with net.hosts["bob"]:``.
 
     Args:
-      config: of both nodes; its servers are replaced by the world's, and its port by `PORT`.
-      servers: what runs there; a server whose machine is not in the world is left out.
-      plugins: those of both nodes; None for all that are installed.
-      authorize: bob's.
-      authorize_alice: alice's; None where nobody may call her.
+      config: the configuration of both nodes; its servers are replaced by the world's, and its port by `PORT`.
+      servers: the servers to run; a server whose machine is not in the world is left out.
+      plugins: the plugins of both nodes; None for all that are installed.
+      authorize: bob's rule for callers.
+      authorize_alice: alice's rule for callers; None: nobody may call her.
     """
     chosen = None if plugins is None else list(plugins)
     there = [server for server in servers if server.machine in net.hosts]
@@ -161,7 +161,7 @@ async def open_nodes(
     async with AsyncExitStack() as stack:
         for server in there:
             machine = net.hosts[server.machine]
-            stack.enter_context(machine)  # until the end: what was opened on a machine closes there
+            stack.enter_context(machine)  # until the end: servers close on the machine on which they were opened
             await stack.enter_async_context(server.open(machine))
         stack.enter_context(net.hosts["bob"])
         bob = await stack.enter_async_context(open_node(made, identity=BOB, authorize=authorize, plugins=chosen))
@@ -173,7 +173,7 @@ async def open_nodes(
             with trio.move_on_after(SIGNALS_WITHIN):
                 await bob.wait_signals()
                 await alice.wait_signals()
-        # A node takes what is stamped before its start for replayed: clocks that differ have to get beyond that.
+        # A node rejects signals stamped before its start as replayed: wait until both clocks are beyond that time.
         await trio.sleep(SETTLE + abs(net.hosts["alice"].wall_time() - net.hosts["bob"].wall_time()))
         yield NodePair(net=net, alice=alice, bob=bob)
 
@@ -181,17 +181,17 @@ async def open_nodes(
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Walk:
-    """What came of a walk; times in seconds of the simulation.
+    """The result of a walk; times are in virtual seconds.
 
     Attributes:
-      report: of the walk, connected or not.
-      connect: from the call to the accepted Pipe; None without one.
-      first_byte: from the call to the first echoed byte; None where none came.
+      report: the report of the walk, connected or not.
+      connect: from the call to the accepted Pipe; None without a Pipe.
+      first_byte: from the call to the first echoed byte; None without one.
       intact: whether everything was echoed as it was sent.
       digest: the hash of the whole run (`Network.digest`).
-      explanation: one screen on the world and its last packets, as of the end of the walk.
+      explanation: one screen about the world and its last packets, made at the end of the walk.
       ladder: the packets since the call, one line each.
-      left: sockets and tasks that were left behind; when it is not empty, that is a bug.
+      left: sockets and tasks that were left behind; unless it is empty, there is a bug.
     """
 
     report: ConnectReport
@@ -219,18 +219,18 @@ async def walk(
     capture: str | Path | None = None,
     time_limit: float = 3600.0,
 ) -> Walk:
-    """Let alice connect to bob in a world made for it, send `payload` through an echo there, and close everything.
+    """Let alice connect to bob in a new world, send `payload` to an echo at bob, and close everything.
 
     Args:
-      connect: `Node.auto_connect`, or what has its place.
-      config, servers, plugins: of `open_nodes`.
-      payload: at least one byte.
-      capture: a pcapng file for all that passes.
-      time_limit: virtual seconds for all of it.
+      connect: `Node.auto_connect`, or a replacement for it.
+      config, servers, plugins: as for `open_nodes`.
+      payload: what is sent; at least one byte.
+      capture: path of a pcapng file to write all packets to; None: no file.
+      time_limit: virtual seconds for the whole run.
 
     Raises:
       trio.TooSlowError: the time limit has passed.
-      Exception: what a node or a plugin raises that is no `ConnectError`, with the world's explanation as a note.
+      Exception: any exception of a node or plugin except `ConnectError`, with the world's explanation as a note.
     """
     async with pair.build(time_limit=time_limit) as net, simulated_hosts():
         if capture is not None:
@@ -262,12 +262,12 @@ async def walk(
 
 
 def simulate_walk(pair: PeerPair, connect: Connect = Node.auto_connect, **options: Any) -> Walk:
-    """`walk`, with the same options, in a run of its own whose schedule the pair's seed decides."""
+    """Run `walk`, with the same options, in a run of its own whose scheduling depends on the pair's seed alone."""
     return simulate(partial(walk, pair, connect, **options), seed=pair.seed)
 
 
 async def _serve_echo(node: Node) -> None:
-    """Send everything back, whoever comes."""
+    """Accept every Pipe, and send everything back."""
 
     async def echo(pipe: Pipe) -> None:
         async with pipe:
@@ -282,7 +282,7 @@ async def _serve_echo(node: Node) -> None:
 
 
 async def _echo(pipe: Pipe, payload: bytes) -> tuple[float | None, bool]:
-    """When the first of `payload` came back, and whether all of it did; closes the Pipe."""
+    """Send `payload` and close the Pipe; returns when the first byte came back, and whether all came back intact."""
     first: float | None = None
     received = bytearray()
 

@@ -1,6 +1,6 @@
-"""A world for programs that are built on this package: servers run in it, and only the program is missing.
+"""A world with running servers, for tests of programs that use this package.
 
-In a test that is::
+In a test::
 
     async def main(pair: PeerPair) -> None:
         async with world(pair) as (server, alice, bob):
@@ -31,12 +31,12 @@ __all__ = ["WORLD_CONFIG", "World", "world"]
 
 _SERVERS: Final = (RENDEZVOUS, STUN, STUN2, NTP)
 WORLD_CONFIG: Final = NodeConfig(servers=Servers(websocket=[RENDEZVOUS.url], stun=[STUN.url, STUN2.url], ntp=[NTP.url]))
-"""For nodes in a `world`: its signal server, its STUN servers and its time server."""
+"""The configuration of nodes in a `world`: its signal server, its STUN servers and its NTP server."""
 
 
 @final
 class World(NamedTuple):
-    """The hosts of a `world`; all of its network is ``server.net``."""
+    """The hosts of a `world`; its network is ``server.net``."""
 
     server: Host
     alice: Host
@@ -49,19 +49,19 @@ async def world(
 ) -> AsyncGenerator[World]:
     """Two peers and the servers that their nodes need: `open_node(WORLD_CONFIG, …)` on ``alice`` and on ``bob``.
 
-    Signals go by WebSocket through ``server``, on port 443, which the strictest of firewalls lets out; there is no
-    MQTT.  STUN, which tells nodes what their NATs do, has machines of its own, as far away as the server, and so has
-    the time; a pair that has them keeps its own.  Code in the body is on no host.
+    Signals go by WebSocket through ``server``, on port 443, which even strict firewalls let out; there is no MQTT.  The
+    STUN servers and the NTP server run on machines of their own, as far away as the server.  If the pair has machines
+    with these names, they are used instead.  Code in the body is on no host.
 
     Args:
-      time_limit: virtual seconds after which a program has hung; then trio.TooSlowError.
-      restarts: by which the program's test may restart the servers of the machines ``server``, ``stun``, ``stun2`` and
-        ``ntp``.
+      time_limit: virtual seconds after which the run is cancelled because it hangs.
+      restarts: with it, the test can restart the servers of the machines ``server``, ``stun``, ``stun2`` and ``ntp``.
 
-    An exception that a nursery of the body has put into a group, alone, comes out bare.
+    An exception that is alone in an exception group of the body's nurseries is raised without the group.
 
     Raises:
-      AssertionError: at the end, for sockets that were not closed.
+      AssertionError: at the end: sockets were not closed.
+      trio.TooSlowError: the time limit has passed.
     """
     __tracebackhide__ = True  # of pytest: what failed is in the body
     there = {machine.name for machine in pair.public}

@@ -1,8 +1,8 @@
-"""Worlds as data: what a network is to be made of.
+"""Worlds as plain data, from which networks are built.
 
-Everything here is frozen, prints, and compares, so that a test can draw it, report it and cut it down; `Topology.build`
-and `PeerPair.build` make a `warpgate_trio.sim.Network` of it.  A `Topology` is any tree of LANs; a `PeerPair` is the
-one that peer-to-peer programs are about: two peers, their NATs, and a server that both reach.
+The classes are frozen, printable and comparable, so that a test can draw, report and shrink them.  `Topology.build` and
+`PeerPair.build` make a `warpgate_trio.sim.Network`.  A `Topology` is any tree of LANs.  A `PeerPair` is the world of
+peer-to-peer programs: two peers, their NATs, and a server that both reach.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Machine(ShortRepr):
     """A host as data: the arguments of `Segment.host`.
 
     Attributes:
-      addresses: how many IPv4 addresses it has; its name stands for the first of them.
+      addresses: the number of its IPv4 addresses; its name stands for the first one.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Machine(ShortRepr):
     addresses: int = 1
 
     def attach(self, segment: Segment) -> None:
-        """Make it a host of a segment."""
+        """Attach it to a segment as a host."""
         host = segment.host(self.name, link=self.link, clock_offset=self.clock_offset, clock_drift=self.clock_drift)
         for _ in range(self.addresses - 1):
             segment.give(host.interfaces[0], segment.free_address())
@@ -45,7 +45,7 @@ class Machine(ShortRepr):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Lan(ShortRepr):
-    """A LAN as data, behind a router of the same name: the arguments of `Segment.lan`, and what is on it."""
+    """A LAN as data, behind a router of the same name: the arguments of `Segment.lan`, and its machines and LANs."""
 
     name: str
     nat: NatConfig
@@ -56,7 +56,7 @@ class Lan(ShortRepr):
     prefix4: str | None = None
 
     def attach(self, segment: Segment) -> None:
-        """Put it, and all that is on it, behind a segment."""
+        """Attach it, with everything on it, to a segment."""
         made = segment.lan(self.name, nat=self.nat, firewall6=self.firewall6, uplink=self.uplink, prefix4=self.prefix4)
         _attach(self.machines, self.lans, made)
 
@@ -67,10 +67,10 @@ class Topology(ShortRepr):
     """A whole world as data.
 
     Attributes:
-      machines: hosts on the internet itself.
+      machines: hosts directly on the internet.
       lans: LANs at the internet, which may have LANs behind them (CGN).
-      ipv6: whether the internet has IPv6, and with it everything else.
-      hops, seed: of the `Network`.
+      ipv6: whether the internet, and with it everything else, has IPv6.
+      hops, seed: arguments of the `Network`.
     """
 
     machines: tuple[Machine, ...] = ()
@@ -80,7 +80,7 @@ class Topology(ShortRepr):
     seed: int = 0
 
     def build(self, *, time_limit: float = 86400.0) -> Network:
-        """Make the network, to be entered by the caller; its hosts and routers are in `Network.hosts` by name."""
+        """Make the network, which the caller enters; its hosts and routers are in `Network.hosts` by name."""
         net = Network(self.seed, ipv6=self.ipv6, hops=self.hops, time_limit=time_limit)
         _attach(self.machines, self.lans, net.internet)
         return net
@@ -108,17 +108,17 @@ def _walk(lans: Sequence[Lan]) -> list[Lan]:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Place(ShortRepr):
-    """Where a peer is.
+    """The network location of a peer.
 
     Attributes:
-      nats: it is behind these, outermost first; none for the internet itself.
-      link: its uplink: the outermost router's, or without NATs its own.
+      nats: the NATs in front of it, outermost first; none if it is directly on the internet.
+      link: its uplink: the link of the outermost router, or without NATs its own.
       clock_offset: seconds by which its clock is wrong.
       clock_drift: seconds that its clock gains per second.
-      firewall6: before its IPv6 addresses, at each of its NATs' routers; None lets everything through.
-      forwarded: whether its NATs forward a TCP port to it.  Which port is the test's to say, after `PeerPair.build`:
-        `PeerPair.forward`.
-      prefix4: of its innermost LAN; None for one that no other LAN has.  Half the world's homes have 192.168.1.0/24.
+      firewall6: the IPv6 firewall at each of its NATs' routers; None lets everything through.
+      forwarded: whether its NATs forward a TCP port to it.  The test sets the port with `PeerPair.forward`, after
+        `PeerPair.build`.
+      prefix4: the prefix of its innermost LAN, such as the widespread 192.168.1.0/24; None for a unique one.
     """
 
     nats: tuple[NatConfig, ...] = ()
@@ -141,13 +141,12 @@ class PeerPair(ShortRepr):
     """Two peers, and a server that both can reach.
 
     Attributes:
-      alice, bob: where they are; hosts ``"alice"`` and ``"bob"``.
-      shared: NATs that both are behind, outermost first.  With no NATs of their own, peers with shared ones are on one
-        LAN.
+      alice, bob: the places of the hosts ``"alice"`` and ``"bob"``.
+      shared: NATs in front of both, outermost first.  Peers with shared NATs and none of their own are on one LAN.
       server: the link of the host ``"server"``, on the internet.
-      public: more machines on the internet, for whatever servers a test needs.
+      public: further machines on the internet, for servers of the test.
       ipv6: whether there is IPv6 everywhere.
-      seed: of the `Network`.
+      seed: the seed of the `Network`.
     """
 
     alice: Place = Place()
@@ -173,27 +172,29 @@ class PeerPair(ShortRepr):
         shared: Sequence[NatConfig] = (),
         seed: int = 0,
     ) -> PeerPair:
-        """Two peers behind NATs of these kinds, at exact distances, with servers in the middle.
+        """Two peers behind NATs, with exact round-trip times between them and the servers.
 
         Besides ``"server"`` there are the public hosts ``"stun"``, which has two addresses (RFC 5780), ``"stun2"`` and
-        ``"ntp"``, as far away as it; they cost nothing until something runs there.
+        ``"ntp"``, at the same distance.  They cost nothing until something runs there.
 
         Args:
-          alice, bob: what each is behind: a NAT, several of them (outermost first), or nothing.
-          rtt: seconds from peer to peer and back.
-          server_rtt: seconds from alice, and from bob, to each server and back; one number for both, `rtt` when None.
+          alice, bob: the NATs of each: one, several (outermost first), or None.
+          rtt: round-trip time in seconds between the peers.
+          server_rtt: round-trip times in seconds from alice, and from bob, to each server; one number for both; None:
+            the same as `rtt`.
           loss: the share of packets that is lost between any two of them, one way.
-          jitter: seconds by which a packet may take longer, one way.
-          clock_offsets, clock_drifts: of alice's clock and of bob's; the servers' are right.
-          shared: what both are behind, outermost first.
-          seed: of the `Network`.
+          jitter: the most seconds by which a packet is delayed between any two of them, one way.
+          clock_offsets, clock_drifts: errors of alice's clock and of bob's; the servers' clocks are right.
+          shared: NATs in front of both, outermost first.
+          seed: the seed of the `Network`.
 
-        ValueError for distances that no three points have.
+        Raises:
+          ValueError: three points cannot have these distances.
         """
         from_alice, from_bob = server_rtt if isinstance(server_rtt, tuple) else (server_rtt, server_rtt)
         to_alice = rtt if from_alice is None else from_alice
         to_bob = rtt if from_bob is None else from_bob
-        # Every way is two links, so the three latencies follow from the three distances.
+        # Every path consists of two links, so the three latencies follow from the three distances.
         latencies = (rtt + to_alice - to_bob) / 4, (rtt + to_bob - to_alice) / 4, (to_alice + to_bob - rtt) / 4
         if min(latencies) < 0:
             raise ValueError(
@@ -221,7 +222,7 @@ class PeerPair(ShortRepr):
         return f"alice: {self.alice}; bob: {self.bob}{shared}; seed {self.seed}"
 
     def topology(self) -> Topology:
-        """The pair as a world."""
+        """The pair as a `Topology`."""
         machines: list[Machine] = []
         lans: list[Lan] = []
         for name, place in (("alice", self.alice), ("bob", self.bob)):
@@ -243,11 +244,11 @@ class PeerPair(ShortRepr):
         return Topology(machines=(server, *self.public, *machines), lans=tuple(lans), ipv6=self.ipv6, seed=self.seed)
 
     def build(self, *, time_limit: float = 86400.0) -> Network:
-        """Make the network, to be entered by the caller."""
+        """Make the network, which the caller enters."""
         return self.topology().build(time_limit=time_limit)
 
     def forward(self, net: Network, name: str, port: int) -> str:
-        """Let every NAT before a host of `net` forward a TCP port to it; returns the address to reach it at."""
+        """Forward a TCP port to a host of `net` at every NAT in front of it; returns its address from outside."""
         place = self.alice if name == "alice" else self.bob
         chain = [f"shared-nat{number}" for number in range(len(self.shared))]
         chain += [f"{name}-nat{number}" for number in range(len(place.nats))]
