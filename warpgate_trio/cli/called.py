@@ -1,4 +1,4 @@
-"""Who is called: whom `listen` and `receive` let in, with their options, and from when on peers can reach them."""
+"""The side that is called, for `listen` and `receive`: which peers it lets in, and when peers can reach it."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 __all__ = ["AllowOptions", "Guests", "allow_options", "wait_reachable"]
 
 SIGNAL_PATIENCE: Final = 3.0
-"""Seconds to wait for a signal server before the address is printed all the same."""
+"""Seconds to wait for a signal server before the address is printed anyway."""
 NAT_PATIENCE: Final = 1.0
-"""Seconds more for the NATs to be measured, of which peers would else have to ask."""
+"""Further seconds to wait for the measurement of the NATs; without it in the address, peers have to ask for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllowOptions:
-    """Whom the command line lets in, beside who is paired by --code."""
+    """The peers that the command line lets in, besides one that is paired by --code."""
 
     peers: tuple[str, ...]
     contacts: bool
     anybody: bool
 
     def guests(self, settings: Settings) -> Guests:
-        """The rule that they make.
+        """The rule that these options make.
 
         Raises:
-          click.UsageError: one of those that are named is nobody.
-          ContactsFileError: contacts are wanted, and cannot be used.
+          click.UsageError: a text of --allow names no peer.
+          ContactsFileError: contacts are allowed, and their file cannot be used.
         """
         from ..contacts import Contacts
         from ..node.admission import anyone
@@ -52,9 +52,9 @@ class AllowOptions:
 
 
 def allow_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--allow, --allow-contacts and --allow-any, which reach the function as one argument, `allowing`; and --save.
+    """Add --allow, --allow-contacts and --allow-any, passed as one argument, `allowing`; and --save.
 
-    The command has --code as well, by which somebody is let in, too, and without which --save is nothing.
+    The command also needs --code, which lets a peer in too, and without which --save has no meaning.
     """
 
     @click.option(
@@ -95,14 +95,14 @@ def allow_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @final
 class Guests:
-    """The rule of a node that is called: who is let in by any of `rules`, in their order; others are told of."""
+    """The rule of a called node: a peer is let in by any of `rules`, in their order; the user is told of others."""
 
     def __init__(self, settings: Settings, *rules: Authorize) -> None:
         self._settings = settings
         self._rules = list(rules)
 
     def add(self, rule: Authorize) -> None:
-        """Ask one more rule, after the others."""
+        """Add a rule, which is asked after the others."""
         self._rules.append(rule)
 
     async def authorize(self, peer_id: str) -> bool:
@@ -115,10 +115,10 @@ class Guests:
 
 
 def _peers_named(settings: Settings, texts: Iterable[str]) -> frozenset[str]:
-    """The peer ids of those that --allow names: contacts, peer ids and addresses.
+    """The peer ids that the texts of --allow name: contacts, peer ids and addresses.
 
     Raises:
-      click.UsageError: one of them is nobody.
+      click.UsageError: a text names no peer.
     """
     from ..errors import AddressError, ContactError, PeerIdError
     from .peers import find_peer
@@ -133,9 +133,9 @@ def _peers_named(settings: Settings, texts: Iterable[str]) -> frozenset[str]:
 
 
 async def wait_reachable(settings: Settings, node: Node, config: NodeConfig) -> list[str]:
-    """Wait until peers can reach a node by its address, and that says what they need to know, but not for ever.
+    """Wait, with a limit, until peers can reach a node by its address and the address has what they need to know.
 
-    Returns the URLs of the signal servers that are connected.
+    Returns the URLs of the connected signal servers.
     """
     import trio
 

@@ -1,4 +1,4 @@
-"""Who calls: the identity of a caller, and a call whose walk is watched."""
+"""The side that calls: its identity, and a call whose walk is shown."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 
 def caller_identity(config: NodeConfig, peer: PeerAddress | Callee) -> Identity:
-    """The identity that the configuration names; a fresh one where the peer to be called has the user's default key.
+    """The identity of the configuration; a new one if the called peer has the user's default key.
 
-    So `listen` and `connect` of one user on one machine need no second key.  A key that the configuration or the
-    command line names is what it says.
+    `listen` and `connect` of one user on one machine therefore need no second key.  A key that the configuration or the
+    command line names is never replaced.
 
     Raises:
       IdentityError: the key file cannot be used.
-      UsageProblem: the peer to be called has the key that was named.
+      UsageProblem: the called peer has the key that was named.
     """
     from ..identity import Identity, default_key_file
 
@@ -50,7 +50,7 @@ def caller_identity(config: NodeConfig, peer: PeerAddress | Callee) -> Identity:
 
 @contextmanager
 def own_address_is_misuse() -> Generator[None]:
-    """Around a call: the ValueError by which a node refuses its own address is a `UsageProblem`."""
+    """Around a call: turn the ValueError with which a node refuses its own address into a `UsageProblem`."""
     from ..errors import WarpgateError
 
     try:
@@ -70,7 +70,7 @@ async def call_peer(
     phases: Sequence[Phase] | None,
     timeout: float | None,
 ) -> Pipe:
-    """Call a peer, and tell how the walk goes.  Errors of `Node.auto_connect`; `UsageProblem` for our own address."""
+    """Call a peer, and show its walk.  Raises as `Node.auto_connect`; `UsageProblem` for the node's own address."""
     from .render import watching_walk
 
     async with watching_walk(settings) as on_event:

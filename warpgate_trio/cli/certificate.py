@@ -1,4 +1,4 @@
-"""The certificate of `serve`, which is good for some weeks, while the server goes on for longer."""
+"""The certificate of `serve`, which can be replaced while the server runs: it is valid for some weeks only."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Certificate:
     """A certificate and its key in files.
 
     Attributes:
-      context: what serves with them as they were when they were last read whole.
+      context: the SSL context with the certificate and key that were last read successfully.
 
     Raises:
-      UsageProblem: they cannot be used.
+      UsageProblem: the files cannot be used.
     """
 
     def __init__(self, chain: Path, key: Path) -> None:
@@ -32,11 +32,11 @@ class Certificate:
         self.context: ssl.SSLContext = self._read()
 
     def reload(self) -> None:
-        """Read them again, for the connections to come.  Raises `UsageProblem`, and goes on as it was."""
+        """Read the files again, for new connections.  After a `UsageProblem` the old certificate stays in use."""
         self.context = self._read()
 
     def _read(self) -> ssl.SSLContext:
-        # A fresh context each time: one that has taken a new certificate and then refuses its key is good for nothing.
+        # A new context each time: one that has loaded a new certificate and then refuses its key is not usable.
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         for option, path in (("--tls-cert", self._chain), ("--tls-key", self._key)):
             try:
@@ -44,7 +44,7 @@ class Certificate:
             except OSError as error:
                 raise UsageProblem(f"{option} {path}: {error.strerror or error}") from error
         try:
-            # A password for an encrypted key would be asked for on the terminal; a server has nobody to ask.
+            # Without a password, OpenSSL would ask for that of an encrypted key on the terminal.
             context.load_cert_chain(self._chain, self._key, password="")
         except (ssl.SSLError, OSError) as error:
             raise UsageProblem(f"--tls-cert {self._chain} and --tls-key {self._key} cannot be used: {error}") from error
@@ -54,9 +54,9 @@ class Certificate:
 async def reload_on_hangup(
     settings: Settings, certificate: Certificate | None, *, task_status: trio.TaskStatus[None]
 ) -> None:
-    """Read the certificate again at each SIGHUP, as certbot's hooks and `systemctl reload` send it.
+    """Read the certificate again at each SIGHUP, which certbot's hooks and `systemctl reload` send.
 
-    Without a certificate SIGHUP does nothing: it must not end a server either.
+    Without a certificate SIGHUP is ignored, so that it does not end the server.
     """
     if not hasattr(signal, "SIGHUP"):
         task_status.started()

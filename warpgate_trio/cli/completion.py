@@ -1,4 +1,4 @@
-"""What shells complete beside what click knows: names of contacts (docs/command_line.md says how to switch it on)."""
+"""Shell completion of contact names, in addition to click's (docs/command_line.md tells how to switch it on)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["ColonBash", "complete_contacts", "complete_contacts_with_port"]
 
 
 def complete_contacts(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The contacts whose names go on like this, in capitals or not; the shell is told their peer ids, too."""
+    """The contacts whose names begin with the text, ignoring case, with their peer ids as help."""
     from ..contacts import Contacts
     from ..errors import WarpgateError
 
     try:
         contacts = Contacts.load()
     except WarpgateError:
-        return []  # what is wrong is said by the command
+        return []  # the command reports the error
     begun = incomplete.lower()
     return [CompletionItem(each.name, help=each.peer_id) for each in contacts if each.name.lower().startswith(begun)]
 
@@ -26,9 +26,9 @@ def complete_contacts(_ctx: click.Context, _parameter: click.Parameter, incomple
 def complete_contacts_with_port(
     ctx: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """As `complete_contacts`, for ``PEER:PORT``, with the colon; what follows it nobody knows here.
+    """As `complete_contacts`, for ``PEER:PORT``, with the colon; the port is not completed.
 
-    Bash takes the colon for a word of its own.  There is no help beside a name, as zsh has that begin at a colon.
+    Bash treats the colon as a separate word.  Names have no help, since in zsh's format it begins at a colon.
     """
     words = ctx.params.get(parameter.name or "") or ()
     if ":" in incomplete or ":" in words:
@@ -38,7 +38,7 @@ def complete_contacts_with_port(
 
 @final
 class ColonBash(BashComplete):
-    """Bash, which puts no space behind a completion that ends with a colon: a port goes on there."""
+    """Bash completion that adds no space after a completion with a colon at its end, where a port follows."""
 
     name: ClassVar[str] = "bash"
     source_template: ClassVar[str] = (

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["connect"]
 
 EARLY_DATA: Final = 8192
-"""Bytes that go with the call: what any socket takes without waiting, and a first flight carries beside the COMMIT.
-More would save no more, and would wait with it on a path that carries nothing large."""
+"""Bytes of stdin that are sent with the call: as many as any socket accepts without waiting, and as fit into a first
+flight beside the COMMIT.  More would save no time, and would delay the COMMIT on a path that drops large packets."""
 
 
 @click.command(short_help="Connect to a peer; join stdin and stdout to it, or test the path.")
@@ -142,7 +142,7 @@ class _Call:
         import trio
 
         from ..errors import ConnectError
-        from . import render as render  # not in the midst of what is timed
+        from . import render as render  # here, so that its import is not part of the measured time
         from .echo_test import EchoTest
         from .path_events import PathTeller
         from .peers import present_address
@@ -184,7 +184,7 @@ class _Call:
 
     @asynccontextmanager
     async def _opened(self, config: NodeConfig) -> AsyncGenerator[tuple[Node, Callee, SavedAs | None]]:
-        """A node, whom it is to call, and as what to keep that, once it is connected."""
+        """A node, the peer to call, and the contact to save it as once it is connected."""
         from ..node import open_node
         from .caller import caller_identity
         from .peers import SavedAs, find_peer
@@ -310,7 +310,7 @@ class _Call:
             await StandardOutput().write(encode(event))
 
     def print_unusable(self, error: Exception) -> None:
-        """The one line of --json where nothing could be tried."""
+        """Print the line of --json for a call that could not be tried."""
         if not self._settings.json:
             return
         from ..errors import AddressError, AddressNotYetValid, ContactError, PairingError, PeerIdError, PeerNotFound
@@ -332,7 +332,7 @@ class _Call:
         else:
             verdict, advice = "bad_configuration", "Mend the configuration: see `warpgate-trio config --show`."
         line = encode(Failed(verdict=verdict, advice=advice, report=None, error=explain(error)[1]))
-        with suppress(OutputClosed):  # then only the exit code tells
+        with suppress(OutputClosed):  # then only the exit code shows it
             self._settings.put(line)
 
 

@@ -120,7 +120,7 @@ def remove(settings: Settings, *, name: str) -> int:
 
 
 async def _ask(settings: Settings, config: NodeConfig, callee: Callee, timeout: float | None) -> PeerAddress:
-    """Where the peer says that it is now."""
+    """Ask the peer for its present address."""
     import trio
 
     from ..errors import AttemptFailed, PeerNotFound, PeerRefused, SignalError

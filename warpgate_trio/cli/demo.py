@@ -22,11 +22,11 @@ __all__ = ["demo"]
 
 TRANSFER: Final = 64 * 1024 * 1024
 SIMULATED_TRANSFER: Final = 4 * 1024 * 1024
-"""Packet by packet it takes half a second of the processor's time."""
+"""Bytes of the simulated transfer; simulating its packets takes half a second of processor time."""
 RTT: Final = 0.05
-"""Seconds between any two in the simulated network: a continent."""
+"""Round-trip time in seconds between any two hosts of the simulated network: the size of a continent."""
 PATIENCE: Final = 10.0
-"""Seconds for each step; it takes milliseconds."""
+"""Timeout of each step in seconds; a step takes milliseconds."""
 RECIPE: Final = (
     "warpgate-trio serve > warpgate.toml                      # where both can reach it; copy the file to both",
     "warpgate-trio listen --config warpgate.toml --allow-any  # on one",
@@ -63,7 +63,7 @@ def demo(settings: Settings) -> int:
 
 
 async def _on_loopback(stage: _Stage, reports: list[ConnectReport | None]) -> None:
-    """Two walks, whose reports go there, and a transfer."""
+    """Run two walks, whose reports are added to `reports`, and a transfer."""
     from ..combos import RouteType
     from ..config import IdentityConfig, NodeConfig, Servers
     from ..node import open_node
@@ -99,7 +99,7 @@ async def _on_loopback(stage: _Stage, reports: list[ConnectReport | None]) -> No
 
 
 def _between_homes(stage: _Stage) -> ConnectReport | None:
-    """A Pipe between two homes that begins by a relay; how the search behind it for a better path went."""
+    """Open a Pipe between two homes that begins by a relay; returns the report of the search for a better path."""
     from ..sim import simulate
 
     return simulate(partial(_upgrade, stage), seed=0)
@@ -176,21 +176,21 @@ async def _within(what: str, step: Awaitable[None]) -> None:
 
 @asynccontextmanager
 async def _answered(bob: Node, dial: Callable[[], Awaitable[Pipe]]) -> AsyncGenerator[tuple[Pipe, Pipe]]:
-    """Both ends of a Pipe: the one that was called for, and the one that came out of the listener."""
+    """Both ends of a Pipe: the dialled one, and the one from bob's listener."""
     async with await dial() as near, await bob.listener.accept() as far:
         yield near, far
 
 
 @dataclass(frozen=True, slots=True)
 class _Moved:
-    """A transfer: the seconds that it took, and those of its longest pause."""
+    """A transfer: its duration and its longest pause, in seconds."""
 
     seconds: float
     pause: float
 
 
 async def _transfer(source: Pipe, sink: Pipe, total: int, advance: Callable[[int], object]) -> _Moved:
-    """Move and compare `total` bytes; `advance` hears of those that have come."""
+    """Move and compare `total` bytes; `advance` is called with the number of bytes that have arrived."""
     import trio
 
     from .echo_test import EchoFailed, Numbered, NumberedCheck
@@ -239,7 +239,7 @@ def _ends(path: PathInfo) -> str:
 
 @final
 class _Stage:
-    """Shows the steps, with colours on a terminal and as plain lines elsewhere."""
+    """Shows the steps: in colour on a terminal, otherwise as plain lines."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -259,7 +259,7 @@ class _Stage:
 
     @contextmanager
     def progress(self, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar for the time of the body; yields what advances it."""
+        """A progress bar during the body; yields the function that advances it."""
         if self._console is None:
             yield lambda _count: None
             return

@@ -1,7 +1,7 @@
-"""``--echo-test``: bytes that tell their position go out, and have to come back the same.
+"""``--echo-test``: sends bytes and checks that they come back unchanged.
 
-The bytes are blocks of one random body behind a running number, so that making and checking them costs two copies,
-and a block that is lost, doubled or swapped shows, which it would not in a repeated pattern.
+Each block is a running number and the same random body.  Making and checking a block costs two copies, and unlike with
+a repeated pattern, a lost, duplicated or swapped block is detected.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ __all__ = ["STALL", "EchoFailed", "EchoTest", "Numbered", "NumberedCheck", "echo
 BLOCK: Final = 256 * 1024
 _NUMBER: Final = 8
 STALL: Final = 10.0
-"""Seconds without a single echoed byte after which the peer is taken for one that does not echo."""
+"""Seconds without an echoed byte after which the peer is considered not to echo."""
 _LINGER: Final = 5.0
-"""Seconds to wait for the peer's end of stream when everything has come back; it is not part of the result."""
+"""Seconds to wait for the peer's end of stream after everything has come back; not part of the result."""
 
 
 class EchoFailed(Exception):
-    """The echo is not what was sent; one sentence."""
+    """The echo differs from what was sent, or is missing; the text is one sentence."""
 
 
 @final
 class Numbered:
-    """An endless stream of bytes of which any part can be made again."""
+    """An endless stream of bytes, any part of which can be made again."""
 
     def __init__(self, block: int = BLOCK) -> None:
         self._body = host.current().random.randbytes(block - _NUMBER)
@@ -46,7 +46,7 @@ class Numbered:
 
 @final
 class NumberedCheck:
-    """Compares what comes with the first `total` bytes of `Numbered`."""
+    """Compares received bytes with the first `total` bytes of a `Numbered`."""
 
     def __init__(self, sent: Numbered, total: int) -> None:
         self._sent = sent
@@ -54,7 +54,7 @@ class NumberedCheck:
         self.received: int = 0
 
     def feed(self, data: bytes | bytearray) -> None:
-        """Raises `EchoFailed` at the first byte that is wrong or too many."""
+        """Check the next received bytes.  Raises `EchoFailed` at the first byte that is wrong or surplus."""
         view = memoryview(data)
         if self.received + len(view) > self._total:
             raise EchoFailed(f"more came back than the {self._total} bytes that were sent")
@@ -71,13 +71,13 @@ class EchoTest:
     """One test on one Pipe.
 
     Args:
-      total: bytes to send.
-      early: how many of them the caller sends with the call.
+      total: number of bytes to send.
+      early: number of these bytes that the caller sends with the call.
 
     Attributes:
-      early_data: those.
-      first_byte_at: when the first byte came back, a `trio.current_time`; None as long as none has.
-      mb_per_s: once all have.
+      early_data: the bytes that the caller sends with the call.
+      first_byte_at: the `trio.current_time` at which the first byte came back; None before.
+      mb_per_s: the rate in 10^6 bytes per second; None before all bytes have come back.
     """
 
     def __init__(self, total: int, *, early: int = 0) -> None:
@@ -88,7 +88,7 @@ class EchoTest:
         self.mb_per_s: float | None = None
 
     async def run(self, pipe: trio.abc.HalfCloseableStream) -> None:
-        """Send the rest, and compare all.
+        """Send the rest, and compare everything that comes back.
 
         Raises:
           EchoFailed: the echo is wrong, too short, or does not come.
@@ -130,15 +130,15 @@ class EchoTest:
 
 
 async def echo(pipe: trio.abc.HalfCloseableStream) -> int:
-    """Send back what comes until the peer ends; returns the number of bytes.
+    """Send everything back until the peer ends its stream; returns the number of bytes.
 
     Raises:
-      trio.BrokenResourceError: the Pipe broke before the peer had ended.
+      trio.BrokenResourceError: the Pipe broke before the end of the peer's stream.
     """
     total = 0
     async for data in pipe:
         await pipe.send_all(data)
         total += len(data)
-    with suppress(trio.BrokenResourceError):  # it has all it wanted, and was faster with closing than we
+    with suppress(trio.BrokenResourceError):  # the peer has everything, and has closed the Pipe already
         await pipe.send_eof()
     return total

@@ -1,6 +1,6 @@
-"""The JSON lines, one type per event; docs/schemas/ has the JSON Schema of each.
+"""The JSON lines, one type for each event; docs/schemas/ has the JSON Schema of each.
 
-Keys are only ever added.  Times are in milliseconds, rates in 10^6 bytes per second.
+Later versions only add keys.  Times are in milliseconds, rates in 10^6 bytes per second.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
 
 
 class ListenReady(Event, frozen=True, kw_only=True, tag="ready"):
-    """`listen` can be called.
+    """`listen` is ready for calls.
 
     Attributes:
-      address: what `connect` wants, ``wg1…``.
-      peer: the node's id.
-      signals: the signal servers that are connected; without one only a peer with a direct path gets through.
+      address: the address for `connect`, ``wg1…``.
+      peer: the node's peer id.
+      signals: the connected signal servers; without any, only a peer with a direct path can connect.
     """
 
     address: str
@@ -56,9 +56,9 @@ class CodeOffered(Event, frozen=True, kw_only=True, tag="code"):
     """`listen --code` offers a code.
 
     Attributes:
-      code: what `connect --code` wants, as ``7-guitar-orbit``.
-      seconds: for how long it is good.
-      servers: at which it is offered.
+      code: the code for `connect --code`, such as ``7-guitar-orbit``.
+      seconds: how long it is valid.
+      servers: the servers at which it is offered.
     """
 
     code: str
@@ -67,19 +67,19 @@ class CodeOffered(Event, frozen=True, kw_only=True, tag="code"):
 
 
 class CodePaired(Event, frozen=True, kw_only=True, tag="paired"):
-    """Somebody has typed the code, or this side has: the other one's id and address, both proven."""
+    """A peer has typed this side's code, or this side the peer's: the peer's id and address, both proven."""
 
     peer: str
     address: str
 
 
 class ServeReady(Event, frozen=True, kw_only=True, tag="ready"):
-    """`serve` is up.
+    """`serve` is ready.
 
     Attributes:
-      servers: the URLs of its servers, by key of ``[servers]``; those of the TURN server with the login for it.
-      relay_token: what one of two peers needs, so that the rendezvous server relays for them; null where that is
-        everybody, or nobody.
+      servers: the URLs of its servers, by key of ``[servers]``; those of the TURN server include its login.
+      relay_token: the token that one of two peers needs so that the rendezvous server relays for them; null if it
+        relays for everybody, or for nobody.
       health: the URL of `--health`; null without it.
     """
 
@@ -89,12 +89,12 @@ class ServeReady(Event, frozen=True, kw_only=True, tag="ready"):
 
 
 class Forwarding(Event, frozen=True, kw_only=True, tag="forwarding"):
-    """`forward` leads connections on.
+    """`forward` is forwarding connections.
 
     Attributes:
-      listens: where connections are taken, ``HOST:PORT``.
+      listens: the addresses on which connections are accepted, ``HOST:PORT``.
       target: where they lead.
-      reverse: the peer listens, and the target is on this side; else the other way round.
+      reverse: whether the peer listens and the target is on this side, rather than the reverse.
     """
 
     listens: list[str]
@@ -116,11 +116,11 @@ class PathChanged(Event, frozen=True, kw_only=True, tag="path"):
     """`connect` or `listen` with --path-events: the path of a Pipe has changed, or its state.
 
     Attributes:
-      old, new: the path before and after it, with the keys of `PipeOpened` and ``state``; null where there is none.
-      cause: why, a `PathCause`'s value.
-      detail: what is known beyond that; of a path that is lost, the error.
-      silence_ms: for how long the peer had acknowledged nothing of what it was sent.
-      replayed: bytes that are said again on the new path, at most.
+      old, new: the path before and after the change, with the keys of `PipeOpened` and ``state``; null for no path.
+      cause: the reason, a `PathCause`'s value.
+      detail: further details; for a lost path, the error.
+      silence_ms: how long the peer had acknowledged nothing of the data sent to it.
+      replayed: the most bytes that are sent again on the new path.
     """
 
     peer: str
@@ -140,7 +140,7 @@ class Searched(Event, frozen=True, kw_only=True, tag="search"):
 
 
 class Pong(Event, frozen=True, kw_only=True, tag="pong"):
-    """`ping` measured a round trip: the `number`-th, of `rtt_ms`."""
+    """`ping` measured round trip `number`, which took `rtt_ms`."""
 
     peer: str
     phase: str | None
@@ -152,12 +152,12 @@ class Pong(Event, frozen=True, kw_only=True, tag="pong"):
 
 
 class Explained(Event, frozen=True, kw_only=True, tag="explained"):
-    """`ping --explain` has gone through the steps of the call.
+    """`ping --explain` has analysed the steps of the call.
 
     Attributes:
-      kind: ``"direct"``, ``"relayed"`` or ``"none"``, as the exit code has it.
+      kind: ``"direct"``, ``"relayed"`` or ``"none"``, as in the exit code.
       verdict: a `Verdict`'s value.
-      advice: one sentence on what would help; of a relayed path, what would make it direct.
+      advice: one sentence on what would help; for a relayed path, what would make it direct.
       steps: each with the keys of `Step`: ``side``, ``step``, ``outcome``, ``detail``, ``advice``.
       report: the whole walk, a `ConnectReport`.
     """
@@ -174,14 +174,14 @@ class Connected(Event, frozen=True, kw_only=True, tag="connected"):
     """`connect` had a Pipe.
 
     Attributes:
-      phase, plugin, af, route: how it travels when the line is printed.
+      phase, plugin, af, route: its path when the line is printed.
       connect_ms: from the call to the Pipe.
       first_byte_ms: from the call to the first echoed byte; null without --echo-test.
       echo_ok: whether every byte came back as it was sent; null without --echo-test.
-      mb_per_s: from the first byte sent to the last one echoed; null where that never came.
-      report: the whole walk, a `ConnectReport`; its winner is how the Pipe travelled at first.
-      search: the last search for another path, if one has ended: a `ConnectReport`.
-      error: what went wrong after the Pipe was there; null when nothing did.
+      mb_per_s: the rate from the first byte sent to the last one echoed; null if not all bytes came back.
+      report: the whole walk, a `ConnectReport`; its winner is the first path of the Pipe.
+      search: the last finished search for another path, a `ConnectReport`; null without one.
+      error: what went wrong after the Pipe was opened; null if nothing did.
     """
 
     peer: str
@@ -202,11 +202,11 @@ class Failed(Event, frozen=True, kw_only=True, tag="failed"):
     """`connect` has no Pipe.
 
     Attributes:
-      verdict: a `Verdict`'s value, or ``"bad_address"``, ``"bad_code"`` or ``"bad_configuration"`` where nothing was
-        tried.
+      verdict: a `Verdict`'s value; if nothing was tried, ``"bad_address"``, ``"bad_code"`` or
+        ``"bad_configuration"``.
       advice: one sentence on what would help.
-      report: the whole walk; null where nothing was tried.
-      error: the sentence that stderr has.
+      report: the whole walk; null if nothing was tried.
+      error: the sentence on stderr.
     """
 
     verdict: str
@@ -220,13 +220,13 @@ class NetChecked(Event, frozen=True, kw_only=True, tag="netcheck"):
 
     Attributes:
       online: whether at least one server was reached.
-      complete: false where the time was up before all had been asked.
+      complete: false if the time was up before all measurements were done.
       elapsed_ms: how long it took.
-      external: our addresses as servers saw them.
-      paths: per interface and address family: the NAT profile, and what it means.
-      servers: per server and transport: whether it was reached, and the round trip.
+      external: this machine's addresses as servers saw them.
+      paths: for each interface and address family, the NAT profile and what it means.
+      servers: for each server and transport, whether it was reached, and the round-trip time.
       clock: seconds to add to this machine's clock, and the uncertainty of that.
-      gateways: per router: what it speaks, and the port that it has opened.
+      gateways: for each router, its port-mapping protocol, and the port that it has opened.
       can, cannot, unknown: sentences.
     """
 
@@ -244,19 +244,19 @@ class NetChecked(Event, frozen=True, kw_only=True, tag="netcheck"):
 
 
 class Identified(Event, frozen=True, kw_only=True, tag="id"):
-    """`id`: the node's id and where its key is; `key_file` is null with --ephemeral."""
+    """`id`: the node's peer id and the file of its key; `key_file` is null with --ephemeral."""
 
     peer: str
     key_file: str | None
 
 
 class ContactLine(Event, frozen=True, kw_only=True, tag="contact"):
-    """`contacts`: a contact, as it is, or was where it is removed.
+    """`contacts`: a contact; a removed one as it was before.
 
     Attributes:
-      address: where it was last, ``wg1…``; null where that is not known.
-      added: when, as RFC 3339 has it.
-      how: how it was made sure whose key that is: ``"call"``, ``"pairing"`` or ``"hand"``.
+      address: its last known address, ``wg1…``; null if there is none.
+      added: when it was added, in the format of RFC 3339.
+      how: how its key was verified: ``"call"``, ``"pairing"`` or ``"hand"``.
     """
 
     name: str
@@ -270,13 +270,13 @@ class Simulated(Event, frozen=True, kw_only=True, tag="simulated"):
     """`simulate` ran one world.
 
     Attributes:
-      nat_a, nat_b: what the caller and the peer were behind, as on the command line.
+      nat_a, nat_b: the NATs of the caller and of the peer, as on the command line.
       verdict: a `Verdict`'s value.
-      phase, plugin: of the path; null without one.
+      phase, plugin: those of the path; null without one.
       connect_ms: from the call to the accepted Pipe; null without one.
       first_byte_ms: from the call to the first echoed byte.
       echo_ok: whether every byte came back as it was sent; null without a Pipe.
-      digest: a hash over everything that every packet did; equal for equal runs.
+      digest: a hash over all events of packets; equal for equal runs.
       report: the whole walk; null with --matrix.
     """
 
@@ -297,7 +297,7 @@ class Simulated(Event, frozen=True, kw_only=True, tag="simulated"):
 
 
 class Preset(Event, frozen=True, kw_only=True, tag="preset"):
-    """`simulate --list`: a NAT, what it models and whence that is known, and its main axes per transport."""
+    """`simulate --list`: a NAT preset, its source, and its main behaviours for each transport."""
 
     name: str
     models: str
@@ -306,16 +306,16 @@ class Preset(Event, frozen=True, kw_only=True, tag="preset"):
 
 
 class Transferring(Event, frozen=True, kw_only=True, tag="transferring"):
-    """`send` or `receive` moves files: once a second.
+    """`send` or `receive` is transferring files; printed once a second.
 
     Attributes:
-      sending: this side sends, else it receives.
-      stage: ``"moving"``, or ``"checking"`` while what is there is read again, or gets its names.
+      sending: whether this side sends, rather than receives.
+      stage: ``"moving"``, or ``"checking"`` while data is read again for its checksum, or files get their names.
       size: bytes of all files.
-      done: bytes that are over.
-      there: of these, what the receiver had before.
-      files: how many there are.
-      name: of the file that is moving, as the sender has it.
+      done: bytes that have been transferred.
+      there: of these, the bytes that the receiver had before.
+      files: number of files.
+      name: path of the current file in the offer.
     """
 
     peer: str
@@ -329,15 +329,15 @@ class Transferring(Event, frozen=True, kw_only=True, tag="transferring"):
 
 
 class Transferred(Event, frozen=True, kw_only=True, tag="transferred"):
-    """`send` or `receive` has moved files: they have their names at the receiver.
+    """`send` or `receive` has transferred files: they have their names at the receiver.
 
     Attributes:
-      sending: this side has sent, else it has received.
+      sending: whether this side has sent, rather than received.
       size: bytes of all files.
-      there: of these, what had come before the last Pipe.
-      elapsed_ms: from the offer on the last Pipe.
-      paths: of `receive`: where they are.
-      skipped: of `send`: what was left out.
+      there: of these, the bytes that had arrived before the last Pipe.
+      elapsed_ms: time since the offer on the last Pipe.
+      paths: for `receive`: where the files are.
+      skipped: for `send`: what was left out.
     """
 
     peer: str

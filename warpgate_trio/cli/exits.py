@@ -1,4 +1,4 @@
-"""Exit codes, and the one sentence that a user gets for an exception."""
+"""Exit codes, and the sentence that a user sees for an exception."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class ExitCode(IntEnum):
     OK = 0
     NO_PATH = 1
     USAGE = 2
-    """Of the command line, of the configuration, or of an address."""
+    """Wrong use: the command line, the configuration or an address is not valid."""
     REFUSED = 3
-    """The peer was reached and said no."""
+    """The peer was reached, and refused."""
     BROKEN = 4
-    """There was a Pipe, and it broke or the peer was interrupted, or the echo was wrong; stdin could not be read; or
-    the disk is full, for stdout or a key file."""
+    """The Pipe broke, the peer was interrupted, or the echo was wrong; stdin could not be read; or the disk is full
+    (for stdout or a key file)."""
     INTERNAL = 70
     """A fault of this program (EX_SOFTWARE of sysexits.h)."""
     INTERRUPTED = 130
-    """SIGINT, as shells count it; also SIGTERM where work was left undone."""
+    """SIGINT, as shells report it; also SIGTERM if work was left undone."""
 
 
 class CommandFailed(Exception):
-    """A command's own failure: one sentence and its exit code.  `shown`: the user has been told already."""
+    """A command's own failure: an exit code and one sentence.  `shown`: the user has already seen the sentence."""
 
     def __init__(self, code: int, message: str, *, shown: bool = False) -> None:
         super().__init__(message)
@@ -48,21 +48,21 @@ class CommandFailed(Exception):
 
 
 class UsageProblem(CommandFailed):
-    """What was asked for cannot be done like that."""
+    """The command was used in a way that cannot work; exit code `ExitCode.USAGE`."""
 
     def __init__(self, message: str) -> None:
         super().__init__(ExitCode.USAGE, message)
 
 
 class OutputClosed(Exception):
-    """Nobody reads our stdout any more: the program ends, without a complaint, as `cat` in a pipeline does."""
+    """The reader of stdout has gone: the program ends silently, as `cat` in a pipeline does."""
 
 
 _OUTPUT_GONE: Final = frozenset({errno.EPIPE, errno.EBADF, errno.EIO, errno.ECONNRESET})
 
 
 def output_error(error: OSError) -> Exception:
-    """What to raise where writing to stdout has failed: nobody reads, or what was asked for got lost."""
+    """The exception to raise after a write to stdout has failed: `OutputClosed` if its reader has gone."""
     if error.errno in _OUTPUT_GONE:
         return OutputClosed()
     return CommandFailed(ExitCode.BROKEN, f"stdout cannot be written: {error.strerror or error}")
@@ -72,7 +72,7 @@ _DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def _full_disk(error: BaseException | None) -> OSError | None:
-    """The system's word that a disk, or a user's share of it, is full, where that is why something was raised."""
+    """The OSError of a full disk or quota that caused an exception; None if there is none."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             return error
@@ -85,7 +85,7 @@ _EXTRA: Final = re.compile(r"unexpected extra arguments? \(([^()]{1,100})\)")
 
 
 def code_hint(text: str) -> str | None:
-    """What to say to who has typed a pairing code where none is read; None where it does not look like one."""
+    """A hint for a user who has typed a pairing code in a wrong place; None if the text does not look like a code."""
     if not _LIKE_A_CODE.fullmatch(text):
         return None
     return f"{text!r} looks like a code: give it by --code, to connect or receive"
@@ -95,14 +95,14 @@ _REFUSALS: Final = frozenset({"refused", "not_accepting", "busy"})
 
 
 def exit_code_of_verdict(verdict: str) -> ExitCode:
-    """The exit code for a `Verdict`'s value: REFUSED where the peer itself said no."""
+    """The exit code for a `Verdict`'s value: REFUSED if the peer itself refused."""
     if verdict == "connected":
         return ExitCode.OK
     return ExitCode.REFUSED if verdict in _REFUSALS else ExitCode.NO_PATH
 
 
 def explain(error: BaseException) -> tuple[int, str]:
-    """The exit code for an exception and one sentence about it, empty where there is nothing to say."""
+    """The exit code for an exception, and one sentence about it; the sentence is empty if none is to be shown."""
     import click
 
     from ..errors import (
@@ -147,7 +147,7 @@ def explain(error: BaseException) -> tuple[int, str]:
 
 
 def _code_of_pairing(error: PairingError) -> ExitCode:
-    """USAGE for a text that is no code, REFUSED for a code that is no good, else NO_PATH."""
+    """USAGE for a malformed code, REFUSED for a code that was refused, otherwise NO_PATH."""
     from ..errors import CodeMalformed, CodeRefused
 
     if isinstance(error, CodeMalformed):

@@ -1,4 +1,4 @@
-"""``ping --explain``: goes through the steps of a call, and has for each that failed the one thing that would help."""
+"""``ping --explain``: shows the steps of a call, with one piece of advice for each that failed."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ __all__ = ["explain_call", "step_lines"]
 
 
 async def explain_call(settings: Settings, node: Node, peer: PeerAddress, report: ConnectReport, *, kind: str) -> None:
-    """Tell how a call went; what this side's network is like is measured for it.
+    """Show how a call went.  This side's network is measured for that.
 
     Args:
-      kind: of the path, for the JSON line.
+      kind: the kind of the path, for the JSON line.
     """
     aims = {name: plugin.aim for name, plugin in load_plugins().plugins.items()}
     network = await node.netcheck()
@@ -53,7 +53,7 @@ def _show(settings: Settings, report: ConnectReport, steps: Sequence[Step]) -> N
     if in_detail:
         show_report(settings, report)
     width = console().width if settings.live else None
-    notes = () if in_detail else report.notes  # which the table has
+    notes = () if in_detail else report.notes  # the table contains the notes
     for line in (*step_lines(steps), *(f"note: {each}" for each in notes)):
         for part in [line] if width is None else fitted(line, width):
             settings.say(part)

@@ -1,4 +1,4 @@
-"""What `listen --expose` and `--bind` do with the Pipes of peers that forward."""
+"""`listen --expose` and `--bind`: serving the Pipes of peers that forward connections."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 @final
 class Exposing:
-    """Serves peers; `click.UsageError` where an entry of a list is none."""
+    """Serves forwarding peers.  Raises `click.UsageError` for an invalid entry of a list."""
 
     def __init__(self, settings: Settings, expose: Sequence[str], bind: Sequence[str]) -> None:
         self._settings = settings
@@ -32,11 +32,11 @@ class Exposing:
             raise click.UsageError(str(error)) from error
 
     def is_forward(self, pipe: Pipe) -> bool:
-        """Whether a Pipe is one connection of a peer that forwards, rather than the peer's call."""
+        """Whether a Pipe is a forwarding request, rather than the peer's call itself."""
         return is_forward(pipe)
 
     async def serve(self, pipe: Pipe) -> None:
-        """One Pipe, until its end: a connection, or the call that keeps the Link."""
+        """Serve one Pipe until its end: a request, or the call that keeps the Link open."""
         import trio
 
         try:

@@ -1,7 +1,7 @@
-"""What a user sees of a walk that gave no Pipe: a screen, or one line where the peer itself explains it.
+"""The output for a walk that gave no Pipe: a screen, or one line if the peer itself gave the reason.
 
-What this side was without comes first, then what was tried, a line for each phase, then what else is worth knowing.
-Every combo and every reason stand in the table of ``-v`` and in the JSON line.
+First comes what this side lacked, then what was tried, with a line for each phase, then further notes.  The table of
+``-v`` and the JSON line have every combo and every reason.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ __all__ = ["combos_in_words", "failure_lines", "fitted", "show_failure"]
 SAID_BY_VERDICT: Final = frozenset(
     {"refused", "not_accepting", "busy", "unsupported", "peer_offline", "nothing_to_try"}
 )
-"""Where the sentence about the verdict says it all, and which paths were tried explains nothing."""
+"""Verdicts for which the sentence about the verdict suffices, and the paths tried explain nothing."""
 MAX_NOTES: Final = 4
-"""Of a kind, on a terminal."""
+"""Notes of a kind that are shown on a terminal."""
 MAX_LINES: Final = 2
-"""Of a terminal, for one sentence."""
+"""Lines of a terminal for one sentence."""
 
 
 def show_failure(settings: Settings, report: ConnectReport) -> None:
-    """Tell why there is no Pipe, before the sentence that ends the command."""
+    """Show why there is no Pipe, before the sentence that ends the command."""
     if settings.quiet:
         return
     if settings.verbose or settings.debug:
@@ -44,10 +44,10 @@ def show_failure(settings: Settings, report: ConnectReport) -> None:
 
 
 def failure_lines(report: ConnectReport, width: int | None) -> list[str]:
-    """The lines in front of the last one.
+    """The lines before the last one.
 
     Args:
-      width: of the terminal, which nothing exceeds and where long sentences are cut; None: all of it, for a file or a
+      width: columns of the terminal, to which lines are wrapped and long sentences cut; None: no limit, for a file or a
         pipe.
     """
     if report.verdict.value in SAID_BY_VERDICT:
@@ -94,7 +94,7 @@ def _phase_lines(report: ConnectReport) -> Iterator[str]:
 
 
 def combos_in_words(combos: Sequence[ComboReport]) -> str:
-    """``2 paths, 1 timed out, 1 failed (Connection refused)``: how they ended, and the chief reason."""
+    """``2 paths, 1 timed out, 1 failed (Connection refused)``: the outcomes of combos, and the most frequent reason."""
     outcomes = Counter(each.outcome.value.replace("_", " ") for each in combos)
     counts = [f"{count} {outcome}" for outcome, count in outcomes.most_common()]
     paths = f"{len(combos)} path{'' if len(combos) == 1 else 's'}"

@@ -1,7 +1,8 @@
-"""Open files: how many this process may have, and what each service of `serve` gets of them.
+"""Limits of open files: that of the process, and the share of each service of `serve`.
 
-A command may raise the process's own limit, a library must not.  Who runs out of files cannot even accept a connection
-to refuse it, so what strangers can make us hold is less than what there is, and one service leaves the other its share.
+A command may raise the process's limit; a library must not.  A process without free descriptors cannot accept a
+connection, not even to refuse it.  The services therefore limit the files that strangers can occupy to less than the
+process may open, and each service has a share of its own.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ if TYPE_CHECKING:
 __all__ = ["Shares", "raise_file_limit", "share_files"]
 
 PLENTY: Final = 65536
-"""Files that we ask for at most, where the system sets no limit: three times what `serve` can use."""
+"""The limit to set if the system has none: three times what `serve` can use."""
 RESERVED: Final = 64
-"""Files for what is not a connection: listeners, streams, the log, certificates, a look at the interfaces."""
+"""Files reserved for everything but connections: listeners, standard streams, the log, certificates, interfaces."""
 STUN_SHARE: Final = 0.25
-"""Of the rest, for STUN and TURN over TCP."""
+"""Share of the remaining files for STUN and TURN over TCP."""
 RELAYS_SHARE: Final = 0.25
-"""Of the rest, for relayed addresses of TURN."""
+"""Share of the remaining files for relayed addresses of TURN."""
 CROWD: Final = 8 / 9
-"""Of a service's share, what its `Gate` fills; the rest is for connections that a proxy has not named yet, and for ones
-that give way and are not closed yet."""
+"""Share of a service's files that its `Gate` may fill.  The rest is for connections whose client a proxy has not named
+yet, and for connections that give way but are not closed yet."""
 
 
 def raise_file_limit() -> int:
-    """Have as many open files as the system lets this process have; returns the number."""
+    """Raise the limit of open files as far as the system allows; returns the new limit."""
     try:
         import resource
     except ImportError:  # Windows, where sockets are no files
@@ -41,7 +42,7 @@ def raise_file_limit() -> int:
         return PLENTY
     wanted = PLENTY if hard == resource.RLIM_INFINITY else hard
     if wanted > soft:
-        with suppress(ValueError, OSError):  # macOS has a lower limit than the one that it says
+        with suppress(ValueError, OSError):  # the real limit of macOS is lower than the reported one
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
     return soft
@@ -49,7 +50,7 @@ def raise_file_limit() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """The limits of the services that hold files, by their defaults and by the files that there are."""
+    """The limits of the services, from their defaults and the number of files available."""
 
     rendezvous: RendezvousLimits
     stun: StunLimits
@@ -57,9 +58,9 @@ class Shares:
 
 
 def share_files(files: int, *, stun: bool, turn: bool) -> Shares:
-    """What each service gets; `turn`: the STUN server is a TURN server too, which has both their shares.
+    """The limits of each service; `turn`: the STUN server is also a TURN server, which has both shares.
 
-    Relayed addresses are sockets, of which none gives way to another, so they fill their share.
+    Relayed addresses are sockets that never give way to others, so they may fill their whole share.
     """
     from ..servers.rendezvous_core import RendezvousLimits
     from ..servers.stun_core import StunLimits

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["forward"]
 
 PAUSES: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
-"""Seconds between calls to a peer that was connected and is there no more; the last one is for all further ones."""
+"""Seconds before each further call to a peer that was connected and has gone; the last value repeats."""
 
 
 @click.command(short_help="Ports here that lead to the peer's network, or the other way round.")
@@ -132,7 +132,7 @@ class _Forwarding:
         peer, contacts = find_peer(self._settings, self._peer)
 
         async def authorize(peer_id: str) -> bool:
-            """Who has our port opens Pipes to us; nobody else does."""
+            """With --reverse, the peer that listens for us may open Pipes; nobody else may."""
             await trio.lowlevel.checkpoint()
             return peer_id == peer.peer_id
 
@@ -174,7 +174,7 @@ class _Forwarding:
         return await call_peer(self._settings, node, config, peer, phases=self._phases, timeout=self._timeout)
 
     async def _join(self, pipe: Pipe) -> None:
-        """One connection, to stdin and stdout."""
+        """Join one connection to stdin and stdout."""
         import trio
 
         from ..forwarding import open_target
@@ -190,7 +190,7 @@ class _Forwarding:
     async def _serve(
         self, node: Node, peer: Callee, config: NodeConfig, pipe: Pipe, listeners: list[trio.SocketListener]
     ) -> None:
-        """Until interrupted; where the peer goes away it is called again, and the port here stays."""
+        """Serve until interrupted.  If the peer goes away it is called again, while the local port stays open."""
         import trio
 
         from ..errors import PeerRefused, TargetRefused
@@ -205,7 +205,7 @@ class _Forwarding:
                 )
             if self._reverse:
                 nursery.start_soon(self._lead_all, node)
-            tries = 0  # in a row: a peer that is there for a moment only is not called without a pause
+            tries = 0  # consecutive calls; reset by a long connection only, so an unstable peer is not called too often
             while True:
                 reason, began = "the peer is gone", trio.current_time()
                 try:
@@ -227,22 +227,22 @@ class _Forwarding:
                         break
 
     async def _called_again(self, node: Node, peer: Callee, config: NodeConfig) -> bool:
-        """One call to a peer that was there; why it is not is told."""
+        """Call a peer again that was connected before; returns whether it is connected.  Shows why if it is not."""
         from ..errors import AddressError, ConnectError, PeerNotFound
 
         try:
             self._pipe = await self._call(node, peer, config)
         except ConnectError as error:
             self._settings.say(f"no pipe: {error.verdict.value}. {error.advice}")
-        except (AddressError, PeerNotFound) as error:  # an address expires, and servers are away
+        except (AddressError, PeerNotFound) as error:  # the address has expired, or servers are down
             self._settings.say(f"no pipe: {error}")
         else:
             return True
         return False
 
     def _may_pass(self, refused: TargetRefused) -> bool:
-        """Whether a peer that has listened for us may do so again: it can know later than we that our Link is gone,
-        and until then the port is taken by ourselves.
+        """Whether a refusal to listen may be temporary: a peer that has listened for us before may detect the break of
+        the old Link later than this side, and until then its port is taken by that Link.
         """
         from ..forwarding import Answer
 
@@ -256,7 +256,7 @@ class _Forwarding:
         self._settings.say(f"a connection to {self._near if self._reverse else self._far} ended: {problem}")
 
     async def _stay(self, pipe: Pipe, listeners: list[trio.SocketListener]) -> None:
-        """Until the Pipe ends."""
+        """Serve until the Pipe ends."""
 
         from ..forwarding import serve_reverse
         from ..nurseries import open_bare_nursery
@@ -277,7 +277,7 @@ class _Forwarding:
         from .events import Forwarding, encode
         from .stdio import StandardOutput
 
-        if where == self._announced:  # a peer that was called again may listen elsewhere
+        if where == self._announced:  # after a further call the peer may listen on another port
             return
         self._announced = where
         target = str(self._near if self._reverse else self._far)
@@ -289,7 +289,7 @@ class _Forwarding:
         self._settings.say(f"{' and '.join(where)} of {side} lead{'s' if len(where) == 1 else ''} to {target} on {to}")
 
     async def _lead_all(self, node: Node) -> None:
-        """Connections that come to the peer's port."""
+        """Forward the connections to the peer's port."""
         from ..forwarding import handle_bound
         from ..nurseries import open_background_nursery
 

@@ -74,7 +74,7 @@ def cli(ctx: click.Context) -> None:
 
 
 def call(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code, after errors have been told on stderr."""
+    """Run the command line, and print errors to stderr; returns the exit code."""
     settings = Settings()
     try:
         code: Any = cli.main(args=argv, prog_name="warpgate-trio", standalone_mode=False, obj=settings)
@@ -87,7 +87,7 @@ def call(argv: Sequence[str] | None = None) -> int:
 
 
 def _let_go_of_output() -> None:
-    """Drop what stdout does not take: Python tries again at its end, and has an exit code of its own for that."""
+    """Drop buffered output that stdout does not accept: at its exit, Python would fail with an exit code of its own."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -82,7 +82,7 @@ def listen(
 
     settings.start_logging()
     guests = allowing.guests(settings)
-    raise_file_limit()  # strangers may hold some hundred, and a spray takes as many
+    raise_file_limit()  # strangers may occupy some hundred descriptors, and a spray needs as many
     exposing = None
     if expose or bind:
         from .exposing import Exposing
@@ -125,7 +125,7 @@ class _Listening:
 
     async def run(self, config: NodeConfig) -> ExitCode:
         from ..node import open_node
-        from . import echo_test as echo_test  # not when a peer is there, and waits
+        from . import echo_test as echo_test  # imported now, since later a peer would wait for it
         from . import path_events as path_events
         from . import render as render
         from .peers import usable_contacts
@@ -146,7 +146,7 @@ class _Listening:
         return ExitCode.OK
 
     async def _announce(self, node: Node, config: NodeConfig) -> None:
-        """Print the address once peers can reach us by it, and it says what they need to know."""
+        """Print the address when peers can reach the node by it, and it has what they need to know."""
         from .events import ListenReady, encode
 
         connected = await wait_reachable(self._settings, node, config)
@@ -189,13 +189,13 @@ class _Listening:
         return pipe
 
     async def _serve_one(self, node: Node, source: StandardInput) -> None:
-        """One peer, and no other one.  Where it was started again, its new Pipe takes the place of the one before it,
-        unless bytes of that went through stdin or stdout: two streams there would look like one.
+        """Serve one peer, and no other.  If its program was restarted, its new Pipe replaces the previous one, unless
+        bytes of that have passed through stdin or stdout: two streams would look like one there.
         """
         from ..link import RefuseReason
 
         def close() -> None:
-            node.listener.close_nowait(RefuseReason.TAKEN)  # what whoever comes now is told
+            node.listener.close_nowait(RefuseReason.TAKEN)  # the reason that further callers receive
 
         while True:
             pipe = await self._accept(node)
@@ -209,7 +209,7 @@ class _Listening:
                 return
 
     async def _serve_all(self, node: Node, source: StandardInput) -> None:
-        """Echoes run side by side; stdin and stdout can be joined to one peer at a time, the next one waits."""
+        """Serve all peers: with --echo concurrently; stdin and stdout are joined to one at a time, the next waits."""
         from ..nurseries import open_background_nursery
 
         async with open_background_nursery() as nursery:
@@ -229,7 +229,7 @@ class _Listening:
             self._settings.say(f"{pipe.peer_id[:8]}…: {error}")
 
     async def _serve(self, pipe: Pipe, source: StandardInput, *, on_data: Callable[[], object] = lambda: None) -> None:
-        """Until the peer has ended.  `on_data` is called when bytes go through stdin or stdout."""
+        """Serve a Pipe until the peer has ended.  `on_data` is called when bytes pass through stdin or stdout."""
         import trio
 
         from .echo_test import echo
@@ -252,10 +252,10 @@ class _Listening:
 
 
 async def _drain(pipe: Pipe) -> None:
-    """With --json stdout is for events: what the peer sends is read to its end, so that it can end."""
+    """Read what the peer sends to its end, and drop it: with --json stdout is for events."""
     import trio
 
     async for _ in pipe:
         pass
-    with suppress(trio.BrokenResourceError):  # it has closed already
+    with suppress(trio.BrokenResourceError):  # the peer has closed the Pipe already
         await pipe.send_eof()

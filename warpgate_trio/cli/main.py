@@ -1,4 +1,4 @@
-"""The entry point: what has to happen before anything else is imported."""
+"""The entry point, and the steps that have to be done before other modules are imported."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["USUAL_THRESHOLDS", "WHILE_LOADING", "main"]
 
 USUAL_THRESHOLDS: Final = gc.get_threshold()
 WHILE_LOADING: Final = 50_000
-"""Objects more than there were, after which the garbage collector looks through the new ones.  Loading makes some
-60,000 that all stay, and each look is time that the user waits; `runner` goes back to the usual when all is loaded."""
+"""Threshold of the youngest generation of the garbage collector while modules are imported.  Importing makes some
+60,000 objects that all stay, and each collection delays the start.  `runner` restores the usual threshold later."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,15 +29,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _exit_at_once(_number: int, _frame: FrameType | None) -> None:
-    """SIGINT until Trio runs, and after it: nothing is open that would want a goodbye.
+    """Handle SIGINT before and after Trio's run, when nothing is open that has to be closed.
 
-    A KeyboardInterrupt can get lost there: Python drops it when it comes up in a callback of the import system.
+    A KeyboardInterrupt could get lost there: Python drops one that is raised in a callback of the import system.
     """
     os._exit(130)
 
 
 def reserve_standard_descriptors() -> None:
-    """Open what the caller closed (``<&-``), lest a socket of ours be number 0, 1 or 2 and get what is meant for it."""
+    """Open standard descriptors that the caller has closed (``<&-``): otherwise a socket would become number 0, 1 or 2
+    and get their data.
+    """
     while True:
         descriptor = os.open(os.devnull, os.O_RDWR)
         if descriptor > 2:

@@ -22,7 +22,7 @@ __all__ = ["netcheck"]
 
 SERVERS: Final = ("server", "over", "ms", "outcome")
 TOLD_BY_THE_TABLE: Final = ("warpgate_trio.signal.keeper", "warpgate_trio.clock.corrected")
-"""Loggers that warn of servers that cannot be reached: these stand in the table, with the reason."""
+"""Loggers whose warnings about unreachable servers are left out: the table has these servers, with the reason."""
 
 
 @click.command(short_help="What is this network like: NATs, servers, clock; what works in it?")
@@ -47,7 +47,7 @@ def netcheck(settings: Settings, *, config_file: Path | None, servers: bool, tim
     from .runner import run
 
     settings.start_logging(told_otherwise=TOLD_BY_THE_TABLE)
-    # An identity of its own: under the node's key it would be called in the place of a `listen` that runs beside it.
+    # A new identity: with the node's key, `netcheck` would receive the calls to a `listen` that runs at the same time.
     config = NodeOptions(config_file=config_file, key_file=None, ephemeral=True, port=0).load()
     return run(partial(_netcheck, settings, config, servers, timeout))
 
@@ -81,7 +81,7 @@ def _plain(report: NetcheckReport) -> str:
 
 
 def _styled(report: NetcheckReport) -> str:
-    """The same in colours, and no wider than the terminal: sentences go on in a second line."""
+    """The same in colour, and wrapped to the terminal's width."""
     from rich.console import Console
     from rich.text import Text
 
@@ -103,7 +103,7 @@ def _styled(report: NetcheckReport) -> str:
 
 
 def _path_lines(path: PathCheck) -> list[str]:
-    """What is between an interface and the internet: a line on the addresses, and one for each transport."""
+    """The NATs between an interface and the internet: a line about the addresses, and one for each transport."""
     seen = ", ".join(dict.fromkeys((*path.udp.external, *path.tcp.external)))
     return [
         f"{path.interface}, IPv{path.af}: {path.address}" + (f", seen as {seen}" if seen else ""),
@@ -127,7 +127,7 @@ def _server_rows(servers: Sequence[ServerCheck]) -> list[tuple[str, ...]]:
 
 
 def _lines(report: NetcheckReport) -> list[tuple[str, str]]:
-    """What it means: a word, and a sentence."""
+    """The conclusions: each a word and a sentence."""
     lines = [("clock", _clock(report.clock))]
     lines += [("router", _gateway(each)) for each in report.gateways]
     for key in ("can", "cannot", "unknown"):

@@ -1,4 +1,4 @@
-"""What several commands have in common: options, what they say to the user, and the configuration they make of it."""
+"""Common parts of commands: options, output to the user, and the configuration that the options make."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 @dataclass(slots=True)
 class Settings:
-    """How this run talks to its user.  Everything here goes to stderr; stdout is for Pipe bytes or JSON lines."""
+    """The output settings of this run.  Messages go to stderr; stdout is for Pipe bytes or JSON lines."""
 
     quiet: bool = False
     verbose: int = 0
@@ -48,13 +48,13 @@ class Settings:
 
     @property
     def live(self) -> bool:
-        """Whether somebody watches: a terminal that can be redrawn."""
+        """Whether output is a terminal that can be redrawn."""
         return not self.quiet and _is_terminal()
 
     def say(self, text: str = "", *, always: bool = False) -> None:
         """Tell the user, unless --quiet."""
         if always or not self.quiet:
-            with suppress(OSError):  # nobody listens there; that ends nothing
+            with suppress(OSError):  # stderr has no reader; the command continues
                 click.echo(text, err=True)
 
     def put(self, data: bytes) -> None:
@@ -67,14 +67,14 @@ class Settings:
             raise output_error(error) from error
 
     def warn(self, text: str) -> None:
-        """Tell the user of something that may matter, even with --quiet."""
+        """Print a warning, even with --quiet."""
         self.say(f"warning: {text}", always=True)
 
     def start_logging(self, *, told_otherwise: Collection[str] = ()) -> None:
-        """The package's log: warnings, with -v what happens, with -vv everything.  Tracebacks only with --debug.
+        """Show the package's log: warnings, with -v also information, with -vv everything; tracebacks with --debug.
 
         Args:
-          told_otherwise: names of loggers whose warnings are left out as long as nobody asks for the log.
+          told_otherwise: names of loggers whose warnings are left out without -v.
         """
         level = logging.DEBUG if self.verbose > 1 or self.debug else logging.INFO if self.verbose else logging.WARNING
         handler = _LogToStderr(self)
@@ -113,7 +113,7 @@ def pass_settings(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _set(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     def callback(ctx: click.Context, _parameter: click.Parameter, value: Any) -> None:
-        if value:  # counted together with what stands before the command: -v connect -v is -vv
+        if value:  # added to options before the command: -v connect -v is -vv
             settings = ctx.ensure_object(Settings)
             setattr(settings, name, value + getattr(settings, name) if name == "verbose" else value)
 
@@ -162,7 +162,7 @@ def _unexposed(option: Callable[[_F], _F], function: _F) -> _F:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeOptions:
-    """What the command line says about the node."""
+    """The options of the command line that concern the node."""
 
     config_file: Path | None
     key_file: Path | None
@@ -173,7 +173,7 @@ class NodeOptions:
     relay_first: bool | None = None
 
     def overrides(self) -> dict[str, object]:
-        """By dotted key, for `load_config`."""
+        """The values for `load_config`, by dotted key."""
         named: dict[str, object] = {
             "listen.port": self.port,
             "paths.dead_after": self.dead_after,
@@ -187,7 +187,7 @@ class NodeOptions:
         return {key: value for key, value in named.items() if value is not None}
 
     def load(self) -> NodeConfig:
-        """The configuration from everywhere.  Raises `ConfigError`."""
+        """Load the configuration from all sources.  Raises `ConfigError`."""
         from ..config import load_config
 
         return load_config(file=self.config_file, overrides=self.overrides())

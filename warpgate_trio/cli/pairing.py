@@ -1,7 +1,7 @@
 """Pairing by a code, for the commands that have ``--code``: its options, and the two steps.
 
-Who waits prints a code (`CodePairing`), who was told one types it (`paired_node`); both show the other one's peer id,
-and with ``--save`` keep it as a contact.
+The waiting side prints a code (`CodePairing`), and the user of the other side types it (`paired_node`).  Both show the
+other's peer id, and with ``--save`` keep it as a contact.
 """
 
 from __future__ import annotations
@@ -36,33 +36,33 @@ __all__ = [
 logger: logging.Logger = logging.getLogger(__name__)
 
 PUBLISHED_PATIENCE: Final = 4.0
-"""Seconds for who is to be called to have a signal server, and its NATs measured, before it says where it is."""
+"""Seconds to wait for a signal server and the measurement of the NATs before the called side sends its address."""
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def offer_code_option(function: _F) -> _F:
-    """--code of who waits: it reaches the function as `code`, a bool."""
+    """Add --code of the waiting side, passed as `code`, a bool."""
     return click.option("--code", is_flag=True, help="Print a code for one peer, and let in who has typed it.")(
         function
     )
 
 
 def accept_code_option(function: _F) -> _F:
-    """--code of who was told one: it reaches the function as `code`, a text."""
+    """Add --code of the typing side, passed as `code`, a text."""
     return click.option("--code", metavar="CODE", help="Be paired with who has printed this code, as 7-guitar-orbit.")(
         function
     )
 
 
 def save_called_option(function: _F) -> _F:
-    """--save of who calls: it reaches the function as `save`."""
+    """Add --save of the calling side, passed as `save`."""
     return click.option("--save", metavar="NAME", help="Keep the peer as the contact NAME, once it is connected.")(
         function
     )
 
 
 def save_paired_option(function: _F) -> _F:
-    """--save of who is called, and therefore knows a peer by a code alone: it reaches the function as `save`."""
+    """Add --save of the called side, which knows a peer by a code only, passed as `save`."""
     return click.option("--save", metavar="NAME", help="Keep the peer that is paired by --code as the contact NAME.")(
         function
     )
@@ -70,18 +70,18 @@ def save_paired_option(function: _F) -> _F:
 
 @final
 class CodePairing:
-    """Who waits for one peer: prints a code, and lets in who has typed it.
+    """The waiting side of a pairing: prints a code, and lets in the peer that has typed it.
 
     Args:
-      save: as which contact to keep the peer; None: as none.
-      command: what is to be run on the other machine.
+      save: name of the contact to save the peer as; None: it is not saved.
+      command: the command to run on the other machine.
 
     Attributes:
-      friends: the rule that lets it in.
+      friends: the rule that lets the peer in.
 
     Raises:
       ContactError: no contact can have that name.
-      ContactsFileError: the contacts cannot be used.
+      ContactsFileError: the file of contacts cannot be used.
     """
 
     def __init__(self, settings: Settings, save: str | None = None, *, command: str = "connect") -> None:
@@ -94,10 +94,10 @@ class CodePairing:
         self.friends: PairedPeers = PairedPeers()
 
     async def wait(self, node: Node, output: StandardOutput) -> Paired:
-        """Print the code, and wait until somebody has typed it.
+        """Print the code, and wait until a peer has typed it.
 
         Raises:
-          PairingError: there is no server for it, or nobody came in time.
+          PairingError: there is no server for the code, or no peer typed it in time.
         """
         from .events import CodePaired, encode
 
@@ -141,19 +141,19 @@ def qr_lines(text: str) -> str:
 async def paired_node(
     settings: Settings, config: NodeConfig, code: str, *, save: str | None = None, authorize: Authorize | None = None
 ) -> AsyncGenerator[tuple[Node, Callee]]:
-    """A node that has typed a code, and whom it was paired with, for the time of the body.
+    """The typing side of a pairing: opens a node, pairs it by a code, and yields the node and the peer.
 
-    It has the identity that the configuration names; a fresh one where the peer has the user's default key, so that two
-    terminals of one user need no second key.
+    The node has the identity of the configuration.  If the peer has the user's default key it has a new identity, so
+    that two terminals of one user need no second key.
 
     Args:
-      save: as which contact to keep the peer; None: as none.
-      authorize: the rule of the node, where the peer is to call it.
+      save: name of the contact to save the peer as; None: it is not saved.
+      authorize: the node's rule for callers, if the peer is to call it.
 
     Raises:
-      PairingError: the code is none, or wrong, or may not be tried; there is no server for it.
+      PairingError: the code is malformed, wrong, or may not be tried, or there is no server for it.
       ContactError: the peer cannot have that name.
-      ConfigError: as `open_node`; the contacts cannot be used.
+      ConfigError: as `open_node`; or the file of contacts cannot be used.
     """
     import trio
 
@@ -164,14 +164,14 @@ async def paired_node(
     from ..servers.mailbox_frames import Outcome
     from .peers import usable_contacts
 
-    parse_code(code)  # before anything is opened for it
+    parse_code(code)  # raises for a malformed code before anything is opened
     contacts = usable_contacts(settings) if save is None else _contacts_for(save)
     identities = _identities(config)
     for number, identity in enumerate(identities, 1):
         async with open_node(config, identity=identity, authorize=authorize, contacts=contacts) as node:
             if authorize is not None:
                 with trio.move_on_after(PUBLISHED_PATIENCE):
-                    await node.wait_published()  # so that the peer learns all that it needs to call us
+                    await node.wait_published()  # so that the address has everything that the peer needs to call us
             try:
                 with _no_server_is_told(node):
                     paired = await node.accept_code(code)
@@ -189,7 +189,7 @@ async def paired_node(
 
 @contextmanager
 def _no_server_is_told(node: Node) -> Generator[None]:
-    """Around pairing: where no server is configured it is said how one is."""
+    """Around pairing: if no server is configured, the error tells how to configure one."""
     from ..errors import PairingUnavailable
 
     try:
@@ -203,7 +203,7 @@ def _no_server_is_told(node: Node) -> Generator[None]:
 
 
 def _contacts_for(name: str) -> Contacts:
-    """The user's contacts, of which one more is to be: who it is, nobody knows yet."""
+    """The user's contacts, after a check that a contact can be added under `name`; its key is not known yet."""
     from ..contacts import Contacts, check_name
 
     check_name(name)

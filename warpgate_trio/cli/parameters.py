@@ -1,4 +1,4 @@
-"""What several commands take in their own way: sizes, route types, and the names of plugins."""
+"""Parameter types of several commands: sizes, route types, phases, and names of plugins."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 ROUTES: Final = ("NIC_BIND", "EXT_BIND", "LOOPBACK_BIND")
-"""The names of `RouteType`, without importing it; a test compares them.  `--route` takes ``nic`` for the first."""
+"""The names of `RouteType`, without importing it; a test compares them.  `--route` accepts ``nic`` for the first."""
 PHASES: Final[tuple[Phase, ...]] = ("direct", "punch", "spray", "relay")
 """`warpgate_trio.plugin.PHASES`, without importing it; a test compares them."""
 _SHORT: Final = {name.removesuffix("_BIND").lower(): name for name in ROUTES}
@@ -73,7 +73,7 @@ def read_route(_ctx: click.Context, _parameter: click.Parameter, value: str | No
 
 
 def _makes_path(plugin: type[Plugin]) -> bool:
-    """False for an auxiliary plugin, which says something to the peer and is done (docs/writing_a_plugin.md)."""
+    """False for an auxiliary plugin, which makes no path of its own (docs/writing_a_plugin.md)."""
     from ..plugin import PathRequest
 
     messages = plugin.proto_messages
@@ -81,14 +81,14 @@ def _makes_path(plugin: type[Plugin]) -> bool:
 
 
 def path_plugins() -> list[str]:
-    """The installed plugins that make a path: what `--plugin` can name."""
+    """The installed plugins that make a path, which `--plugin` can name."""
     from ..plugin import load_plugins
 
     return sorted(name for name, plugin in load_plugins().plugins.items() if _makes_path(plugin))
 
 
 def check_plugin(name: str | None) -> None:
-    """Refuse what `--plugin` cannot name.
+    """Check the name of a plugin given to `--plugin`.
 
     Raises:
       UsageProblem: there is no such plugin, or it makes no path.

@@ -1,7 +1,7 @@
-"""What becomes of a Pipe's path, told as it happens: in words, or with ``--path-events`` by a line of JSON.
+"""Reports changes of a Pipe's path as they happen: in words, or with ``--path-events`` as lines of JSON.
 
-The lines go where this run's JSON lines go, which is stdout with ``--json``.  Else stdout is the stream's, and they go
-to stderr, as what is in words does.
+With ``--json`` the JSON lines go to stdout.  Otherwise stdout carries the stream, and they go to stderr, as messages in
+words always do.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 __all__ = ["PathTeller", "change_line"]
 
 MAX_UNTOLD: Final = 16
-"""Searches that wait to be told; they are seconds apart."""
+"""Reports of searches that may wait to be shown; searches are seconds apart."""
 
 
 @final
 class PathTeller:
-    """Tells of one Pipe's path.
+    """Reports the changes of one Pipe's path.
 
     Args:
-      called_at: when the call began; None where the peer has called.
+      called_at: when the call began; None if the peer has called.
     """
 
     def __init__(self, settings: Settings, output: StandardOutput, *, called_at: float | None = None) -> None:
@@ -46,14 +46,14 @@ class PathTeller:
         self._has_told_why = False
 
     def take(self, event: WalkEvent) -> None:
-        """An `on_event` of the call."""
+        """Process an event of the call; for its `on_event`."""
         if event.kind == "search" and event.report is not None:
             with suppress(trio.WouldBlock):
                 self._searches_in.send_nowait(event.report)
 
     @asynccontextmanager
     async def telling(self, pipe: Pipe) -> AsyncGenerator[None]:
-        """The time in which it is told."""
+        """Report changes during the body."""
         changes = pipe.path_changes()
 
         async def tell_changes() -> None:
@@ -91,7 +91,7 @@ class PathTeller:
         if self._settings.path_events:
             await self._print(Searched(peer=pipe.peer_id, report=msgspec.to_builtins(report)))
         elif report.winner is None and pipe.path.phase == "relay" and not self._has_told_why:
-            self._has_told_why = True  # further ones, minutes apart, mostly find the same
+            self._has_told_why = True  # further searches, minutes apart, usually have the same result
             self._explain(pipe, report)
 
     def _explain(self, pipe: Pipe, report: ConnectReport) -> None:
@@ -115,7 +115,7 @@ class PathTeller:
 
 
 def change_line(change: PathChange, *, called_at: float | None = None) -> str | None:
-    """A change in words; None for one of the state alone, which may be a false alarm."""
+    """A change in words; None for a change of the state only, which may be a false alarm."""
     if change.new is None:
         return f"the path is lost{f' ({change.detail})' if change.detail else ''}; looking for another one"
     if not change.switched:
@@ -130,5 +130,5 @@ def change_line(change: PathChange, *, called_at: float | None = None) -> str | 
 
 
 def _path(pipe: Pipe, report: PathReport | None) -> dict[str, str | int | None] | None:
-    """The keys of the event `pipe`, and the state."""
+    """A path with the keys of the event `pipe`, and its state."""
     return None if report is None else {"peer": pipe.peer_id, **msgspec.to_builtins(report)}

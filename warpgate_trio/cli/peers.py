@@ -1,4 +1,4 @@
-"""Whom a command is to call or to let in: an address, a peer id, or the name of a contact."""
+"""The peers that commands name: by an address, a peer id, or the name of a contact."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["SavedAs", "find_peer", "present_address", "usable_contacts"]
 
 
 def find_peer(settings: Settings, text: str) -> tuple[Callee, Contacts | None]:
-    """Who is meant, and the user's contacts, where they can be used.
+    """The peer that a text names, and the user's contacts; None if their file cannot be used.
 
     Raises:
-      AddressError, PeerIdError, ContactError: nobody.
-      ContactsFileError: a name, and the contacts cannot be read.
+      AddressError, PeerIdError, ContactError: the text names no peer.
+      ContactsFileError: the text is a name, and the file of contacts cannot be read.
     """
     from ..contacts import Contacts, find_callee
     from ..errors import ContactNameError, ContactUnknown
@@ -34,19 +34,19 @@ def find_peer(settings: Settings, text: str) -> tuple[Callee, Contacts | None]:
         raise ContactNameError(hint) from error
     except ContactUnknown:
         if contacts is None:
-            Contacts.load()  # says why they cannot be used
+            Contacts.load()  # raises the reason for which they cannot be used
         raise
 
 
 def usable_contacts(settings: Settings) -> Contacts | None:
-    """The user's contacts; None, and the user is told, where the file cannot be used."""
+    """The user's contacts; None, with a warning to the user, if the file cannot be used."""
     from ..contacts import Contacts, default_contacts_file
     from ..errors import ContactsFileError
 
     try:
         path = default_contacts_file()
     except ContactsFileError:
-        return None  # no home, so that there are none
+        return None  # without a home directory there are no contacts
     try:
         return Contacts.load(path)
     except ContactsFileError as error:
@@ -55,7 +55,7 @@ def usable_contacts(settings: Settings) -> Contacts | None:
 
 
 async def present_address(node: Node, callee: Callee) -> PeerAddress | None:
-    """Where a peer is that was called a moment ago."""
+    """The present address of a peer that was called a moment ago."""
     from ..errors import WarpgateError
 
     with suppress(WarpgateError):
@@ -65,11 +65,11 @@ async def present_address(node: Node, callee: Callee) -> PeerAddress | None:
 
 @final
 class SavedAs:
-    """What `--save NAME` does with the peer that is called.
+    """`--save NAME`: saves the called peer as a contact.
 
     Raises:
-      ContactError: it cannot have that name, which is told before it is called.
-      ContactsFileError: the contacts cannot be used.
+      ContactError: the peer cannot have that name; checked before the call.
+      ContactsFileError: the file of contacts cannot be used.
     """
 
     def __init__(self, name: str, callee: Callee, contacts: Contacts | None, *, how: How | None = None) -> None:
@@ -82,10 +82,10 @@ class SavedAs:
         self._contacts.check_free(name, callee.peer_id)
 
     def save(self, settings: Settings, address: PeerAddress | None = None) -> None:
-        """The peer was called and has proved its key.  What goes wrong here ends no Pipe.
+        """Save the peer, after it has proved its key in a call.  Errors are shown and do not end the Pipe.
 
         Args:
-          address: where it is now, if that is known better than by what was typed.
+          address: its present address, if it is newer than the one that was typed.
         """
         from ..errors import ConfigError, ContactError
 

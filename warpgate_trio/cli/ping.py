@@ -23,7 +23,7 @@ __all__ = ["PathKind", "ping"]
 
 
 class PathKind(IntEnum):
-    """What `ping` exits with: scripts ask for the kind of path, not for how a command ended."""
+    """The exit codes of `ping`, which tell scripts the kind of path."""
 
     DIRECT = 0
     RELAYED = 1
@@ -112,7 +112,7 @@ async def _ping(
             try:
                 for number in range(count):
                     if number:
-                        await trio.sleep(interval)  # what --interval asks for
+                        await trio.sleep(interval)  # --interval
                     times.append(1000 * await pipe.ping())
                     await _print(settings, pipe, number + 1, times[-1])
             except trio.BrokenResourceError as error:
@@ -121,7 +121,7 @@ async def _ping(
                 settings.say(f"{count} round trips, median {statistics.median(times):.2f} ms")
             kind = PathKind.RELAYED if pipe.path.phase == "relay" else PathKind.DIRECT
             search = pipe.search_report
-            found_by = pipe.report if search is None or search.winner is None else search  # it may have moved meanwhile
+            found_by = pipe.report if search is None or search.winner is None else search  # the path may have changed
             if explaining and found_by is not None:
                 await explain_call(settings, node, peer, found_by, kind=kind.name.lower())
             return kind

@@ -1,4 +1,4 @@
-"""By which URLs a server of `serve` is reached, and the configuration that says so to its peers."""
+"""The URLs by which a server of `serve` is reached, and the configuration for its peers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 __all__ = ["configuration", "leads_here", "reachable_urls", "turn_urls", "with_login"]
 
 MAX_URLS: Final = 4
-"""URLs offered for one server: a node keeps a connection to each that is in its configuration."""
+"""URLs offered for one server.  A node keeps a connection to each URL in its configuration."""
 
 
 def reachable_urls(
     urls: Iterable[str], interfaces: Sequence[Interface], external_ips: Iterable[IpAddress] = ()
 ) -> list[str]:
-    """The URLs of a server, with this machine's addresses where it listens on all of them, or with the addresses of
-    the NAT in front of it, which stand for those of their family.
+    """The URLs of a server, the best first: public before private, IPv4 before IPv6, loopback only as the last resort.
 
-    The best first: public before private, IPv4 before IPv6; loopback only where there is nothing else.
+    For a server that listens on all addresses, they have this machine's addresses.  External addresses, those of a NAT
+    in front of the machine, replace the addresses of their family.
     """
     external = {ip.version: ip for ip in external_ips}
     found: dict[str, tuple[bool, bool, int]] = {}
@@ -51,7 +51,7 @@ def reachable_urls(
 
 
 def _parts(url: str) -> tuple[str, str, str]:
-    """What stands before the host (``ws://``, ``stun:``), the host without brackets, the port."""
+    """Split a URL into the part before the host (``ws://``, ``stun:``), the host without brackets, and the port."""
     prefix, host, port = re.fullmatch(r"([a-z]+:(?://)?)(.*):(\d+)", url).groups()  # type: ignore[union-attr]
     return prefix, host.strip("[]"), port
 
@@ -73,7 +73,7 @@ def _own_addresses(wildcard: IpAddress, interfaces: Sequence[Interface]) -> list
 def turn_urls(urls: Iterable[str], interfaces: Sequence[Interface], external_ips: Iterable[IpAddress]) -> list[str]:
     """The URLs of a TURN server at its best address of each family: over UDP, then TCP, then TLS.
 
-    A node asks eight places at most, one after the other, before it is without a relay.
+    A node tries at most eight servers, one after the other, before it gives up on a relay.
     """
     external, offered = tuple(external_ips), list(urls)
     plain, encrypted = (
@@ -100,8 +100,8 @@ def with_login(server: TurnServer) -> ServerUrl:
 def configuration(
     servers: Mapping[str, Sequence[str]], turn: Sequence[TurnServer] = (), relay_token: str | None = None
 ) -> str:
-    """What to paste, as TOML: the URLs by key of ``[servers]``; the TURN server's with the login for them; and the
-    token, which one of the two peers needs.
+    """The configuration to paste, as TOML: the URLs by key of ``[servers]``, those of the TURN server with its login,
+    and the token, which one of the two peers needs.
     """
     import tomli_w
 

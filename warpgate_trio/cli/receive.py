@@ -121,10 +121,10 @@ class _Receiving:
         return False
 
     def _check_turn(self, pipe: Pipe) -> None:
-        """The first peer whose offer is good is the only one, without --keep.
+        """Without --keep, accept files only of the first peer whose offer is good.
 
         Raises:
-          TransferRefused: to another one, that was let in before.
+          TransferRefused: the Pipe is of another peer, which was let in earlier.
         """
         from ..errors import TransferRefused
         from ..files import Reason
@@ -135,7 +135,7 @@ class _Receiving:
                 raise TransferRefused(Reason.UNWANTED, "files of another peer are being received", by_peer=False)
 
     async def _is_paired(self, peer_id: str) -> bool:
-        """The rule with --code: who has just been paired may be here before we know it."""
+        """The rule with --code: a peer that has just been paired may call before this side knows that it is paired."""
         assert self._pairing_over is not None
         await self._pairing_over.wait()
         return peer_id == self._paired
@@ -193,7 +193,7 @@ class _Receiving:
 
     @asynccontextmanager
     async def _opened(self, config: NodeConfig) -> AsyncGenerator[Node]:
-        """A node that senders know: by its address, which is printed, or by the code."""
+        """Open a node that senders find by its printed address, or by the code."""
         import trio
 
         from ..node import open_node
@@ -216,7 +216,7 @@ class _Receiving:
             yield node
 
     def _explain(self, pipe: Pipe, error: Exception) -> CommandFailed | None:
-        """Say why a Pipe has ended; what this side has to mend ends the command."""
+        """Show why a Pipe has ended; returns the error that ends the command, if this side has the cause."""
         from ..errors import TransferError, TransferRefused
         from ..files import Reason
 
@@ -259,7 +259,7 @@ class _Receiving:
             self._settings.put(encode(event))
 
     async def _announce(self, node: Node, config: NodeConfig) -> None:
-        """Print the address once peers can reach us by it, and it says what they need to know."""
+        """Print the address when peers can reach the node by it, and it has what they need to know."""
         from .events import ListenReady, encode
 
         signals = await wait_reachable(self._settings, node, config)

@@ -1,7 +1,7 @@
-"""The token of a server that relays: a file of its operator's, or one that is made once and kept.
+"""The token of a relaying server: from a file of the operator, or made once and kept.
 
-Who has it may be relayed to anybody, so it is a secret, and it is in the configuration that `serve` prints: were it
-another one after each start, that configuration would be good until the next.
+A peer with the token may be relayed to any other, so the token is a secret.  It is part of the configuration that
+`serve` prints.  It is kept because with a new token that configuration would become invalid at each start.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BYTES: Final = 32
 
 
 def read_token(file: Path) -> str:
-    """The token in a file of the operator's.  Raises `UsageProblem`, which does not show it."""
+    """Read the token from a file of the operator.  Raises `UsageProblem`, whose text does not contain the token."""
     try:
         return _checked(file.read_text(encoding="utf-8"), f"--token-file {file}")
     except (OSError, UnicodeDecodeError) as error:
@@ -31,10 +31,14 @@ def read_token(file: Path) -> str:
 
 
 def kept_token(settings: Settings, directory: Path | None) -> str:
-    """The token of this machine's server, which is made when there is none; None: kept where the user's state is.
+    """The token of this machine's server; it is made if there is none.
 
-    Where nobody has said where, and it cannot be kept there, it is good for this run.  Raises `UsageProblem` where
-    somebody has.
+    Args:
+      directory: where it is kept; None: in the user's state directory.  If it cannot be kept there, the token is valid
+        for this run only, and the user is warned.
+
+    Raises:
+      UsageProblem: it cannot be kept in the `directory`.
     """
     import platformdirs
 
@@ -42,7 +46,7 @@ def kept_token(settings: Settings, directory: Path | None) -> str:
 
     try:
         return _kept(directory or platformdirs.user_state_path("warpgate-trio", appauthor=False))
-    except (PrivateFileProblem, RuntimeError) as error:  # the latter: HOME is not set, and nobody knows the user
+    except (PrivateFileProblem, RuntimeError) as error:  # RuntimeError: HOME is not set, and the user is unknown
         if directory is not None:
             raise UsageProblem(f"--state-dir {directory}: {error}") from error
         settings.warn(f"{error}; peers need another configuration after each start (--state-dir keeps the token)")
@@ -57,7 +61,7 @@ def _kept(directory: Path) -> str:
         content = read_private_file("token file", file)
         if content is not None:
             return _checked(content.decode("utf-8", "replace"), f"the token file {file}")
-        create_private_file("token file", file, _new().encode() + b"\n")  # or somebody else was faster
+        create_private_file("token file", file, _new().encode() + b"\n")  # unless another process was faster
 
 
 def _new() -> str:
@@ -74,6 +78,6 @@ def _checked(text: str, where: str) -> str:
     token = text.strip()
     try:
         Servers(relay_token=token)
-    except ConfigError:  # whose text would show it
+    except ConfigError:  # not chained: its text would show the token
         raise UsageProblem(f"{where}: expected 16 to {MAX_TOKEN} printable ASCII characters") from None
     return token

@@ -1,7 +1,7 @@
-"""What a user sees of a walk: a table that lives while somebody watches, plain lines for a file or a pipe.
+"""The display of a walk: a live table on a terminal, plain lines for a file or a pipe.
 
-Everything goes to stderr.  The live view is redrawn by a task of its own, a few times a second, so that drawing is
-never in the way of what is being watched; a walk that is over sooner is drawn once, at its end.
+Everything goes to stderr.  A task of its own redraws the live table a few times a second, so that drawing does not
+delay the walk.  A walk that ends sooner is drawn once, at its end.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 REDRAW: Final = 0.1
-"""Seconds between two pictures: what an eye can follow."""
+"""Seconds between two redraws: as fast as an eye can follow."""
 
 COLUMNS: Final = ("phase", "plugin", "IP", "route", "target", "ms", "outcome")
 _LONG: Final = frozenset({"target", "server", "outcome"})
@@ -81,7 +81,7 @@ def format_combo(combo: ComboReport, *, trying: bool = False) -> tuple[str, ...]
 
 
 def format_errors(report: ConnectReport) -> list[str]:
-    """Why combos failed, each reason once: a table of them all would say most of it ten times."""
+    """The reasons for which combos failed, each once: most combos of a walk fail for the same reasons."""
     found: dict[tuple[str, str], int] = {}
     for combo in report.combos:
         if combo.error:
@@ -91,12 +91,12 @@ def format_errors(report: ConnectReport) -> list[str]:
 
 
 def without_address(text: str) -> str:
-    """What the system said, without number and address, which the table has; anything else as it is."""
+    """An error message of the system, without errno and address, which the table has; other texts unchanged."""
     return text.rpartition(": ")[2].rpartition("] ")[2] if text.startswith("[Errno ") else text
 
 
 def _socket_address(target: str) -> str:
-    """The last word of ``nic tcp 192.0.2.2:4433``; the rest is said by other columns."""
+    """The last word of ``nic tcp 192.0.2.2:4433``; other columns have the rest."""
     return target.rpartition(" ")[2]
 
 
@@ -107,7 +107,7 @@ def hanging(text: str, width: int) -> str:
 
 
 def plain_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Aligned columns, two spaces between, for where there is no terminal."""
+    """A table as plain text for files and pipes, with two spaces between the aligned columns."""
     cells = [list(columns), *(list(row) for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
@@ -116,14 +116,14 @@ def plain_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> Table:
-    """The same for a terminal, whose width it keeps; the last column is the outcome, which gives the row its colour."""
+    """The same for a terminal, within its width; the last column, the outcome, determines the colour of the row."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False, collapse_padding=True)
     for name in columns:
-        # What may be long goes on in a second line, where the terminal is narrow; the rest has its place.
+        # On a narrow terminal, columns with long texts wrap; the others do not.
         long = name in _LONG
         table.add_column(name, justify="right" if name == "ms" else "left", no_wrap=not long, overflow="fold")
     for row in rows:
@@ -133,7 +133,7 @@ def rich_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: 
 
 @contextmanager
 def progress_bar(console: Console, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar of `total` bytes that stays when it is full; yields what advances it.  Drawn by whoever advances it."""
+    """A progress bar of `total` bytes, which stays when it is full.  The yielded function advances and draws it."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
     columns = (BarColumn(bar_width=40), DownloadColumn(), TransferSpeedColumn())
@@ -153,7 +153,7 @@ def progress_bar(console: Console, total: int) -> Iterator[Callable[[int], None]
 
 
 def show_report(settings: Settings, report: ConnectReport) -> None:
-    """Every combo of a walk that failed, why, and its notes."""
+    """Show every combo of a failed walk with its outcome, the reasons, and the notes."""
     rows = [format_combo(combo) for combo in report.combos]
     if settings.quiet:
         return
@@ -172,11 +172,11 @@ OnEvent = Callable[["WalkEvent"], None]
 
 @asynccontextmanager
 async def watching_walk(settings: Settings) -> AsyncGenerator[OnEvent]:
-    """The `on_event` of a walk, shown as the settings want it."""
+    """Yields an `on_event` that shows a walk as the settings say."""
     if settings.quiet:
         yield lambda _event: None
     elif not (settings.live or settings.verbose or settings.debug):
-        yield lambda _event: None  # what comes of it is said at its end
+        yield lambda _event: None  # only the result is shown, at the end
     elif settings.live:
         async with _Live().shown() as view:
             yield view.take

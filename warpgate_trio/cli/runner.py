@@ -1,8 +1,8 @@
-"""Runs a command under Trio, so that it ends well however it ends.
+"""Runs a command under Trio with a clean shutdown.
 
-SIGINT and SIGTERM cancel the command's scope instead of raising somewhere in the middle: every ``async with`` on the
-way out does its work, the node says its goodbyes (``budgets.goodbye`` bounds them), and nothing has to catch
-KeyboardInterrupt.  A second signal kills the process on the spot, as the user by then expects.
+SIGINT and SIGTERM cancel the command's scope instead of raising an exception at an arbitrary place.  Every ``async
+with`` cleans up, the node sends its goodbyes (within ``budgets.goodbye``), and no code has to catch KeyboardInterrupt.
+A second signal kills the process at once.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ def run(command: Callable[[], Awaitable[int | None]], *, service: bool = False) 
     """Run a command and return its exit code.
 
     Args:
-      command: None means OK.
-      service: it has no end of its own, so that SIGTERM is its proper one: exit code 0.
+      command: returns its exit code; None means OK.
+      service: whether the command runs until it is terminated, so that SIGTERM means exit code 0.
 
     Raises:
-      Whatever the command raises, bare.
+      Whatever the command raises, without an exception group around it.
     """
     try:
         return trio.run(_supervised, command, service)
     except BaseExceptionGroup as group:
-        # A KeyboardInterrupt that came before or after the time of our own handlers may be in company.
+        # A KeyboardInterrupt before or after the time of our own signal handlers may come in a group with others.
         interrupt = next((leaf for leaf in leaves(group) if isinstance(leaf, KeyboardInterrupt)), None)
         if interrupt is not None:
             raise interrupt from None
@@ -49,7 +49,7 @@ async def _supervised(command: Callable[[], Awaitable[int | None]], service: boo
             nursery.start_soon(_settle_heap)
             nursery.start_soon(_cancel_on_signal, arrivals, received, scope)
             code = await command()
-    if not received or not scope.cancelled_caught:  # a signal after the last step of the command changes nothing
+    if not received or not scope.cancelled_caught:  # a signal after the command's last step has no effect
         return ExitCode.OK if code is None else code
     if service and received[0] == signal.SIGTERM:
         return ExitCode.OK
@@ -57,10 +57,10 @@ async def _supervised(command: Callable[[], Awaitable[int | None]], service: boo
 
 
 async def _settle_heap() -> None:
-    """Have the garbage collector look as often as usual, with all that has been loaded out of its sight.
+    """Freeze all objects of loaded modules (gc.freeze), and restore the usual thresholds of the garbage collector.
 
-    It runs when the command waits for the first time, which is when its modules are loaded.  To look through them takes
-    the collector some 40 ms, and that would come in the midst of a first call; none of them is ever garbage.
+    This runs when the command waits for the first time; its modules are loaded by then.  A collection of their objects,
+    none of which is ever garbage, takes some 40 ms and would otherwise happen during the first call.
     """
     if gc.get_threshold()[0] == WHILE_LOADING:
         gc.freeze()
@@ -76,7 +76,9 @@ async def _cancel_on_signal(arrivals: AsyncIterator[int], received: list[int], s
 
 
 async def run_both(first: Callable[[], Awaitable[object]], second: Callable[[], Awaitable[object]]) -> None:
-    """Run two functions at a time until both have ended; what one raises ends the other and leaves bare."""
+    """Run two functions concurrently until both have ended.  An exception of one cancels the other and is raised
+    without an exception group.
+    """
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(first)

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["send"]
 
 RETRY: Final = 3600.0
-"""Seconds for which a peer that is gone is called again: a machine that was asleep over lunch is back by then."""
+"""Seconds for which a peer that has gone is called again: a machine that sleeps over lunch is back by then."""
 MAX_TOLD: Final = 10
-"""Files that are left out and told by name."""
+"""Files left out of the transfer that are shown by name."""
 
 
 @click.command(short_help="Send files and folders to a peer that receives.")
@@ -132,9 +132,9 @@ class _Sending:
         return ExitCode.OK
 
     def _opened(self, config: NodeConfig) -> AbstractAsyncContextManager[tuple[Node, Callee]]:
-        """A node, and whom it is to call: who was named, else who types the code.
+        """A node, and the peer to call: the named one, or the one that types the code.
 
-        Errors of `find_peer`, `SavedAs` and `CodePairing`, at once.
+        Raises as `find_peer`, `SavedAs` and `CodePairing`, before the context is entered.
         """
         from .pairing import CodePairing
         from .peers import SavedAs, find_peer
@@ -169,7 +169,7 @@ class _Sending:
             yield node, find_callee(str(paired.address), contacts)
 
     async def _look(self) -> Outgoing:
-        """What there is to send, before anybody is called."""
+        """Look at the files to send, before the call."""
         import trio
 
         from ..errors import printable
@@ -244,7 +244,7 @@ class _Sending:
         await self._tell(peer, outgoing, there, view.elapsed)
 
     async def _tell(self, peer: Callee, outgoing: Outgoing, there: int, seconds: float) -> None:
-        """What has come."""
+        """Report the completed transfer."""
         from .events import Transferred, encode
         from .stdio import StandardOutput
         from .transfers import count_files, in_words
@@ -276,5 +276,5 @@ class _Sending:
                 pipe.abort()
                 raise
             self._saved.save(self._settings, address)
-            self._saved = None  # a further call is of the same peer
+            self._saved = None  # further calls are to the same peer, which is saved now
         return pipe

@@ -22,8 +22,8 @@ __all__ = ["serve"]
 
 DEFAULT_PORT: Final = 8765
 DEFAULT_DRAIN: Final = 8.0
-"""Seconds: less than the ten that container runtimes give a program between SIGTERM and SIGKILL, and more than the 6.4
-in which Pipes by TURN that fill lines with round trips of 200 ms both ways leave."""
+"""Seconds for a shutdown.  Container runtimes wait ten seconds between SIGTERM and SIGKILL.  Pipes by TURN that fill
+links with a round-trip time of 200 ms in both directions need 6.4 s to change to other paths."""
 
 
 @click.command(short_help="Run the servers that peers find each other by: rendezvous, STUN, time.")
@@ -216,7 +216,7 @@ def _offer(
     relay_token: str | None,
     health: str | None,
 ) -> bytes:
-    """What is printed: the configuration to paste, or the event with the same."""
+    """The output: the configuration to paste, or with --json the event with the same content."""
     from .. import host as machine
     from ..config import TurnServer
     from .events import ServeReady, encode

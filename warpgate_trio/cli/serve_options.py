@@ -1,4 +1,4 @@
-"""What is asked of `serve`, checked as a whole before anything starts."""
+"""The options of `serve`, checked together before any server starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["NTP_PORTS", "ServeOptions", "read_address", "read_host", "read_networks", "read_place", "read_ports"]
 
 NTP_PORTS: Final = (123, 1123)
-"""Of the time server: NTP's own, and one that everybody may have."""
+"""Ports of the NTP server: the standard one, and one that needs no privileges."""
 PUBLIC_SCHEMES: Final = {
     "ws": "websocket",
     "wss": "websocket",
@@ -29,12 +29,12 @@ PUBLIC_SCHEMES: Final = {
     "turns": "turn",
     "ntp": "ntp",
 }
-"""What `--public-url` may say, and of which server."""
+"""The URL schemes of `--public-url`, with the key of ``[servers]`` for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
-    """The options by click's names for them.  Raises click's UsageError where they do not go together."""
+    """The options, under click's names for them.  Raises click's UsageError for combinations that are not valid."""
 
     host: str | None
     port: int
@@ -104,12 +104,12 @@ class ServeOptions:
 
     @property
     def turn(self) -> bool:
-        """Whether there is a TURN server: it is one with the STUN server."""
+        """Whether there is a TURN server, which is the same server as the STUN server."""
         return not (self.no_stun or self.no_turn or self.no_relay)
 
     @property
     def asks_for_turn(self) -> bool:
-        """Whether something is said that only a TURN server can do."""
+        """Whether an option is given that needs a TURN server."""
         return self.turns_port is not None or self.relay_ports is not None or bool(self.relay_peers)
 
     @property
@@ -124,7 +124,7 @@ class ServeOptions:
 
     @property
     def public(self) -> Mapping[str, list[ServerUrl]]:
-        """What peers dial, by key of ``[servers]``."""
+        """The public URLs, which peers dial, by key of ``[servers]``."""
         from ..config import ServerUrl
         from ..errors import ConfigError
 
@@ -161,7 +161,7 @@ def read_host(_context: click.Context, _parameter: click.Parameter, text: str | 
 
 
 def _host(text: str) -> str:
-    """What may be looked up: Python raises UnicodeError for names with labels of no or more than 63 characters."""
+    """Check a host name: Python raises UnicodeError for names with labels that are empty or exceed 63 characters."""
     try:
         text.encode("idna")
     except UnicodeError as error:

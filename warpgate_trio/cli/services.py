@@ -1,4 +1,4 @@
-"""The servers of `serve`: each is started, or done without where nobody has insisted on it."""
+"""The servers of `serve`.  A server that cannot start is left out, unless the user has explicitly asked for it."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 __all__ = ["Services", "start_health", "start_ntp", "start_rendezvous", "start_stun", "turn_credentials", "turn_login"]
 
 STUN_PORT: Final = 3478
-"""Of STUN and of TURN, over UDP and TCP (RFC 8489 §18.6, RFC 8656 §15)."""
+"""Port of STUN and TURN over UDP and TCP (RFC 8489 §18.6, RFC 8656 §15)."""
 TURNS_PORT: Final = 5349
-"""Of TURN over TLS (RFC 8656 §15)."""
+"""Port of TURN over TLS (RFC 8656 §15)."""
 LEAVING: Final = 0.8
-"""Share of the time to shut down in which relayed Pipes may find other ways: the rest is for what waits for who has
-none."""
+"""Share of the shutdown time in which relayed Pipes may change to other paths.  The rest is for data in transit on
+Pipes without another path."""
 REALM: Final = "warpgate-trio"
 EXPIRY: Final = "4102444800"
-"""The user name of the login that is printed, a time of shared-secret credentials: the year 2100.  They are good for as
-long as the token is, and the same after each start."""
+"""The user name of the printed login: the expiry time of shared-secret credentials, in the year 2100.  The credentials
+are therefore valid as long as the token, and the same after each start."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """All that run."""
+    """All running servers."""
 
     rendezvous: RendezvousServer
     stun: StunServer | TurnServer | None
@@ -50,14 +50,14 @@ class Services:
 
     @property
     def turn(self) -> TurnServer | None:
-        """The STUN server, where it is a TURN server too."""
+        """The STUN server, if it is a TURN server too; otherwise None."""
         from ..servers.turn import TurnServer
 
         return self.stun if isinstance(self.stun, TurnServer) else None
 
     @property
     def urls(self) -> dict[str, tuple[str, ...]]:
-        """Where they listen, by key of ``[servers]``."""
+        """The URLs on which they listen, by key of ``[servers]``."""
         found = {"websocket": self.rendezvous.urls}
         if self.stun is not None:
             found["stun"] = tuple(f"stun:{show_address(each)}" for each in self.stun.addresses[:2])
@@ -73,7 +73,7 @@ class Services:
         return self.rendezvous.draining
 
     def statistics(self) -> list[Statistics]:
-        """What they count."""
+        """Their counters."""
         found: list[Statistics] = [self.rendezvous.statistics()]
         if self.turn is not None:
             found += [self.turn.stun_statistics(), self.turn.statistics()]
@@ -84,7 +84,7 @@ class Services:
         return found
 
     async def drain(self, seconds: float) -> None:
-        """Shut them down well, for so many seconds; the caller bounds the time."""
+        """Shut them down gracefully, within `seconds`; the caller enforces the limit."""
         from .runner import run_both
 
         circuits = partial(self.rendezvous.drain, leave=LEAVING * seconds)
@@ -92,14 +92,14 @@ class Services:
 
 
 def turn_credentials(token: str) -> TurnCredentials:
-    """What the TURN server of a token takes."""
+    """The credentials that the TURN server accepts for a token."""
     from ..servers.turn_credentials import TurnCredentials, shared_secret
 
     return TurnCredentials(REALM, secret=shared_secret(token))
 
 
 def turn_login(token: str) -> tuple[str, str]:
-    """Name and password for that TURN server."""
+    """User name and password for the TURN server of a token."""
     from ..servers.turn_credentials import shared_secret, shared_secret_password
 
     return EXPIRY, shared_secret_password(shared_secret(token), EXPIRY)
@@ -108,7 +108,7 @@ def turn_login(token: str) -> tuple[str, str]:
 async def start_rendezvous(
     wanted: ServeOptions, nursery: trio.Nursery, certificate: Certificate | None, shares: Shares, token: str | None
 ) -> RendezvousServer:
-    """The rendezvous server.  Raises `UsageProblem` where it cannot listen."""
+    """Start the rendezvous server.  Raises `UsageProblem` if it cannot listen."""
     from ..servers.rendezvous import RelayRules, serve_rendezvous
 
     try:
@@ -139,8 +139,9 @@ async def start_stun(
     shares: Shares,
     credentials: TurnCredentials | None,
 ) -> StunServer | TurnServer | None:
-    """The STUN server, which is a TURN server too where there are credentials; None where nobody has asked for one and
-    its port is taken.
+    """Start the STUN server, which is also a TURN server if there are credentials.
+
+    Returns None if its port is taken and the user has not explicitly asked for the server.
     """
     if wanted.no_stun:
         return None
@@ -161,7 +162,7 @@ async def start_stun(
 
 
 def _has_relay_addresses(settings: Settings, wanted: ServeOptions) -> bool:
-    """Whether relayed addresses can be had here; raises `UsageProblem` where what is asked for cannot be."""
+    """Whether relayed addresses are possible here; raises `UsageProblem` if the user has asked for impossible ones."""
     from ..servers.turn import default_relay_hosts
 
     there = default_relay_hosts(wanted.host or None)
@@ -224,9 +225,9 @@ async def _start_stun_alone(wanted: ServeOptions, nursery: trio.Nursery, shares:
 async def start_ntp(
     settings: Settings, nursery: trio.Nursery, host: str | None, ports: Sequence[int]
 ) -> NtpServer | None:
-    """The time server on the first of `ports` that can be had; None where the user did not insist on one.
+    """Start the NTP server on the first free port of `ports`; None if there is none and the user did not ask for one.
 
-    Another time server often has port 123, and some systems let only root have it.
+    Port 123 is often in use by another NTP server, and some systems reserve it for root.
     """
     from ..servers.ntp import serve_ntp
 
@@ -246,7 +247,7 @@ async def start_ntp(
 
 
 async def start_health(wanted: ServeOptions, nursery: trio.Nursery, services: Services) -> str | None:
-    """The URL of the health server, where one is asked for.  Raises `UsageProblem` where it cannot listen."""
+    """Start the health server, if the user has asked for it, and return its URL.  Raises `UsageProblem` on failure."""
     from ..servers.health import HealthServer, serve_health
 
     if wanted.health is None:

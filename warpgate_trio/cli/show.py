@@ -58,7 +58,7 @@ def config_command(settings: Settings, *, show: bool, node_options: NodeOptions)
 
 
 def _sources(options: NodeOptions) -> list[str]:
-    """Where values come from, the strongest first."""
+    """The sources of values, the one with the highest precedence first."""
     from ..config import default_config_file
     from ..config.environment import settings_in
     from ..identity import default_key_file

@@ -28,9 +28,9 @@ __all__ = ["simulate"]
 
 NO_NAT: Final = "none"
 MAX_RTT: Final = 10_000.0
-"""Milliseconds: no budget of a walk has room for more."""
+"""Largest round-trip time in milliseconds: the budgets of a walk allow no more."""
 MAX_SKEW: Final = 365 * 86400.0
-"""Seconds; a clock may be a year off, and further makes no difference."""
+"""Largest clock error in seconds, a year; a larger one makes no difference."""
 _EPILOGUE: Final = (
     "P is a name that --list prints, none for no NAT, or several with + between, outermost first (cgn+linux)."
 )
@@ -102,7 +102,7 @@ def simulate(
 
 
 def _names(text: str | None, option: str) -> list[str]:
-    """What --nat-a or --nat-b says for a matrix."""
+    """The names in --nat-a or --nat-b for a matrix."""
     from ..sim import presets
 
     if text is None:
@@ -157,7 +157,7 @@ def _axes(behavior: Behavior) -> dict[str, str]:
 
 @final
 class _Simulation:
-    """What all runs have in common."""
+    """The common settings of all runs, and the output of results."""
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class _Simulation:
         self._phases = phases
 
     def pair(self, nat_a: str, nat_b: str, *, ladder: bool, pcap: Path | None) -> ExitCode:
-        """Every seed for one pair of NATs."""
+        """Run every seed for one pair of NATs."""
         behind = _nats(nat_a, "--nat-a"), _nats(nat_b, "--nat-b")
         events = []
         for seed in self._seeds:
@@ -194,7 +194,7 @@ class _Simulation:
         return ExitCode.OK if len(connected) == len(events) else ExitCode.NO_PATH
 
     def matrix(self, rows: Sequence[str], columns: Sequence[str]) -> ExitCode:
-        """Every pair of NATs."""
+        """Run every pair of NATs."""
         callers = {name: _nats(name, "--nat-a") for name in rows}
         peers = {name: _nats(name, "--nat-b") for name in columns}
         width, cell = max(map(len, callers)), 6 if len(self._seeds) == 1 else 8 + 2 * len(str(len(self._seeds)))
@@ -280,7 +280,7 @@ class _Simulation:
             show_report(self._settings, walk.report)
 
     def _show(self, text: str) -> None:
-        """A result for people: with --json, stdout is not for them."""
+        """Print a result as text: to stdout, which with --json is reserved for events."""
         if self._settings.json:
             self._settings.say(text.removesuffix("\n"))
         else:

@@ -1,9 +1,9 @@
-"""stdin and stdout as Trio sees them, and joined to a Pipe.
+"""stdin and stdout for Trio, and joining them to a Pipe.
 
-Both are read and written by worker threads, one call of the system each.  Making the descriptors non-blocking instead
-would change the terminal or pipe for every other process that has it open, and a regular file is nothing that epoll
-can wait for.  A thread costs some 50 µs per 64 KiB.  Python's own buffers stand aside: what `write` has returned from
-is with the system, and an abandoned read holds no lock that the interpreter wants at exit.
+Worker threads read and write them, with one system call each.  Non-blocking descriptors would change the terminal or
+pipe for every other process that has it open, and epoll cannot wait for a regular file.  A thread costs some 50 µs per
+64 KiB.  Python's own buffers are not used: when `write` returns, the system has the data, and an abandoned read holds
+no lock that the interpreter needs at exit.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 __all__ = ["StandardInput", "StandardOutput", "join", "look_ahead", "open_standard_input", "skip", "wait_delivered"]
 
 CHUNK: Final = 256 * 1024
-"""Bytes per read: pipes give at most 64 KiB, files as much as is asked for."""
+"""Bytes per read: a pipe returns at most 64 KiB, a file all of it."""
 PEER_GONE_POLL: Final = 0.25
-"""Seconds between looks whether a peer that has ended its direction is still there, while stdin is silent."""
+"""Seconds between checks whether a peer that has ended its direction still has the Pipe open, while stdin is idle."""
 
 
 @final
 class StandardInput:
-    """Reads ahead by one chunk from the first `read` on; made by `open_standard_input`."""
+    """Reads ahead by one chunk, beginning with the first `read`; made by `open_standard_input`."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -48,7 +48,7 @@ class StandardInput:
         """Wait for data; ``b""`` at the end.  A cancelled call loses nothing.
 
         Raises:
-          CommandFailed: it cannot be read, which is no end.
+          CommandFailed: stdin cannot be read.
         """
         self._wanted.set()
         try:
@@ -59,7 +59,7 @@ class StandardInput:
             return b""
 
     async def run(self) -> None:
-        """The reading task.  Its thread is abandoned when it is cancelled: nothing wakes a read of a terminal."""
+        """The reading task.  On cancellation its thread is abandoned: a read of a terminal cannot be interrupted."""
         await self._wanted.wait()
         async with self._chunks:
             try:
@@ -72,17 +72,17 @@ class StandardInput:
         while True:
             try:
                 return await trio.to_thread.run_sync(os.read, self._descriptor, CHUNK, abandon_on_cancel=True)
-            except BlockingIOError:  # somebody else made it non-blocking
+            except BlockingIOError:  # another process has made it non-blocking
                 await trio.lowlevel.wait_readable(self._descriptor)
             except OSError as error:
-                if error.errno == errno.EBADF:  # there is none, or nohup's, which is open for writing only
+                if error.errno == errno.EBADF:  # it is closed, or opened by nohup for writing only
                     return b""
                 raise
 
 
 @asynccontextmanager
 async def open_standard_input(descriptor: int = 0) -> AsyncGenerator[StandardInput]:
-    """stdin for the time of the body; nothing is read before somebody asks."""
+    """stdin during the body; nothing is read before the first `read`."""
     async with open_background_nursery() as nursery:
         standard_input = StandardInput(descriptor)
         nursery.start_soon(standard_input.run)
@@ -90,24 +90,24 @@ async def open_standard_input(descriptor: int = 0) -> AsyncGenerator[StandardInp
 
 
 def look_ahead(most: int, descriptor: int = 0) -> bytes:
-    """The first bytes of stdin, which are left there; empty where it is no file, or none can be read."""
+    """At most `most` first bytes of stdin, without consuming them; empty if it is no regular file, or unreadable."""
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return b""  # what a pipe has given cannot be put back for who comes after us
+            return b""  # bytes read from a pipe could not be put back
         return os.pread(descriptor, most, os.lseek(descriptor, 0, os.SEEK_CUR))
-    except (OSError, AttributeError):  # whoever reads it says what is wrong; Windows has no pread
+    except (OSError, AttributeError):  # the later read reports the error; Windows has no pread
         return b""
 
 
 def skip(size: int, descriptor: int = 0) -> None:
-    """Go on behind what `look_ahead` has shown."""
+    """Skip bytes of stdin that `look_ahead` has returned."""
     if size:
         os.lseek(descriptor, size, os.SEEK_CUR)
 
 
 @final
 class StandardOutput:
-    """stdout, whole writes one after the other."""
+    """stdout; writes are complete and do not interleave."""
 
     def __init__(self, descriptor: int = 1) -> None:
         self._descriptor = descriptor
@@ -117,14 +117,14 @@ class StandardOutput:
         """Write all of it.
 
         Raises:
-          OutputClosed: nobody reads any more.
-          CommandFailed: it cannot be written, on a full disk, say.
+          OutputClosed: the reader of stdout has gone.
+          CommandFailed: stdout cannot be written, for example on a full disk.
         """
         view = memoryview(data)
         async with self._lock:
             while view:
                 try:
-                    # Abandoned when cancelled: a reader that does not read must not keep us from ending.
+                    # Abandoned on cancellation: a reader that does not read must not delay the end of the program.
                     size = await trio.to_thread.run_sync(os.write, self._descriptor, view, abandon_on_cancel=True)
                 except BlockingIOError:
                     await trio.lowlevel.wait_writable(self._descriptor)
@@ -141,22 +141,24 @@ async def join(
     *,
     on_data: Callable[[], object] = lambda: None,
 ) -> None:
-    """Copy stdin to the Pipe and the Pipe to stdout until both have ended; the end of one is half-close of the other.
+    """Copy stdin to the Pipe and the Pipe to stdout until both have ended; the end of stdin half-closes the Pipe.
 
-    A peer that has closed for good ends it too, though nothing more may come from stdin to find that out with.
-    `on_data` is called when bytes have been taken from either, before they go on.
+    If the peer has closed the Pipe, copying ends too, even while stdin is idle.  `on_data` is called when bytes have
+    been read from either, before they are written.
 
     Raises:
-      trio.BrokenResourceError: the Pipe broke, the peer aborted it, or it closed it while it was being sent to.
-      OutputClosed: nobody reads stdout any more.
-      CommandFailed: stdin cannot be read, or stdout not be written.
+      trio.BrokenResourceError: the Pipe broke, the peer aborted it, or closed it while data was being sent to it.
+      OutputClosed: the reader of stdout has gone.
+      CommandFailed: stdin cannot be read, or stdout cannot be written.
     """
     await _Joint(pipe, source, sink, on_data).run()
 
 
 async def wait_delivered(pipe: Pipe) -> None:
-    """Wait until the peer's node has all that was sent: on a slow line much of it is still in this machine's buffers,
-    and the goodbyes of a node are bounded.  A peer that has closed already had what it wanted.
+    """Wait until the peer's node has received everything that was sent.
+
+    On a slow link much of it is still in this machine's buffers, and the time for a node's goodbyes is limited.  If the
+    peer has closed the Pipe already, this returns.
 
     Raises:
       trio.BrokenResourceError: the path broke.
@@ -169,7 +171,7 @@ async def wait_delivered(pipe: Pipe) -> None:
 
 
 def _is_interruption(error: trio.BrokenResourceError) -> bool:
-    """Whether the peer was interrupted or cut off, or shuts us out, rather than said that it wants no more."""
+    """Whether the peer was interrupted, cut off, or has refused us, as opposed to having closed the Pipe normally."""
     return isinstance(error.__cause__, PeerAborted | PeerRefused | trio.BrokenResourceError)
 
 
@@ -209,7 +211,7 @@ class _Joint:
                 await self._pipe.send_all(data)
             await self._pipe.send_eof()
         except trio.BrokenResourceError as error:
-            self._failure = error  # after `_receive` has had what the peer still sent
+            self._failure = error  # raised after `_receive` has received the rest of the peer's data
         except _PeerGone:
             pass
 
@@ -218,7 +220,7 @@ class _Joint:
             deadline = trio.current_time() + PEER_GONE_POLL if self._peer_ended else math.inf
             with trio.CancelScope(deadline=deadline) as self._reading:
                 return await self._source.read()
-            # Only a use of the Pipe tells whether the peer ended its direction or everything.
+            # Only an attempt to send shows whether the peer has half-closed or closed the Pipe.
             try:
                 await self._pipe.wait_send_all_might_not_block()
             except trio.BrokenResourceError as error:
@@ -228,4 +230,4 @@ class _Joint:
 
 
 class _PeerGone(Exception):
-    """The peer has closed the Pipe while we had nothing to send."""
+    """The peer has closed the Pipe while this side had nothing to send."""

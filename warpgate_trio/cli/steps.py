@@ -1,7 +1,7 @@
-"""The steps of a call, for ``ping --explain``: what was done on which side, how it ended, and what would help.
+"""The steps of a call for ``ping --explain``: what was done on which side, how it ended, and what would help.
 
-The verdict, what else is known, and the advice are the report's: here each is put with the step that it is about.  So a
-cause has one step, and a step that failed has one piece of advice, or none where another step is its cause.
+The report has the verdict, the known causes and the advice; this module assigns each of them to the step that it
+concerns.  A cause belongs to one step.  A failed step has one piece of advice, or none if another step is its cause.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["Step", "advice_of", "find_steps"]
 
 MAX_CLOCK_ERROR: Final = 300.0
-"""Seconds that a clock may be wrong: peers refuse what is stamped further away (docs/signals.md)."""
+"""Seconds by which a clock may be wrong: peers refuse signals with a time stamp further away (docs/signals.md)."""
 SIGNAL_KINDS: Final = ("websocket", "mqtt")
 SIDES: Final = {Aim.PEER: "here", Aim.OURS: "there", Aim.MEET: "both", Aim.RELAY: "server"}
-"""Who acts: who dials, both at once, or a server that passes on what both say."""
+"""The side that acts: the side that dials, both at once, or a server that relays."""
 
 _STEP_OF_VERDICT: Final = {
     Verdict.NO_BETTER_PATH: "direct",
@@ -46,7 +46,7 @@ _STEP_OF_VERDICT: Final = {
     Verdict.RELAY_FAILED: "relay",
     Verdict.RELAY_FORBIDS: "relay",
 }
-"""What each verdict is about; the others are about the whole call."""
+"""The step that each verdict concerns; the others concern the whole call."""
 _STEP_OF_KNOWN: Final = {
     Known.NO_RELAY_TOKEN: "relay",
     Known.NO_COMMON_SERVER: "relay",
@@ -68,7 +68,7 @@ _ABOUT_PATHS: Final = frozenset(
         Verdict.RELAY_FORBIDS,
     }
 )
-"""Verdicts that all that is known helps to explain; the others say what alone has to be mended first."""
+"""Verdicts that all known causes help to explain; any other verdict names the one problem to solve first."""
 _SAID: Final = {
     Verdict.REFUSED: "the peer does not let this id in",
     Verdict.NOT_ACCEPTING: "the peer does not listen",
@@ -83,11 +83,11 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """One step.
 
     Attributes:
-      side: ``"here"``, ``"there"`` (the peer's), ``"both"`` or ``"server"``.
+      side: ``"here"``, ``"there"`` (the peer's side), ``"both"`` or ``"server"``.
       step: its name.
       outcome: ``"ok"``, ``"failed"``, ``"skipped"`` (not needed, or not reached) or ``"unknown"``.
-      detail: what is known of it, for people.
-      advice: what would help where it failed; None where it did not, or where another step is the cause.
+      detail: what is known about it, as text for the user.
+      advice: what would help if the step failed; None if it did not fail, or if another step is the cause.
     """
 
     side: str
@@ -98,12 +98,12 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def advice_of(report: ConnectReport, network: NetcheckReport) -> str:
-    """The report's; of a Pipe by a relay, what would make it direct."""
+    """The advice for a call; for a relayed Pipe, what would make its path direct."""
     return advise(_verdict_of(report), _known(report, network))
 
 
 def _known(report: ConnectReport, network: NetcheckReport) -> set[Known]:
-    """What is known, with what the call may have been too soon to know."""
+    """The known causes: those of the report, and blocked UDP, which the call may have been too early to know."""
     ways = [each.udp.blocked for each in network.paths if each.main]
     blocked = bool(ways) and all(ways)
     return {*report.known, *([Known.UDP_BLOCKED_HERE] if blocked else [])}
@@ -121,10 +121,10 @@ def find_steps(
     """The steps of a call, in the order in which they were, or would have been, taken.
 
     Args:
-      network: what this side's network is like.
+      network: the measurement of this side's network.
       peer: the address that was called.
-      aims: by plugin.
-      now: the time, in Unix seconds.
+      aims: the aim of each plugin, by its name.
+      now: the Unix time in seconds.
     """
     verdict = _verdict_of(report)
     known, about_paths = _known(report, network), verdict in _ABOUT_PATHS
@@ -153,7 +153,7 @@ def find_steps(
 
 
 def _blame(steps: Sequence[Step], name: str, why: str, advice: str) -> list[Step]:
-    """Put a cause with its step; a second one of a step has a row of its own."""
+    """Assign a cause to the step `name`; a second cause of a step gets a step of its own."""
     at = next((i for i, each in enumerate(steps) if _name(each) == name), None)
     if at is None:
         return [*steps, Step(side="both", step=name, outcome="failed", detail=why, advice=advice)]
@@ -241,7 +241,7 @@ def _age(seconds: float) -> str:
 
 
 def _signals(report: ConnectReport) -> Step:
-    """Whether the peer was found by signal, and has answered."""
+    """Whether the peer was found by signals, and has answered."""
     signals, connected = report.signals, report.verdict is Verdict.CONNECTED
     outcome, detail = "failed", "handed over to the peer, which has not answered"
     if signals is None or not signals.sent:
@@ -284,7 +284,7 @@ def _phases(report: ConnectReport, aims: Mapping[str, Aim]) -> Iterator[Step]:
 
 
 def _who_heard_no(report: ConnectReport) -> ComboReport | None:
-    """The combo by which the peer was reached and said no, which ended the walk: it was the last to fail."""
+    """The combo that reached the peer and was refused, which ended the walk: the last combo to fail."""
     if report.verdict not in (Verdict.REFUSED, Verdict.NOT_ACCEPTING, Verdict.BUSY, Verdict.UNSUPPORTED):
         return None
     failed = [each for each in report.combos if each.outcome is Outcome.FAILED]
@@ -299,7 +299,7 @@ def _in_words(combos: Sequence[ComboReport]) -> str:
 
 
 def _outcome(combos: Sequence[ComboReport], *, needed: bool) -> str:
-    """`needed`: the call has no direct path, so what was not through by then, or known to be hopeless, has failed."""
+    """The outcome of combos.  `needed`: the call has no direct path, so unfinished or hopeless combos have failed."""
     outcomes = {each.outcome for each in combos}
     if Outcome.WON in outcomes:
         return "ok"

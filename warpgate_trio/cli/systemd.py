@@ -1,7 +1,6 @@
-"""What a service manager is told of its service, by the protocol of sd_notify(3): ready, stopping, alive.
+"""Notifications to a service manager by the protocol of sd_notify(3): ready, stopping, alive.
 
-Where nobody asked (``$NOTIFY_SOCKET``), nobody is told.  Whatever is wrong with the manager's socket is no more than a
-line in the log: the service goes on.
+Without ``$NOTIFY_SOCKET`` nothing is sent.  Errors of the manager's socket are logged and do not affect the service.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ __all__ = ["SEND_TIMEOUT", "ServiceManager"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 SEND_TIMEOUT: Final = 1.0
-"""Seconds that a service manager gets to take a message; one that does not read must not hold up the service."""
+"""Timeout in seconds for a message to the service manager, so that one that does not read cannot stop the service."""
 _MICROSECONDS: Final = 1_000_000
 
 
 @final
 class ServiceManager:
-    """Whoever has started this process as a service, where that is one who wants to be told.
+    """The service manager that has started this process, if it wants notifications.
 
     Args:
-      environment: of this process; systemd says in it where it listens (``NOTIFY_SOCKET``), and how often it wants to
-        hear something (``WATCHDOG_USEC``, ``WATCHDOG_PID``).
+      environment: the environment of this process, in which systemd passes its socket (``NOTIFY_SOCKET``) and the
+        watchdog's interval (``WATCHDOG_USEC``, ``WATCHDOG_PID``).
 
     Attributes:
-      watchdog: seconds without a word after which it takes the service for dead; None: it does not.
+      watchdog: seconds without a message after which it considers the service dead; None without a watchdog.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -44,20 +43,20 @@ class ServiceManager:
 
     @property
     def listens(self) -> bool:
-        """Whether there is one."""
+        """Whether there is a service manager that wants notifications."""
         return bool(self._address)
 
     async def ready(self, status: str) -> None:
-        """The service does what it is for.  `status`: one line for people, as `systemctl status` shows it."""
+        """Report that the service is ready.  `status`: one line of text, which `systemctl status` shows."""
         await self._tell("READY=1", _status(status))
 
     async def stopping(self, status: str) -> None:
-        """The service comes to its end."""
+        """Report that the service is stopping."""
         await self._tell("STOPPING=1", _status(status))
 
     async def feed_watchdog(self) -> None:
-        """Say that Trio's loop turns, twice in the time of `watchdog`; returns at once where nobody wants to hear it,
-        else never.
+        """Report twice in each `watchdog` interval that Trio's loop is running.  Returns at once without a watchdog;
+        otherwise it never returns.
         """
         await trio.lowlevel.checkpoint()
         while self.watchdog is not None:
@@ -73,14 +72,14 @@ class ServiceManager:
                 with trio.fail_after(SEND_TIMEOUT):
                     await sock.sendto("\n".join(assignments).encode(), self._address)
         except (OSError, trio.TooSlowError) as error:
-            level = logging.DEBUG if self._complained else logging.WARNING  # the watchdog's word comes for ever
+            level = logging.DEBUG if self._complained else logging.WARNING  # watchdog messages repeat for ever
             self._complained = True
             reason = "it does not read" if isinstance(error, trio.TooSlowError) else reason_of(error)
             logger.log(level, "the service manager cannot be told %s: %s", assignments[0], reason)
 
 
 def _address(name: str) -> str:
-    """Of a socket in the file system or, with an at sign, in Linux's abstract namespace; empty for none."""
+    """The address of a socket in the file system or, with an at sign, in Linux's abstract namespace; empty for none."""
     if name.startswith("@"):
         return "\0" + name[1:]
     if name and not name.startswith("/"):
@@ -90,7 +89,7 @@ def _address(name: str) -> str:
 
 
 def _watchdog(environment: Mapping[str, str]) -> float | None:
-    """Seconds; None where it is not this process that is watched."""
+    """The watchdog's interval in seconds; None if this process is not watched."""
     if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     text = environment.get("WATCHDOG_USEC", "")

@@ -1,6 +1,6 @@
-"""What a user sees of files that move: a line that lives while somebody watches, else a sentence at either end.
+"""The display of a transfer: a live line on a terminal, otherwise a sentence at its begin and its end.
 
-With ``--json`` there is a line each second, for programs that draw it themselves.
+With ``--json`` there is a line each second, for programs that display it themselves.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def count_files(count: int) -> str:
 
 
 def in_words(size: int, there: int, seconds: float) -> str:
-    """``1.2 GB in 3.4 s, 350.0 MB/s``, with what had been there before."""
+    """``1.2 GB in 3.4 s, 350.0 MB/s``; mentions bytes that had been there before."""
     moved = size - there
     rate = f", {moved / 1e6 / seconds:.1f} MB/s" if moved and seconds > 0 else ""
     before = f" ({of_size(there)} had come before)" if there else ""
@@ -69,7 +69,7 @@ class TransferView:
         self._output = StandardOutput()
 
     def take(self, peer: str, progress: Progress) -> None:
-        """How far it is now."""
+        """Show the present state of a transfer."""
         if self._now is None or self._peer != peer or progress.stage == "offered":
             self._began = trio.current_time()
         self._now, self._peer = progress, peer
@@ -77,19 +77,19 @@ class TransferView:
             self._changed.set()
 
     def clear(self) -> None:
-        """Nothing moves now."""
+        """Show no transfer."""
         self._now = None
         self._changed = trio.Event()
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the transfer that is shown began."""
+        """Seconds since the begin of the displayed transfer."""
         return trio.current_time() - self._began
 
     @classmethod
     @asynccontextmanager
     async def shown(cls, settings: Settings, *, sending: bool) -> AsyncGenerator[TransferView]:
-        """The time in which transfers are shown."""
+        """Show transfers during the body."""
         view = cls(settings, sending=sending)
         async with open_background_nursery() as nursery:
             if settings.json:

@@ -87,8 +87,7 @@ class Segment:
           ipv6: whether it gets an IPv6 address by default.
           clock_offset, clock_drift: errors of its wall clock, in seconds and in seconds per second.
 
-        Raises:
-          ValueError: the name or an address is taken, or an address does not belong to this segment.
+        ValueError for a name or an address that is taken, or an address that does not belong to this segment.
         """
         host = Host(self.net, name, clock_offset=clock_offset, clock_drift=clock_drift)
         wanted = [address] if isinstance(address, str) else None if address is None else list(address)
@@ -113,7 +112,6 @@ class Segment:
         """Attach a router with a new LAN behind it.  Returns the LAN, whose `router` is the router.
 
         Args:
-          name: of the router and of the LAN.
           nat: the NAT for IPv4; without one the LAN has public addresses.
           firewall6: the firewall for the LAN's IPv6 addresses; None lets everything through.
           prefix4, prefix6: the LAN's prefixes; by default new blocks.  For IPv6 the segment must have IPv6.
