@@ -1,8 +1,11 @@
-"""A node on a machine of the kernel lab, as a program of its own that calls when it is told to.
+"""A node on a machine of the kernel lab, as a separate program that is controlled by commands.
 
-Commands come in by stdin, one a line, and each is answered by one line: ``warm`` by the address, ``call PLUGIN BYTES
-ADDRESS`` by seconds and the plugin that connected (``walk`` stands for all of them, ``relay_first`` for the same with a
-relay first), ``renew`` takes another node.
+It reads a command from each line of stdin, and answers with one line:
+
+* ``warm``: the address of the node, when it is warm;
+* ``call PLUGIN BYTES ADDRESS``: the seconds taken, and the plugin that connected.  ``walk`` as PLUGIN stands for all
+  plugins, ``relay_first`` for all with a relay first;
+* ``renew``: replaces the node by a new one.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from warpgate_trio import EXT_BIND, ConnectError, Identity, Node, Pipe, anyone, 
 __all__ = ["PATIENCE", "RemoteNode", "node_on"]
 
 PATIENCE = 20.0
-"""Seconds for a node to get warm, and for one run."""
+"""Timeout in seconds for a node to get warm, and for one run."""
 
 
 async def be_node(config: str) -> None:
@@ -65,7 +68,7 @@ async def echo(pipe: Pipe) -> None:
 
 
 async def warm(node: Node) -> None:
-    """Wait until a node has all that it keeps ready."""
+    """Wait until a node has everything that it keeps ready for calls."""
     await node.wait_signals()
     nat = node._runtime.nat
     clock = node._runtime.view.clock
@@ -80,7 +83,7 @@ async def warm(node: Node) -> None:
 
 
 async def call(node: Node, plugin: str, size: int, address: str) -> tuple[float, str]:
-    """Seconds to the first echoed byte of a first write of some size, and how; all of it comes back."""
+    """Seconds to the first echoed byte of a first write of some size, and the plugin; waits for the whole echo."""
     began = time.perf_counter()
     pipe = await (
         node.auto_connect(address, timeout=PATIENCE / 2, relay_first=plugin == "relay_first")
@@ -99,7 +102,7 @@ async def call(node: Node, plugin: str, size: int, address: str) -> tuple[float,
 
 @final
 class RemoteNode:
-    """A node on one of the lab's machines."""
+    """A node on a machine of the lab."""
 
     def __init__(self, process: trio.Process) -> None:
         self._process = process

@@ -1,4 +1,4 @@
-"""Two nodes and a rendezvous server, and how figures are shown."""
+"""Two nodes with a rendezvous server, and the formatting of figures."""
 
 from __future__ import annotations
 

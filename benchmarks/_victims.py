@@ -1,4 +1,4 @@
-"""Nodes and servers that are attacked, each in a process of its own that says what it uses.  For `attack_costs`."""
+"""The attacked nodes and servers of `attack_costs`, each in a process of its own that reports its CPU and memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Victim", "victim"]
 
 
 async def report(traced: bool) -> None:
-    """What each line that comes in asks for: ``cpu`` in seconds or ``bytes`` in memory; ends with the input."""
+    """Answer each line of stdin, ``cpu`` with seconds of CPU and ``bytes`` with bytes of memory, until its end."""
     while question := await trio.to_thread.run_sync(sys.stdin.readline):
         if question == "cpu\n":
             print(time.process_time(), flush=True)
@@ -44,7 +44,7 @@ def resident() -> int:
 
 
 async def nobody(_: str) -> bool:
-    """Strangers are refused."""
+    """The victim is a node that refuses strangers."""
     await trio.lowlevel.checkpoint()
     return False
 
@@ -60,7 +60,7 @@ async def node(server: str) -> AsyncGenerator[dict[str, Any]]:
 
 @asynccontextmanager
 async def rendezvous(unlimited: str) -> AsyncGenerator[dict[str, Any]]:
-    """With `unlimited`, it is the attacker's own."""
+    """A rendezvous server; with `unlimited` it is the attacker's own, without limits."""
     many = RendezvousLimits(sends_per_second=1e9, send_burst=10**9)
     async with open_rendezvous(limits=many if unlimited else RendezvousLimits()) as server:
         yield {"url": server.url, "port": server.port}
@@ -80,7 +80,7 @@ async def ntp(_: str) -> AsyncGenerator[dict[str, Any]]:
 
 @asynccontextmanager
 async def udp_port(_: str) -> AsyncGenerator[dict[str, Any]]:
-    """A port of a node's, as punching and STUN have it."""
+    """A UDP port of a node, as used for punching and STUN."""
     ports = UdpPorts()
     async with trio.open_nursery() as nursery, ports.running(nursery):
         yield {"port": (await ports.open("127.0.0.1")).local[1]}
@@ -99,7 +99,7 @@ async def be_victim(role: str, argument: str, traced: bool) -> None:
 
 
 class Victim:
-    """Such a process, from outside."""
+    """The process of a victim, seen from the attacker."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -116,7 +116,7 @@ class Victim:
         return float(self._read())
 
     def cpu(self) -> float:
-        """Seconds, once it has dealt with what there was."""
+        """Its CPU time in seconds, after it has processed everything it has received."""
         last = self._ask("cpu")
         for _ in range(100):
             time.sleep(0.05)
@@ -127,7 +127,7 @@ class Victim:
         return last
 
     def bytes(self) -> float:
-        """What it holds, once it has dealt with what there was."""
+        """Its memory in bytes, after it has processed everything it has received."""
         self.cpu()
         return self._ask("bytes")
 

@@ -36,9 +36,9 @@ from warpgate_trio.servers.rendezvous_core import RendezvousLimits
 from warpgate_trio.signal import Delivery, SignalHub, open_channel, seal_message, wire_name
 
 HANDSHAKE = 60 + 52
-"""Bytes of the attacker's in a TCP handshake: a SYN and an ACK with Linux's options."""
+"""Bytes that the attacker sends in a TCP handshake: a SYN and an ACK with Linux's options."""
 PACKET = 52
-"""Bytes of headers in each packet after that."""
+"""Bytes of headers in each later packet."""
 SIGNAL = PACKET + 8 + 37
 """Bytes around a signal to a rendezvous server: packet, WebSocket frame and SEND."""
 BATCH = 20
@@ -49,7 +49,7 @@ BATCH = 20
 
 
 def sources() -> Iterator[str]:
-    """Addresses of this machine's loopback, one after the other: each is another subscriber."""
+    """Loopback addresses of this machine, one after the other; to the victim, each is another subscriber."""
     return (f"127.{a}.{b}.{c}" for a, b, c in itertools.product(range(1, 100), range(250), range(1, 250)))
 
 
@@ -83,7 +83,7 @@ def upgrade(port: int) -> bytes:
 
 
 def masked(payload: bytes) -> bytes:
-    """One binary WebSocket frame of a client's, under a mask of zeros."""
+    """One binary WebSocket frame of a client, with a mask of zeros."""
     assert len(payload) < 126
     return bytes((0x82, 0x80 | len(payload))) + bytes(4) + payload
 
@@ -113,8 +113,8 @@ class Cost:
 
 
 def cost(name: str, whom: Victim, sent: int, count: int, rounds: int, attack: Callable[[int], object]) -> Cost:
-    """`attack(count)` sends so many messages of `sent` bytes each."""
-    attack(max(count // 10, 1))  # what is loaded at its first use
+    """Measure `attack(count)`, which sends `count` messages of `sent` bytes each."""
+    attack(max(count // 10, 1))  # warm up: some code is loaded at its first use
     values = []
     for _ in range(rounds):
         before = whom.cpu()
@@ -125,7 +125,7 @@ def cost(name: str, whom: Victim, sent: int, count: int, rounds: int, attack: Ca
 
 @dataclass(frozen=True)
 class Holding:
-    """One row of the second table: bytes that the victim holds, and that the attacker sent, for each."""
+    """One row of the second table: bytes that the victim holds, and bytes that the attacker sent, for each item."""
 
     name: str
     held: float
@@ -133,7 +133,7 @@ class Holding:
 
 
 def holding(name: str, whom: Victim, sent: float, count: int, attack: Callable[[ExitStack, int], object]) -> Holding:
-    """`attack(stack, count)` has it hold so many; what `stack` closes, it lets go."""
+    """Measure `attack(stack, count)`, which makes the victim hold `count` items until `stack` is closed."""
     with ExitStack() as stack:
         before = whom.bytes()
         attack(stack, count)
@@ -161,7 +161,7 @@ def stranger(number: int) -> tuple[Identity, PeerAddress]:
 
 
 def request(to: PeerAddress, number: int) -> bytes:
-    """A well-made request of somebody whom nobody has heard of."""
+    """A valid request of an unknown node."""
     identity, record = stranger(number)
     (_, endpoint) = next(record.endpoints())
     return seal_message(
@@ -178,7 +178,7 @@ def request(to: PeerAddress, number: int) -> bytes:
 
 
 async def send_signals(url: str, receiver: bytes, blobs: Sequence[bytes]) -> None:
-    """Through a rendezvous server of the attacker's own, which does not slow him down."""
+    """Through the attacker's own rendezvous server, which does not limit its rate."""
     hub = SignalHub(Identity.generate(), [ServerUrl.parse(url)])
     async with trio.open_nursery() as nursery:
         await nursery.start(hub.run)
@@ -203,7 +203,7 @@ def signal_costs(rounds: int) -> Iterator[Cost | Holding]:
             ("signal of one byte", SIGNAL + 1, lambda _: b"\x01"),
             ("signal of 16 KiB of junk", SIGNAL + 16384, lambda _: b"\x01" + os.urandom(16383)),
         ):
-            with victim("node", url) as whom:  # each begins with whole rates
+            with victim("node", url) as whom:  # a new victim each time, with unused rate limits
                 to = PeerAddress.from_text(whom.about["address"])
                 yield cost(name, whom, size, 300, rounds, sending(to, make))
         values = []
@@ -273,7 +273,7 @@ def listener_costs(rounds: int) -> Iterator[Cost | Holding]:
         ("TLS handshake half-way", size, half_way),
         ("TLS connection without a proof", size + 2 * PACKET + 80, unproven),
     ):
-        with victim("node") as whom:  # a process that has grown hides what comes after
+        with victim("node") as whom:  # a new process: in one that has grown, further growth would not show
             to = PeerAddress.from_text(whom.about["address"])
             port = next(endpoint.port for _, endpoint in to.endpoints() if endpoint.af == 4)
             with ExitStack() as warm_up:
@@ -304,7 +304,7 @@ def datagram_costs(rounds: int) -> Iterator[Cost]:
 
     def flooding(whom: Victim, data: bytes) -> Callable[[int], None]:
         def attack(count: int) -> None:
-            for source in itertools.islice(origin, count // 50):  # few of each, so that no rate comes in between
+            for source in itertools.islice(origin, count // 50):  # few from each source, below all rate limits
                 flood(whom.port, data, 50, source)
 
         return attack
@@ -325,7 +325,7 @@ def datagram_costs(rounds: int) -> Iterator[Cost]:
 
 
 def quic_costs(rounds: int) -> Iterator[Cost]:
-    """Of what a punched path lets in; measured on the protocol itself, since there is a path only during a punch."""
+    """Packets that a punched path admits; measured on `QuicProtocol`, since the path exists only during a punch."""
     identity = Identity.generate()
     flights = [b"".join(QuicProtocol.dialing(now=0.0).transmit(0.0)[:1]) for _ in range(20)]
     for name, datagrams in (
@@ -412,7 +412,7 @@ PAYLOAD = 16384
 
 
 async def fill_queues(whom: Victim, payload: bytes, receivers: int) -> tuple[float, int]:
-    """Payloads for receivers that register and then read no more; what is held then, and how many payloads wait."""
+    """Send payloads to receivers that register and then stop reading; the memory held, and the waiting payloads."""
     async with trio.open_nursery() as nursery:
         for _ in range(receivers):
             stopped = trio.Event()
@@ -423,7 +423,7 @@ async def fill_queues(whom: Victim, payload: bytes, receivers: int) -> tuple[flo
             delivery = Delivery.DELIVERED
             while delivery is Delivery.DELIVERED:
                 sender = await open_hub(nursery, Identity.generate(), whom.about["url"])
-                for _ in range(100):  # under the rate of one sender
+                for _ in range(100):  # below the rate limit of one sender
                     delivery = await sender.send(receiver.public_key, payload)
                     if delivery is not Delivery.DELIVERED:
                         break
@@ -442,7 +442,7 @@ async def open_hub(nursery: trio.Nursery, identity: Identity, url: str) -> Signa
 async def stay_registered(
     identity: Identity, url: str, relay: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """At the server of this name, by a connection through the relay on a port of ours."""
+    """Register at the server with this URL, over a connection through the local relay port."""
 
     async def dial(_host: str, _port: int) -> trio.SocketStream:
         return await trio.open_tcp_stream("127.0.0.1", relay)
@@ -455,7 +455,7 @@ async def stay_registered(
 async def relay_until(
     stopped: trio.Event, port: int, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """A connection that goes through here stays, and nobody reads from the server any more, once `stopped` is set."""
+    """Relay connections; when `stopped` is set they stay open, but nothing is read from the server any more."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener, trio.open_nursery() as nursery:
         task_status.started(listener.socket.getsockname()[1])

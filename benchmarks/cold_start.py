@@ -38,19 +38,19 @@ from tests.requirements import unmet
 
 RUNS = 7
 FIRST_WRITE = 64 * 1024
-"""Bytes: what programs hand over at once, and more than TCP's initial window."""
+"""Bytes of the first write: as many as programs write at once, and more than TCP's initial window."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What is measured.
+    """One measurement.
 
     Attributes:
       caller, listener: the kinds of their NATs.
-      plugin: the only one that is tried; None: the whole walk.
-      expected: the plugin that connects.
-      relay_first: the walk begins by a relay.
+      plugin: the only plugin that is tried; None: the whole walk.
+      expected: the plugin that should connect.
+      relay_first: whether the walk begins with a relay.
     """
 
     name: str
@@ -75,7 +75,7 @@ COURSES = (
 @final
 @dataclass(slots=True)
 class Times:
-    """Seconds, one of each kind for a run that went as expected."""
+    """Times in seconds; each list has one for every run that went as expected."""
 
     start: list[float] = field(default_factory=list)
     cold: list[float] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Times:
 
 @asynccontextmanager
 async def served_lab(wire: Wire, course: Course, rtt: float) -> AsyncGenerator[tuple[Lab, Path]]:
-    """A lab with a server and a folder with the nodes' configuration."""
+    """A lab with a server, and a folder with the configuration of the nodes."""
     with tempfile.TemporaryDirectory(prefix="warpgate-lab-") as name:
         folder = Path(name)
         async with open_lab(wire, course.caller, course.listener, rtt=rtt) as lab:
@@ -120,7 +120,7 @@ async def cold(wire: Wire, course: Course, rtt: float, times: Times) -> None:
 
 
 def until_first_packet(lab: Lab, outside: str) -> list[float]:
-    """A list that gets the times of the packets that leave a home, from the thread of the wire."""
+    """A list to which the thread of the wire adds the times of packets that leave a home."""
     source = socket.inet_aton(outside)
     times: list[float] = []
 
@@ -134,8 +134,8 @@ def until_first_packet(lab: Lab, outside: str) -> list[float]:
 
 
 async def warm(wire: Wire, course: Course, rtt: float, times: Times, runs: int) -> None:
-    """Several times of the same two nodes; a spray's are new each time, since it uses up what an address gets unasked
-    (`warpgate_trio.punch.allowance`).
+    """Measure the same two nodes several times.  For a spray they are new each time, since it uses up the unsolicited
+    packets that an address may get (`warpgate_trio.punch.allowance`).
     """
     sprays = course.expected == "random_probe"
     async with AsyncExitStack() as stack:
@@ -174,7 +174,7 @@ async def measure(courses: Sequence[Course], runs: int, rtt: float) -> None:
     with Wire() as wire:
         for course in courses:
             times = Times()
-            await cold(wire, course, rtt, Times())  # which compiles what it imports
+            await cold(wire, course, rtt, Times())  # compiles the imported modules
             for _ in range(runs):
                 await cold(wire, course, rtt, times)
             await warm(wire, course, rtt, times, runs)
@@ -193,7 +193,7 @@ def line(course: Course, times: Times, rtt: float, runs: int) -> str:
 
 
 def both(taken: Sequence[float], unit: float) -> str:
-    """The least and the median."""
+    """The minimum and the median."""
     if not taken:
         return "-"
     digits = 0 if unit == 0.001 else 1
@@ -201,7 +201,7 @@ def both(taken: Sequence[float], unit: float) -> str:
 
 
 def keep_bytecode(folder: str) -> None:
-    """All programs are compiled once, as installed ones are, and not in each process anew."""
+    """Have modules compiled once, as installed ones are, instead of anew in each process."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ["PYTHONPYCACHEPREFIX"] = folder
 
@@ -212,7 +212,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rtt", type=float, default=1000 * RTT, metavar="MS")
     parser.add_argument("--only", choices=[course.name for course in COURSES], action="append", help="one pair")
     options = parser.parse_args(arguments)
-    os.setpriority(os.PRIO_PROCESS, 0, -10)  # of all that is measured: at 50 ms, a turn of somebody else's shows
+    os.setpriority(os.PRIO_PROCESS, 0, -10)  # for all processes measured: at 50 ms, another program's time slice shows
     courses = [course for course in COURSES if options.only is None or course.name in options.only]
     with tempfile.TemporaryDirectory(prefix="warpgate-bytecode-") as folder:
         keep_bytecode(folder)

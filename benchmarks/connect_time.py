@@ -31,7 +31,7 @@ async def connect(caller: Node, listener: Node) -> tuple[float, float]:
 async def main() -> None:
     async with open_pair() as (caller, listener), trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, echo, [listener.listener])
-        await connect(caller, listener)  # the first one imports and warms up
+        await connect(caller, listener)  # the first call imports modules and warms up
         times = [await connect(caller, listener) for _ in range(RUNS)]
         print(f"auto_connect on loopback, {RUNS} runs; target: a median under 20 ms to the accepted Pipe")
         print("  accepted Pipe    ", spread([each[0] for each in times], "ms"))

@@ -1,7 +1,7 @@
 """A hub between network namespaces that delivers every Ethernet frame after a fixed delay (root, Linux).
 
-Not netem, which many kernels are built without: a Trio program that holds one AF_PACKET socket per port and a heap of
-frames. Everything happens inside namespaces that `lab` makes and that vanish with it; nothing outside is touched.
+It does not use netem, which many kernels lack: it is a Trio program with an AF_PACKET socket for each port and a heap
+of frames.  Everything happens inside namespaces that `lab` makes and that vanish with it; nothing outside is touched.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ __all__ = ["forward", "reenter", "wire_up"]
 
 ETH_P_ALL = 3
 SIOCETHTOOL = 0x8946
-# From linux/ethtool.h.  A frame that left with its checksum still to be done by "hardware" would be dropped at the
-# other end.
+# From linux/ethtool.h.  With offloading, the checksum of a frame would be left to the "hardware", and the other end
+# would drop the frame.
 OFFLOADS = {"tx checksum": 0x17, "TSO": 0x1F, "GSO": 0x24, "GRO": 0x2C, "rx checksum": 0x15}
 
 
 def reenter(arguments: Sequence[str]) -> None:
-    """Run this program again with network and mount namespaces of its own, and exit with its status."""
+    """Run this program again in new network and mount namespaces, and exit with its status."""
     status = subprocess.run(["unshare", "--net", "--mount", sys.executable, *arguments], check=False).returncode
     sys.exit(status)
 
@@ -38,7 +38,10 @@ def _run(*command: str) -> None:
 
 
 def wire_up(names: Sequence[str]) -> dict[str, str]:
-    """A namespace per name, with one interface `wan` whose other end, ``w_NAME``, is ours; name -> IPv4 address."""
+    """Make a namespace for each name, with an interface `wan` whose other end, ``w_NAME``, is in this one.
+
+    Returns the IPv4 address for each name.
+    """
     os.makedirs("/run/netns", exist_ok=True)
     _run("mount", "-t", "tmpfs", "none", "/run/netns")
     addresses = {}
@@ -64,11 +67,11 @@ def offload_off(device: str) -> None:
             try:
                 fcntl.ioctl(sock, SIOCETHTOOL, request)
             except OSError:
-                continue  # this kernel has nothing to switch off there
+                continue  # the kernel does not support this offload
 
 
 async def forward(names: Sequence[str], delay: float) -> None:
-    """Be the hub, until cancelled."""
+    """Run the hub, until cancelled."""
     frames: list[tuple[float, int, str, bytes]] = []
     count = 0
     due = trio.Event()

@@ -1,13 +1,14 @@
 """A file over loopback beside what the Pipe itself carries: megabytes a second, two processes, interleaved runs.
 
-Each ratio is made of two transfers that follow each other on one Link: bytes from memory that are read and dropped,
-then as many out of a file into a file, from the offer to the answer that the file has its name.  The files are in
-memory by default (`--folder`), so that it is not the disk that is measured.  Beside the times stands what both
-processes used of a processor, sender and receiver, which other programs of the machine disturb less.  The last line
-says what could be had where both share two processors, which a Pipe keeps busy by itself: what is left if a transfer
-took nothing but the Pipe's part and that of reading and writing the file, as a plain copy does in the same run.
+Each ratio comes from two consecutive transfers on one Link.  The first sends bytes from memory, which the receiver
+drops.  The second sends as many bytes from a file to a file; its time runs from the offer to the answer that the file
+has its name.  The files are in memory by default (`--folder`), so that the disk does not count.
 
-With `--rtt` the two are in network namespaces on a hub that holds every frame back (root, Linux).
+Beside the times stands the processor time of both processes, sender and receiver, which other programs on the machine
+disturb less.  The last line is the bound where both share two processors, which a Pipe alone keeps busy: the rate if a
+transfer took only the processor time of the Pipe and of a plain copy of the file in the same run.
+
+With `--rtt` the two are in network namespaces on a hub that delays every frame (root, Linux).
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ PIECE = bytes(1 << 20)
 
 
 async def serve(into: Path) -> None:
-    """Take what comes: files, or after a first byte so many bytes as are said."""
+    """Receive files, or as many bytes as the label of a Pipe says."""
 
     async def handler(pipe: Pipe) -> None:
         if pipe.label == "files":
             await receive_files(pipe, into=into)
             return
-        left = int(pipe.label or 1)  # the first one keeps the Link
+        left = int(pipe.label or 1)  # the first Pipe keeps the Link open
         while left > 0 and (data := await pipe.receive_some()):
             left -= len(data)
         await pipe.send_all(b"k")
@@ -72,7 +73,7 @@ async def files(main: Pipe, path: Path, size: int) -> float:
 
 
 def copied(path: Path, to: Path) -> float:
-    """Seconds of a processor that a plain copy takes of a GB."""
+    """Processor seconds of a plain copy of a GB."""
     began, size = time.process_time(), 0
     with path.open("rb", buffering=0) as source, to.open("wb", buffering=0) as file:
         while piece := source.read(len(PIECE)):
@@ -83,7 +84,7 @@ def copied(path: Path, to: Path) -> float:
 
 
 def cpu(process: int) -> float:
-    """Seconds of a processor that a process has had."""
+    """Processor seconds that a process has used."""
     times = psutil.Process(process).cpu_times()
     return times.user + times.system
 
@@ -114,7 +115,7 @@ async def measure(address: str, receiver: int, path: Path, into: Path, size: int
 
 @contextmanager
 def made(folder: Path, mebibytes: int) -> Iterator[Path]:
-    """A folder with a file of so many MiB."""
+    """A folder with a file of a size in MiB."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="warpgate-files-") as name:
         with (Path(name) / "one.bin").open("wb") as file:
             for _ in range(mebibytes):
@@ -123,7 +124,7 @@ def made(folder: Path, mebibytes: int) -> Iterator[Path]:
 
 
 def serving(folder: Path, *within: str) -> subprocess.Popen[str]:
-    """The process that receives."""
+    """The receiving process."""
     words = [*within, sys.executable, "-m", "benchmarks.file_transfer", "--serve", str(folder / "into")]
     return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
 

@@ -35,9 +35,9 @@ from warpgate_trio.testing import simulated_hosts
 
 TOKEN: Final = "of-43-characters-as-the-command-line-makes-one"
 REST: Final = 2.0
-"""Seconds from one call to the next, so that the first one is over, and what its NATs remember of it with it."""
+"""Seconds from one call to the next, so that the first call and its state in the NATs do not affect the next one."""
 BARS: Final = (0.35, 0.5)
-"""Seconds at a round trip of 50 ms: of the median, and of the worst."""
+"""Target times in seconds at a round-trip time of 50 ms: of the median, and of the worst pair."""
 WORST: Final = 10
 
 
@@ -89,13 +89,13 @@ class World:
 
 
 def replace_token(servers: Servers) -> Servers:
-    """The same without the token: the listener needs none."""
+    """The servers without the token, which the listener does not need."""
     return Servers(websocket=servers.websocket, stun=servers.stun, ntp=servers.ntp)
 
 
 @final
 class Found:
-    """What came of the calls."""
+    """The results of the calls."""
 
     def __init__(self) -> None:
         self.times: dict[tuple[str, str], float] = {}
@@ -145,7 +145,7 @@ async def measure(rtt: float, *, open_to_all: bool, only: str | None) -> Found:
 
 
 def show(found: Found, rtt: float) -> None:
-    """Print it."""
+    """Print the results."""
     proxied = {pair: taken for pair, taken in found.times.items() if PROXY_ONLY.name in pair}
     others = {pair: taken for pair, taken in found.times.items() if pair not in proxied}
     for name, times in (("without a proxy", others), ("through a proxy", proxied)):
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--open", action="store_true", help="the server relays for everybody; the caller has no token")
     parser.add_argument("--only", choices=list(KINDS), help="calls of this kind, and to it")
     options = parser.parse_args()
-    logging.getLogger("warpgate_trio").setLevel(logging.ERROR)  # some networks let nothing through to a time server
+    logging.getLogger("warpgate_trio").setLevel(logging.ERROR)  # some networks block the NTP server, which is logged
     rtt = options.rtt / 1000
     show(simulate(lambda: measure(rtt, open_to_all=options.open, only=options.only), seed=1), rtt)
 

@@ -1,8 +1,8 @@
 """The first day of two people with one server, as they live it (root, Linux).
 
-Processes in the kernel lab (`tests/kernel/`), in homes behind different NATs: they pair by a code, a folder goes over
-whose sender is killed with signal 9 after a third and started again, and ssh reaches a machine that no port leads to,
-while the machine of who typed it gets another address.  All of it is compared.
+Processes in the kernel lab (`tests/kernel/`), in homes behind different NATs.  They pair by a code.  Then a folder is
+transferred, whose sender is killed with signal 9 after a third and started again.  Finally ssh connects to a machine
+without any forwarded port, while the client's machine gets another address.  All data is compared.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """What a forwarded connection costs: time to its first byte, throughput, and a thousand at once, over loopback.
 
-Processes as their users run them: ``listen --expose`` and ``forward``; the client and the service are in this process.
+The forwarding processes are those of users, ``listen --expose`` and ``forward``; client and service are in this one.
 
-* A *connection* is a new TCP connection that sends a byte and hears it back; what forwarding adds to it is the
-  difference to the same without, medians of interleaved ones.  Beside it stands what two forwarders add that know
-  nothing of encryption or of peers, a dozen lines of Trio each: what is left to win.
-* *Throughput* is of one connection that takes in what the service sends, beside that of a Pipe from another process to
-  this one; and what each of the processes takes of a processor for it.  A Pipe keeps two processors busy by itself, so
-  on a machine that has two the connections at its ends take their part from it: that is what could be had.
+* A *connection* is a new TCP connection that sends a byte and receives it back.  The cost of forwarding is the
+  difference to a direct connection, by medians of interleaved runs.  Beside it stands the cost of two plain forwarders
+  without encryption, a dozen lines of Trio each: the difference is the most that could be gained.
+* *Throughput* is that of one connection that receives what the service sends, beside that of a Pipe from another
+  process to this one, and the processor time of each process.  A Pipe alone keeps two processors busy, so on a machine
+  with two the connections at its ends take processor time from it: the last figure is the bound that follows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PIECE = bytes(1 << 20)
 
 
 async def serve(stream: trio.SocketStream) -> None:
-    """Send back what comes; after a byte ``s``, send without end."""
+    """Echo everything; after a byte ``s``, send without end."""
     with trio.move_on_after(600):
         try:
             async for data in stream:
@@ -48,7 +48,7 @@ async def serve(stream: trio.SocketStream) -> None:
 
 
 async def bounce(port: int) -> float:
-    """Milliseconds until a new connection has its byte back."""
+    """Milliseconds until a new connection has received its byte back."""
     began = time.perf_counter()
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(b"x")
@@ -59,19 +59,19 @@ async def bounce(port: int) -> float:
 @final
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Of a transfer: 10^6 bytes per second, and for each process the seconds of a processor that 10^9 bytes took."""
+    """A transfer: its rate in 10^6 bytes per second, and the processor seconds of each process for 10^9 bytes."""
 
     rate: float
     processors: tuple[float, ...]
 
 
 def used(processes: Sequence[int]) -> list[float]:
-    """Seconds of a processor that each has taken so far."""
+    """Processor seconds that each process has used so far."""
     return [sum(psutil.Process(each).cpu_times()[:2]) for each in processes]
 
 
 async def rate_of(stream: trio.abc.ReceiveStream, size: int, processes: Sequence[int]) -> Rate:
-    """Take in so many bytes."""
+    """Receive a number of bytes."""
     await stream.receive_some(1)
     before, left, began = used(processes), size, time.perf_counter()
     while left > 0:
@@ -82,14 +82,14 @@ async def rate_of(stream: trio.abc.ReceiveStream, size: int, processes: Sequence
 
 
 async def rate(port: int, size: int, processes: Sequence[int]) -> Rate:
-    """What one connection takes in."""
+    """The throughput of one connection."""
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(b"s")
         return await rate_of(stream, size, processes)
 
 
 async def lead(port: int) -> None:
-    """Lead what comes to another port, as simply as can be, until it is ended; prints where it listens."""
+    """Forward connections to another port as plainly as possible, until killed; prints its port."""
 
     async def handler(stream: trio.SocketStream) -> None:
         async with await trio.open_tcp_stream("127.0.0.1", port) as further, trio.open_nursery() as nursery:
@@ -108,7 +108,7 @@ async def lead(port: int) -> None:
 
 @contextmanager
 def plainly_led(port: int) -> Iterator[int]:
-    """A port that leads to another one, by a process of its own."""
+    """A port that a separate process forwards to another one."""
     words = [sys.executable, "-m", "benchmarks.forwarding", "--lead", str(port)]
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -119,7 +119,7 @@ def plainly_led(port: int) -> Iterator[int]:
 
 
 async def send_without_end() -> None:
-    """A node that sends to whoever calls, until it is ended; prints its address."""
+    """A node that sends to every caller, until killed; prints its address."""
 
     async def handler(pipe: Pipe) -> None:
         while True:
@@ -131,7 +131,7 @@ async def send_without_end() -> None:
 
 
 async def pipe_rate(size: int) -> Rate:
-    """The same of a Pipe between two processes, its sender and this one."""
+    """The throughput of a Pipe from a sending process to this one."""
     words = [sys.executable, "-m", "benchmarks.forwarding", "--send"]
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as sender:
         assert sender.stdout is not None
@@ -145,7 +145,7 @@ async def pipe_rate(size: int) -> Rate:
 
 
 async def thousand(port: int, count: int) -> float:
-    """Seconds for so many connections to be open at once, each with an answer."""
+    """Seconds until a number of simultaneous connections are open and each has an answer."""
     everybody, here = trio.Event(), 0
 
     async def one() -> None:
@@ -169,7 +169,7 @@ async def thousand(port: int, count: int) -> float:
 
 @asynccontextmanager
 async def forwarded() -> AsyncGenerator[tuple[int, int, Sequence[int]]]:
-    """The port of the service, one that leads to it, and the processes: `listen`, `forward`, and this one."""
+    """The port of the service, a forwarded port, and the processes: `listen`, `forward`, and this one."""
     async with AsyncExitStack() as stack:
         nursery = await stack.enter_async_context(trio.open_nursery())
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1", backlog=4096)

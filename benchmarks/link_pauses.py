@@ -39,7 +39,7 @@ def nothing(net: Network, link: Link, until: float) -> None:
 
 
 def bursts_in_time(net: Network, link: Link, until: float) -> None:
-    """Schedule spans in which everything is lost, each way by itself."""
+    """Schedule spans in which everything is lost, independently for each direction."""
     mean = link.burst * PACKET * 8 / link.bandwidth
     for way in ("up", "down"):
         random, now = net.rng(f"bursts:{way}"), 0.0
@@ -60,7 +60,7 @@ WAYS: Final[dict[str, tuple[Callable[[Link], Link], Spoil]]] = {
 @final
 @dataclass(frozen=True, slots=True)
 class Pauses:
-    """Of one run: each pause, and the bytes that were told."""
+    """One run: its pauses, and the number of acknowledged bytes."""
 
     seconds: tuple[float, ...]
     told: int
@@ -75,7 +75,7 @@ async def connected(alice: Host, bob: Host) -> tuple[trio.SocketStream, trio.Soc
                 sock = trio.socket.socket()
             try:
                 await sock.connect((bob.ip, PORT))
-            except OSError:  # given up: another one
+            except OSError:  # TCP has given up: try a new connection
                 sock.close()
                 continue
             return trio.SocketStream(sock), await listener.accept()
@@ -123,7 +123,7 @@ async def bulk(preset: Link, way: str, seed: int, seconds: float) -> Pauses:
 
 
 async def each_way(preset: Link, way: str, seed: int) -> float | None:
-    """Seconds for a MiB each way at once, connecting not included; None where it takes too long or breaks."""
+    """Seconds for a MiB in each direction at once, without connecting; None if it takes too long or breaks."""
     change, spoil = WAYS[way]
     async with Network(seed, time_limit=1e6) as net:
         alice, bob = net.host("alice", link=change(preset)), net.host("bob")

@@ -1,12 +1,11 @@
 """One long transfer between two homes that goes on while everything about its path changes (root, Linux).
 
-Processes in the kernel lab (`tests/kernel/`), as their users run them: ``connect ADDRESS`` sends what comes on its
-stdin, at 1.5 MB/s, ``listen`` writes what it hears to its stdout, both with ``--path-events``.  One after the other, at
-parts of the transfer: the listener's machine gets another address, then the caller's; the state of each home's NAT is
-flushed, after which it takes no packet of a TCP connection that it does not know; and the internet carries nothing for
-twenty seconds.
+Processes in the kernel lab (`tests/kernel/`), as users run them: ``connect ADDRESS`` sends its stdin at 1.5 MB/s, and
+``listen`` writes what it receives to its stdout, both with ``--path-events``.  During the transfer, one after the
+other: the listener's machine gets another address; the caller's does; the state of each home's NAT is flushed, after
+which it admits no packet of an unknown TCP connection; and the internet drops everything for twenty seconds.
 
-Prints for each how long nothing came, and what the two sides have told of it; then whether every byte came.
+Prints for each event how long no data arrived and what the two sides reported, and finally whether every byte arrived.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ from tests.requirements import unmet
 
 PIECE: Final = 32 * 1024
 PACE: Final = PIECE / 1.5e6
-"""Seconds between pieces on the caller's stdin: a path is busy, and all that happens falls into the transfer."""
+"""Seconds between pieces on the caller's stdin: the path is busy, and all events happen during the transfer."""
 CUT: Final = 20.0
-"""Seconds for which the wire carries nothing."""
+"""Seconds for which the wire drops everything."""
 SETTLED: Final = 5.0
-"""Seconds after something has happened in which what follows from it is looked at, at least."""
+"""Minimum seconds after an event during which its consequences are observed."""
 PATIENCE: Final = 120.0
 """Seconds without a byte after which the transfer has failed: `paths.resume_timeout`."""
 FLUSH: Final = """
@@ -54,7 +53,7 @@ assert not error, error
 
 
 async def flush(home: Home) -> None:
-    """The NAT knows no connection any more, and takes none up in the middle, as one that was started again."""
+    """Make the NAT forget all connections, and admit none in mid-stream, like one that was restarted."""
     assert home.router is not None
     home.router.set_sysctl({"netfilter/nf_conntrack_tcp_loose": "0"})
     words = home.router.command([sys.executable, "-c", FLUSH])
@@ -62,7 +61,7 @@ async def flush(home: Home) -> None:
 
 
 async def cut(lab: Lab) -> None:
-    """The wire carries nothing for a while."""
+    """Let the wire drop everything for a while."""
     lab.internet.drop = lambda _: True
     await trio.sleep(CUT)
     lab.internet.drop = None
@@ -78,7 +77,7 @@ HAPPENINGS: Final[tuple[tuple[str, Callable[[Lab], Awaitable[object]]], ...]] = 
 
 
 def events(program: Command) -> list[dict[str, Any]]:
-    """What a program has told of its path."""
+    """The path events that a program has printed."""
     told = [json.loads(line) for line in program.stderr_text.splitlines() if line.startswith("{")]
     return [event for event in told if event["event"] == "path"]
 
@@ -92,7 +91,7 @@ def show(changes: Sequence[dict[str, Any]]) -> str:
 
 
 async def feed(data: bytes, program: Command) -> None:
-    """What a program has on its stdin."""
+    """The data on a program's stdin."""
     for start in range(0, len(data), PIECE):
         await program.stdin.send_all(data[start : start + PIECE])
         await trio.sleep(PACE)
@@ -100,7 +99,7 @@ async def feed(data: bytes, program: Command) -> None:
 
 
 async def watch(lab: Lab, listener: Command, programs: dict[str, Command], size: int) -> None:
-    """Have things happen at parts of the transfer, and print what comes of each."""
+    """Make the events happen during the transfer, and print the result of each."""
     print(f"{'what changes':24} {'at MB':>6} {'silent for':>11}   what the two sides tell")
     for number, (name, happens) in enumerate(HAPPENINGS, 1):
         await listener.wait_size(size * number // (len(HAPPENINGS) + 1))
@@ -128,7 +127,7 @@ async def watch(lab: Lab, listener: Command, programs: dict[str, Command], size:
 
 
 async def run(size: int, kinds: tuple[str, str]) -> bool:
-    """One transfer; whether every byte has come."""
+    """Run one transfer; returns whether every byte has arrived."""
     with Wire() as wire, tempfile.TemporaryDirectory(prefix="warpgate-live-") as name:
         folder = Path(name)
         data = os.urandom(size)

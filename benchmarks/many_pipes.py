@@ -30,7 +30,7 @@ async def serve(count: int) -> None:
     async with open_node(NodeConfig(), identity=Identity.generate(), authorize=anyone) as node:
         print(node.address, flush=True)
         held: list[Pipe] = [await node.listener.accept()]
-        before = resident()  # the first Pipe paid for what all share
+        before = resident()  # after the first Pipe, which allocates what all Pipes share
         began, cpu = time.perf_counter(), time.process_time()
         while len(held) < count:
             held.append(await node.listener.accept())

@@ -24,7 +24,7 @@ KEY = Identity.from_seed(bytes(32))
 
 
 async def drain(pipe: Pipe) -> None:
-    """Receive until the end, then say so; the label says which way."""
+    """Receive until the end, in the way that the label names, and confirm it."""
     if pipe.label == "messages":
         async with pipe.messages() as messages:
             async for _ in messages:
@@ -33,7 +33,7 @@ async def drain(pipe: Pipe) -> None:
     else:
         async for _ in pipe:
             pass
-        with suppress(trio.BrokenResourceError):  # the Pipe of the call is closed by then
+        with suppress(trio.BrokenResourceError):  # the Pipe of the call is already closed
             await pipe.send_all(b"k")
 
 
@@ -64,7 +64,7 @@ async def one(main: Pipe, kind: str, size: int, count: int) -> float:
 
 
 def cut(size: int) -> float:
-    """Messages per second that are cut out of what has come."""
+    """Messages per second that a reader extracts from received data."""
     count = max((1 << 20) // (size + HEADER_SIZE), 1)
     data = (encode_header(size) + bytes(size)) * count
     reader = MessageReader(size)

@@ -61,7 +61,7 @@ async def receive(pipe: Pipe) -> None:
 
 
 async def transfer(link: Link, who: str, limit: float, seen: Counter[str], seed: int) -> float:
-    """Seconds until both have all; infinity where they have not within `limit`."""
+    """Seconds until both ends have all data; infinity if that takes longer than `limit`."""
     pair = PeerPair.between(rtt=0.001, seed=seed)
     place = replace(getattr(pair, who), link=link)
     pair = replace(pair, alice=place) if who == "alice" else replace(pair, bob=place)
@@ -69,14 +69,14 @@ async def transfer(link: Link, who: str, limit: float, seen: Counter[str], seed:
         await trio.sleep(20.0)
         ours: Pipe | None = None
         while ours is None:
-            with suppress(ConnectError):  # the worst link loses a call now and then
+            with suppress(ConnectError):  # on the worst link, a call sometimes fails
                 ours = await nodes.alice.auto_connect(nodes.bob.address, phases=["direct"])
         theirs: Pipe | None = None
         while theirs is None:
             theirs = await nodes.bob.listener.accept()
             try:
                 await theirs.ping()
-            except trio.BrokenResourceError:  # of a call that alice has given up
+            except trio.BrokenResourceError:  # the Pipe of a call that alice has given up
                 theirs = None
         async with ours, theirs, trio.open_nursery() as watching:
             for pipe in (ours, theirs):

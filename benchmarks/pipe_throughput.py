@@ -25,7 +25,7 @@ KEY = Identity.from_seed(bytes(32))
 
 
 async def drain(stream: trio.abc.Stream, total: int) -> None:
-    """Read `total` bytes, then say so."""
+    """Read `total` bytes, and confirm it."""
     got = 0
     while got < total:
         data = await stream.receive_some()
@@ -34,7 +34,7 @@ async def drain(stream: trio.abc.Stream, total: int) -> None:
         got += len(data)
     await stream.send_all(b"k")
     with suppress(trio.BrokenResourceError):
-        await stream.receive_some(1)  # until the sender closes, politely or not
+        await stream.receive_some(1)  # wait until the sender closes the stream, in any way
 
 
 async def serve(total: int) -> None:

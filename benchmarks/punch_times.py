@@ -32,20 +32,20 @@ from tests.requirements import unmet
 RUNS = 15
 ROUND_TRIPS = (0.05, 0.1)
 SLACK = 0.03
-"""Seconds beyond the round trips of a target: what the processors of both sides take."""
+"""Seconds of a target beyond its round trips, for the processor time of both sides."""
 SPRAY = 3.0
-"""Seconds of a spray, whatever the round trip."""
+"""Target time of a spray in seconds, independent of the round-trip time."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What is measured.
+    """One measurement.
 
     Attributes:
       homes: the kinds of the two NATs.
       caller: which of the two calls.
-      round_trips: of the target, which has `SLACK` more; None stands for `SPRAY`.
+      round_trips: round trips of the target time, to which `SLACK` is added; None: the target is `SPRAY`.
     """
 
     plugin: str
@@ -70,7 +70,7 @@ COURSES = (
 async def pair_of_nodes(
     stack: AsyncExitStack, wire: Wire, homes: tuple[str, str], rtt: float
 ) -> tuple[RemoteNode, RemoteNode]:
-    """Two nodes behind their NATs, and a server, until the stack ends."""
+    """Two nodes behind their NATs and a server, until the stack is closed."""
     lab = await stack.enter_async_context(open_lab(wire, *homes, rtt=rtt))
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="warpgate-lab-")))
     words = ("serve", "--host", SERVER, "--second-host", SECOND, "--json")

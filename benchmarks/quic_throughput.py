@@ -37,7 +37,7 @@ def resident() -> int:
 
 
 async def serve(peer_port: int, total: int, stall: bool) -> None:
-    """The receiver: it reads `total` bytes and says so, or reads no more and tells its memory when stdin says so."""
+    """The receiver: reads `total` bytes and confirms it, or stops reading and prints its memory when stdin asks."""
     sock = await DatagramSocket.bind(("127.0.0.1", 0))
     print(sock.local[1], flush=True)
     path = SocketPath(sock, ("127.0.0.1", peer_port))
@@ -107,7 +107,7 @@ async def one(size: int, total: int) -> float:
 
 
 async def stalled(total: int) -> None:
-    """Send to a receiver that reads `total` bytes and no more, until nothing goes any more."""
+    """Send to a receiver that stops reading after `total` bytes, until sending blocks."""
     sock = await DatagramSocket.bind(("127.0.0.1", 0))
     with receiver(sock, total, "--stall") as process:
         assert process.stdout is not None

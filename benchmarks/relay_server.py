@@ -46,16 +46,16 @@ from warpgate_trio.signal.transport import open_channel
 CHUNK = 64 * 1024
 SCENES = ("stream", "many", "stop")
 PER_NODE = 50
-"""Pipes of one pair of nodes: a connection to a server has 64 circuits at most."""
+"""Pipes of one pair of nodes; a connection to a server can have 64 circuits."""
 IDLE_PROCESSES = 2
 AT_ONCE = 8
 STUCK = 1.0
 """Seconds without progress after which a sender counts as stuck."""
 PATIENCE = 60.0
-"""Seconds that Pipes get for their last exchange."""
+"""Timeout in seconds for the last exchange of the Pipes."""
 
 
-# --- roles: each prints what it found, and goes on when it gets a line ---
+# --- roles: each prints its result, and continues when it reads a line ---
 
 
 def say(value: object) -> None:
@@ -63,7 +63,7 @@ def say(value: object) -> None:
 
 
 async def told() -> bool:
-    """Wait for a line; False: there will be none."""
+    """Wait for a line; False at the end of stdin."""
     await trio.lowlevel.wait_readable(sys.stdin)
     return bool(os.read(sys.stdin.fileno(), 100))
 
@@ -79,7 +79,7 @@ async def serve() -> None:
 
 
 async def take(url: str, count: int, *, read: bool) -> None:
-    """Channels that are called; says their keys, then how much came, and for how long."""
+    """Called channels; prints their keys, then the bytes received and the seconds taken."""
     identities = [Identity.generate() for _ in range(count)]
     total, first, last = 0, 0.0, 0.0
 
@@ -106,7 +106,7 @@ async def take(url: str, count: int, *, read: bool) -> None:
 
 
 async def give(url: str, keys: Sequence[str], seconds: float) -> None:
-    """Channels that call, and write for so long; until they are stuck where that is 0."""
+    """Calling channels, which write for a time; for 0 seconds, until they are stuck."""
     async with AsyncExitStack() as stack:
         circuits: list[Circuit] = []
         for key in keys:
@@ -134,7 +134,7 @@ async def give(url: str, keys: Sequence[str], seconds: float) -> None:
 
 
 async def attend(url: str, count: int) -> None:
-    """Channels that do nothing, registered."""
+    """Registered channels that do nothing."""
     limit = trio.CapacityLimiter(AT_ONCE)
     async with trio.open_nursery() as nursery:
 
@@ -150,7 +150,7 @@ async def attend(url: str, count: int) -> None:
 
 @asynccontextmanager
 async def open_nodes(url: str, count: int) -> AsyncGenerator[list[Node]]:
-    """Nodes that know this server and nothing else, connected to it."""
+    """Nodes that are configured with this server only, and connected to it."""
     config = NodeConfig(servers=Servers(websocket=[url]))
     async with AsyncExitStack() as stack:
         nodes: list[Node] = []
@@ -163,7 +163,7 @@ async def open_nodes(url: str, count: int) -> AsyncGenerator[list[Node]]:
 
 
 async def listen(url: str, count: int) -> None:
-    """Nodes that accept Pipes and send back what comes; says their addresses."""
+    """Nodes that accept Pipes and echo everything; prints their addresses."""
     async with open_nodes(url, count) as nodes, trio.open_nursery() as nursery:
 
         async def accept(node: Node) -> None:
@@ -181,7 +181,7 @@ async def echo(pipe: Pipe) -> None:
 
 
 async def call(url: str, addresses: Sequence[str], count: int) -> None:
-    """Nodes that open so many Pipes by relay, and use each once a second; says how many there are, and answer last."""
+    """Nodes that open Pipes by relay and use each once a second; prints how many opened, and how many answer last."""
     pipes: list[Pipe] = []
     limit = trio.CapacityLimiter(AT_ONCE)
     over = trio.Event()
@@ -219,7 +219,7 @@ async def call(url: str, addresses: Sequence[str], count: int) -> None:
 
 
 async def exchange(pipe: Pipe) -> bool:
-    """Whether what is sent comes back."""
+    """Whether data that is sent comes back."""
     sent, came = os.urandom(1024), b""
     await pipe.send_all(sent)
     while len(came) < len(sent) and (data := await pipe.receive_some()):
@@ -231,7 +231,7 @@ async def exchange(pipe: Pipe) -> bool:
 
 
 class Process:
-    """A role that runs, from outside."""
+    """A running role, seen from the benchmark."""
 
     def __init__(self, child: subprocess.Popen[str]) -> None:
         self._child = child
@@ -252,12 +252,12 @@ class Process:
 
     @property
     def cpu(self) -> float:
-        """Seconds of CPU that it has used."""
+        """Its CPU time in seconds."""
         return int(Path(f"/proc/{self._child.pid}/schedstat").read_text().split()[0]) / 1e9
 
     @property
     def resident(self) -> float:
-        """KiB of it in memory."""
+        """Its memory in KiB."""
         pages = int(Path(f"/proc/{self._child.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1024
 
@@ -302,7 +302,7 @@ def many(idle: int, pipes: int, seconds: float) -> None:
         url = server.hear()
 
         def load() -> float:
-            """Seconds of CPU a second."""
+            """CPU seconds for each second."""
             before, start = server.cpu, time.monotonic()
             time.sleep(seconds)
             return (server.cpu - before) / (time.monotonic() - start)

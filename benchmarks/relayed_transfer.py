@@ -1,8 +1,9 @@
 """Long transfers that begin by a relay, or must not, as their users run them (root, Linux).
 
-Processes in the kernel lab (`tests/kernel/`): ``serve``, ``listen --echo``, and ``connect`` whose stdin goes to the
-echo and back.  Between two cones the relay is left while bytes flow; two symmetric NATs stay on it, and it is killed
-with signal 9 after a third; and a call that forbids relays sends nothing through the server.  Every byte is compared.
+Processes in the kernel lab (`tests/kernel/`): ``serve``, ``listen --echo``, and ``connect`` whose stdin is echoed.
+Between two cone NATs, the Pipe changes from the relay to a direct path during the transfer.  Between two symmetric NATs
+it stays on the relay, which is killed with signal 9 after a third.  A call that forbids relays sends nothing through
+the server.  Every byte is compared.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from tests.kernel.transfers import PIECE
 from tests.requirements import unmet
 
 PACE = PIECE / 2e6
-"""Seconds between pieces: 2 MB/s each way, which the lab's wire bears beside other work."""
+"""Seconds between pieces: 2 MB/s in each direction, which the lab's wire can carry beside other work."""
 
 
 async def run(size: int) -> None:
-    """All of them, one after the other."""
+    """Run all scenes, one after the other."""
     pieces = -(-size // PIECE)
     passed = Passed()
     cones, symmetric = ("port-restricted", "port-restricted"), ("symmetric", "symmetric")

@@ -37,7 +37,7 @@ from warpgate_trio.signal.router import Request, SignalRouter
 from warpgate_trio.signal.sender import SignalSender
 
 SIZE = 700
-"""Bytes of a signal that carries an address with a handful of endpoints, sealed."""
+"""Bytes of a sealed signal that carries an address with a handful of endpoints."""
 WARM_UP = 50
 TARGET = 2000
 
@@ -73,7 +73,7 @@ async def serve_echo() -> None:
 
 @contextmanager
 def process(role: str, *arguments: str) -> Generator[str]:
-    """This program in another role; yields its first line."""
+    """Run this program in another role; yields the first line of its output."""
     command = [sys.executable, "-m", "benchmarks.signals", "--role", role, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
         assert started.stdout is not None
@@ -85,7 +85,7 @@ def process(role: str, *arguments: str) -> Generator[str]:
 
 @contextmanager
 def mosquitto() -> Generator[str | None]:
-    """A broker's URL, or None where there is no mosquitto."""
+    """The URL of a broker; None if mosquitto is not installed."""
     program = shutil.which("mosquitto", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
     if program is None:
         yield None
@@ -169,7 +169,7 @@ async def by_raw_mqtt(url: str, count: int) -> list[float]:
 
 
 async def per_second(count: int) -> float:
-    """How many signals of eight senders one core opens, verifies, checks and routes in a second."""
+    """The number of signals of eight senders that one core opens, verifies, checks and routes in a second."""
     host = machine.current()
     receiver, senders = Identity.generate(), [Identity.generate() for _ in range(8)]
     now = int(host.wall_time())
@@ -253,7 +253,7 @@ def main(count: int, rounds: int) -> None:
     with process("rendezvous") as server, process("echo") as echo:
         ours: list[float] = []
         raw: list[float] = []
-        for _ in range(rounds):  # in turn, so that a busy moment of the machine is shared
+        for _ in range(rounds):  # interleaved, so that a busy moment of the machine affects both
             ours += trio.run(by_hub, server, count)
             raw += trio.run(by_raw_websocket, echo, count)
         show("WebSocket", ours, raw)
@@ -284,6 +284,6 @@ if __name__ == "__main__":
         trio.run(serve_echo)
     elif options.role == "raw-mqtt":
         print(*asyncio.run(by_raw_mqtt(options.url, options.count)), flush=True)
-        time.sleep(60)  # the other end kills
+        time.sleep(60)  # until the other end kills this process
     else:
         main(options.count, options.rounds)

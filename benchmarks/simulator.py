@@ -1,7 +1,7 @@
-"""What the simulator reaches, on one core: datagrams through a NAT, whole connects, idle hosts, TCP.
+"""The speed of the simulator on one core: datagrams through a NAT, whole connects, idle hosts, TCP.
 
-Processor seconds, which others on the machine bend less than real ones; the program does nothing but compute, so on an
-idle machine they are the same.
+Times are processor seconds, which other programs on the machine affect less than elapsed time.  The program only
+computes, so on an idle machine both are equal.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ async def datagrams() -> float:
 
 
 async def idle() -> float:
-    """Seconds for an hour of hosts behind NATs of their own that wake every 25 minutes."""
+    """Seconds for a simulated hour of hosts, each behind a NAT of its own, that wake every 25 minutes."""
 
     async def wait() -> None:
         with trio.move_on_after(3600), trio.socket.socket(type=trio.socket.SOCK_DGRAM) as sock:
@@ -98,14 +98,14 @@ async def stream() -> float:
 
 
 async def build() -> None:
-    """A world with two LANs, made and left."""
+    """Build, enter and leave a world with two LANs."""
     async with Network() as net:
         for name in ("a", "b"):
             net.lan(name, nat=presets.LINUX).host(f"{name}1")
 
 
 def walk(alice: NatConfig | None, bob: NatConfig | None, seed: int) -> float:
-    """Milliseconds for a world with its servers and two nodes, a connect, an echo of 10 KiB, and closing it all."""
+    """Milliseconds for a world with its servers and two nodes: building, a connect, an echo of 10 KiB, and closing."""
     pair = PeerPair.between(alice, bob, seed=seed)
     gc.collect()
     started = time.process_time()

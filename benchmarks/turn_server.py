@@ -58,9 +58,9 @@ HOST = "127.0.0.1"
 USER, PASSWORD, REALM_NAME = "user", "password", "bench"
 CHANNEL = 0x4000
 QUIET = 0.5
-"""Seconds of silence after which a receiver has all."""
+"""Seconds without a datagram after which a receiver is finished."""
 ENOUGH = 0.02
-"""Share that may be lost of what counts as carried."""
+"""The largest share of lost datagrams at which a rate counts as carried."""
 
 
 # --- servers ---
@@ -92,7 +92,7 @@ def ours() -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def coturn() -> Iterator[tuple[int, int]]:
-    """The same of coturn."""
+    """Process id and port of a coturn server."""
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as chosen:
         chosen.bind((HOST, 0))
         port = chosen.getsockname()[1]
@@ -159,7 +159,7 @@ class Client:
 
 
 def count(sock: socket.socket, out: int) -> None:
-    """In a process of its own: bytes until it is quiet, and for how long they came."""
+    """Receive in a process of its own; the bytes that arrived until silence, and the time from first to last."""
     sock.settimeout(3)
     total, first, last = 0, 0.0, 0.0
     while True:
@@ -177,7 +177,7 @@ def count(sock: socket.socket, out: int) -> None:
 
 @dataclass(frozen=True)
 class Result:
-    """What one round gave."""
+    """The result of one round."""
 
     speed: float  # MB/s that arrived
     lost: float  # share

@@ -1,4 +1,4 @@
-"""Two people type to each other: `chat.py` prints an address, and `chat.py wg1…` calls it.  Ctrl-D says goodbye."""
+"""A chat of two people: `chat.py` prints an address, and `chat.py wg1…` calls it.  Ctrl-D ends the chat."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ typed = partial(trio.to_thread.run_sync, os.read, 0, 4096, abandon_on_cancel=Tru
 
 async def show(messages: MessageChannel, until_then: trio.CancelScope) -> None:
     async for message in messages:
-        print(repr(message.decode(errors="replace").rstrip()), flush=True)  # as text: it does not steer the terminal
+        print(repr(message.decode(errors="replace").rstrip()), flush=True)  # repr: no control codes reach the terminal
     until_then.cancel()
 
 
@@ -24,7 +24,7 @@ async def chat(pipe: Pipe) -> None:
         nursery.start_soon(show, messages, nursery.cancel_scope)
         while line := await typed():
             await messages.send(line)
-        await messages.send_eof()  # and show what comes until the other one has said goodbye too
+        await messages.send_eof()  # messages are shown until the other side ends too
 
 
 async def main(config: NodeConfig, address: str = "") -> None:

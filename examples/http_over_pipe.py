@@ -1,10 +1,10 @@
-"""HTTP between two homes, with httpx on one side and hypercorn on the other: nothing of it is open to the internet.
+"""HTTP between two homes, with httpx on one side and hypercorn on the other; no port is open to the internet.
 
     http_over_pipe.py                          there: serves an ASGI application, prints an address
     http_over_pipe.py wg1… http://app/hello    here: fetches from it
 
-hypercorn listens on this machine's loopback alone, and each connection of httpx is led there by a Pipe of its own.
-Both are to be installed: pip install httpx hypercorn
+hypercorn listens on the loopback address only.  Each connection of httpx is forwarded to it over a Pipe of its own.
+It needs both packages: pip install httpx hypercorn
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from warpgate_trio import Identity, NodeConfig, Pipe, anyone, load_config, open_
 from warpgate_trio.errors import WarpgateError
 from warpgate_trio.forwarding import Exposed, Target, handle_forward, is_forward, open_target
 
-HERE = "127.0.0.1:8080"  # of the side that serves
+HERE = "127.0.0.1:8080"  # on the serving side
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def in_httpxs_terms() -> Iterator[None]:
         httpcore.TimeoutException,
         httpcore.UnsupportedProtocol,
     ) as e:
-        raise getattr(httpx, type(e).__name__)(str(e)) from e  # they have the same names
+        raise getattr(httpx, type(e).__name__)(str(e)) from e  # httpx has exceptions of the same names
 
 
 class PipeStream(httpcore.AsyncNetworkStream):
@@ -70,7 +70,7 @@ class PipeStream(httpcore.AsyncNetworkStream):
 
 
 class PipeNetwork(httpcore.AsyncNetworkBackend):
-    """A network with one place: whatever the host of a URL, a connection is one to the peer's application."""
+    """A network in which every connection, whatever the host of the URL, leads to the peer's application."""
 
     def __init__(self, pipe: Pipe) -> None:
         self.pipe = pipe
@@ -88,7 +88,7 @@ class PipeNetwork(httpcore.AsyncNetworkBackend):
 
 
 class PipeTransport(httpx.AsyncBaseTransport):
-    """For `httpx.AsyncClient`: a pool of connections that lead to the peer."""
+    """A transport for `httpx.AsyncClient`: a pool of connections to the peer."""
 
     def __init__(self, pipe: Pipe) -> None:
         self.pool = httpcore.AsyncConnectionPool(network_backend=PipeNetwork(pipe))
@@ -126,8 +126,8 @@ class Body(httpx.AsyncByteStream):
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
-    """Any ASGI application: yours, FastAPI's, Starlette's."""
-    while scope["type"] == "lifespan":  # it has begun, and then it ends
+    """An example; any ASGI application works, such as one of FastAPI or Starlette."""
+    while scope["type"] == "lifespan":  # startup, and later shutdown
         await send({"type": (await receive())["type"] + ".complete"})
     body = f"hello from {scope['path']}\n".encode()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
@@ -135,7 +135,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def lead(pipe: Pipe) -> None:
-    """A handler: connections go to the application; the call itself stands until the caller hangs up."""
+    """A handler: connections go to the application; the call itself stays open until the caller ends it."""
     if is_forward(pipe):
         await handle_forward(pipe, exposed=Exposed([HERE]))
     else:

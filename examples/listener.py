@@ -15,10 +15,10 @@ async def echo(pipe: Pipe) -> None:
 
 async def main(server: str) -> None:
     async with open_node(NodeConfig(servers=Servers(websocket=[server])), authorize=anyone) as node:
-        await node.wait_published()  # connected, and its NAT measured
+        await node.wait_published()  # connected to the server, and its NAT measured
         print(node.address, flush=True)
         await serve_pipes(echo, node)
 
 
-with suppress(KeyboardInterrupt):  # peers that are being served see an abort
+with suppress(KeyboardInterrupt):  # the Pipes of peers that are being served are aborted
     trio.run(main, sys.argv[1])

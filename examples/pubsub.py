@@ -1,7 +1,7 @@
-"""Three peers or more that hear each other's news: `pubsub.py` is the hub and prints an address; everybody else runs
-`pubsub.py wg1… TOPIC`, types what is news, and sees what others type on that topic.
+"""Publish and subscribe for three or more peers: `pubsub.py` is the hub and prints an address.  Everybody else runs
+`pubsub.py wg1… TOPIC`, types news, and sees what others type on that topic.
 
-A subscriber that does not keep up misses news, and holds nobody else up.
+A subscriber that does not keep up misses news, and does not delay others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ async def typed() -> bytes:
 
 
 async def serve(topics: Topics, pipe: Pipe) -> None:
-    """A handler: one subscriber, who says first what it wants to hear of."""
+    """A handler: serves one subscriber, whose first message is its topic."""
     waiting, backlog = trio.open_memory_channel[bytes](BACKLOG)
     async with pipe.messages(max_size=NEWS) as messages:
         topic = await messages.receive()
@@ -56,7 +56,7 @@ async def subscribe(pipe: Pipe, topic: str) -> None:
         await messages.send(topic.encode())
         nursery.start_soon(publish, messages)
         async for news in messages:
-            print(repr(news.decode(errors="replace").rstrip()), flush=True)  # as text: it does not steer the terminal
+            print(repr(news.decode(errors="replace").rstrip()), flush=True)  # repr: no control codes reach the terminal
         nursery.cancel_scope.cancel()
 
 
