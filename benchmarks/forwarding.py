@@ -186,7 +186,7 @@ async def forwarded() -> AsyncGenerator[tuple[int, int, Sequence[int]]]:
 
 
 async def run(connections: int, mebibytes: int, count: int) -> None:
-    """All of it."""
+    """Run all measurements."""
     async with forwarded() as (port, here, processes):
         with plainly_led(port) as second, plainly_led(second) as first:
             for each in (port, here, first):

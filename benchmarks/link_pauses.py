@@ -24,7 +24,7 @@ import trio
 
 from warpgate_trio.sim import Fault, Host, Kind, Link, Network, presets, simulate
 
-GRAIN: Final = 1024  # bytes of progress that are told
+GRAIN: Final = 1024  # bytes of progress for each acknowledgement
 PACKET: Final = 1500
 SUSPECT: Final = 1.5  # seconds beyond three round trips, after which a path is suspected
 DEAD: Final = 15.0  # seconds more, after which it is dead

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["StandardInput", "StandardOutput", "join", "look_ahead", "open_standard_input", "skip", "wait_delivered"]
 
 CHUNK: Final = 256 * 1024
-"""Bytes per read: a pipe returns at most 64 KiB, a file all of it."""
+"""Bytes per read: a pipe returns at most 64 KiB, a file as many as requested."""
 PEER_GONE_POLL: Final = 0.25
 """Seconds between checks whether a peer that has ended its direction still has the Pipe open, while stdin is idle."""
 

@@ -1,4 +1,4 @@
-"""The display of a transfer: a live line on a terminal, otherwise a sentence at its begin and its end.
+"""The display of a transfer: a live line on a terminal, otherwise a sentence at its start and its end.
 
 With ``--json`` there is a line each second, for programs that display it themselves.
 """
@@ -83,7 +83,7 @@ class TransferView:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the begin of the displayed transfer."""
+        """Seconds since the start of the displayed transfer."""
         return trio.current_time() - self._began
 
     @classmethod

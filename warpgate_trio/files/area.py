@@ -106,7 +106,7 @@ def remove_abandoned(area: Folder, but: str) -> None:
     """Remove the rooms of abandoned offers, except the room `but`."""
     before = host.current().wall_time() - ABANDONED
     for name in area.names():
-        with suppress(OSError, TransferRefused):  # somebody is in it
+        with suppress(OSError, TransferRefused):  # another transfer uses the room
             if name != but and area.stat(name).st_mtime < before:
                 _remove_old(area, name, before)
 

@@ -266,10 +266,10 @@ class Staging:
         if needed > free:
             raise refusal(Reason.NO_SPACE, f"{needed:,} bytes are needed, and {max(free, 0):,} are free")
 
-    # -- what the sender is told -------------------------------------------------------------------------------------
+    # -- the answer to the sender ------------------------------------------------------------------------------------
 
     def accept(self) -> Accept:
-        """The answer to the sender: what is there."""
+        """The answer to the sender: the files and parts that are there."""
         bits = bytearray(-(-len(self.entries) // 8))
         held: list[Held] = []
         for index, record in sorted(self.records.items()):

@@ -112,7 +112,7 @@ class Medium(Protocol):
         ...
 
     def free_address(self, *, v6: bool = False) -> str:
-        """An address that nobody has."""
+        """An unassigned address."""
         ...
 
     def give(self, interface: Interface, address: str) -> str:
@@ -201,7 +201,7 @@ class Route(NamedTuple):
 
 
 class Host:
-    """A machine.  Made by `Segment.host`, not directly.
+    """A simulated host.  Made by `Segment.host`, not directly.
 
     Args:
       clock_offset: seconds by which its wall clock is ahead of the true time.

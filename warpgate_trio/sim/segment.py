@@ -2,8 +2,8 @@
 
 A segment is a LAN, or a cloud such as the internet: a number of routers, `hops`, that are not simulated one by one.
 Together they decrement the TTL by their number, and send the ICMP errors for packets that are dropped on the way.  A
-packet crosses the sender's link, the segment and the receiver's link.  If the receiver's link is only a delay, both
-links are one event of the wire.
+packet crosses the sender's link, the segment and the receiver's link.  If the receiver's link is only a delay, this
+takes one event of the wire instead of two.
 
 The segment knows which interface has which address (instead of ARP), and which prefix is behind which router (instead
 of BGP).  On a cloud, packets to an unassigned address are dropped.  On a LAN, their sender gets HOST_UNREACHABLE after

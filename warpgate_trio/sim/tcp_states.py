@@ -16,7 +16,7 @@ DATA_RETRIES: Final = 15  # tcp_retries2
 ORPHAN_RETRIES: Final = 8  # tcp_orphan_retries 0 stands for this
 TIME_WAIT: Final = 60.0
 CHALLENGE_PAUSE: Final = 0.5  # tcp_invalid_ratelimit
-FIN_TIMEOUT: Final = 60.0  # of a closed socket whose peer does not close
+FIN_TIMEOUT: Final = 60.0  # seconds in FIN-WAIT-2 after the program has closed the socket
 
 ICMP_ERRNO: Final = {
     Icmp.PORT_UNREACHABLE: errno.ECONNREFUSED,

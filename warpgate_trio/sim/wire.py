@@ -1,6 +1,6 @@
 """The event queue of a network, and the task that runs it.
 
-Everything that happens between programs (the arrival of a packet, a TCP timer, the begin of a fault) is an entry
+Everything that happens between programs (the arrival of a packet, a TCP timer, the start of a fault) is an entry
 ``(time, number, function)`` of one heap; entries of the same time run in the order of their numbers, in which they were
 made.  One task sleeps until the first entry is due, and then runs all due entries, including those that they add for
 the same instant.  A packet therefore costs a heap entry instead of a task, and an instant costs one pass of Trio's
