@@ -208,7 +208,7 @@ def test_renaming_and_removing(contacts: Contacts) -> None:
 def test_there_is_an_end_to_them(contacts: Contacts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_CONTACTS", 1)
     contacts.add("alice", ALICE.peer_id)
-    with pytest.raises(ContactExists, match="as many as there can be"):
+    with pytest.raises(ContactExists, match="contacts already, the maximum"):
         contacts.add("bob", BOB.peer_id)
     contacts.add("alice", issue(ALICE))
 
@@ -318,26 +318,32 @@ def entry(name: str, peer: str, *more: str) -> str:
         ("version = 2\n", ", line 1: version is 2"),
         ("version = true\n", ", line 1: version is True"),
         ("version = 1\ncontact = 3\n", ", line 2: expected a table"),
-        (GOOD + entry("Alice", BOB.peer_id), ", line 10: 'Alice' stands here a second time, with another key"),
-        (GOOD + entry("alice", ALICE.peer_id), ", line 10: 'alice' stands here a second time, with the same key"),
-        (GOOD + entry("carol", ALICE.peer_id), ", line 11: that is the key of 'alice', too"),
+        (
+            GOOD + entry("Alice", BOB.peer_id),
+            ", line 10: 'Alice' is a duplicate name (case is ignored), with another key",
+        ),
+        (
+            GOOD + entry("alice", ALICE.peer_id),
+            ", line 10: 'alice' is a duplicate name (case is ignored), with the same key",
+        ),
+        (GOOD + entry("carol", ALICE.peer_id), ", line 11: 'carol' has the same peer id as 'alice'"),
         (GOOD + entry("wg1x", BOB.peer_id), ", line 10: 'wg1x' is no name"),
         (GOOD + entry("bob", "abc"), ", line 11: the peer id of 'bob'"),
         (GOOD + entry("bob", BOB.peer_id, 'address = "wg1"'), ", line 14: the address of 'bob'"),
         (GOOD + entry("bob", BOB.peer_id, "address = 3"), ", line 14: the address of 'bob'"),
         (
             GOOD + entry("bob", BOB.peer_id, f'address = "{issue(ALICE).text}"'),
-            f", line 14: the address of 'bob' is that of {ALICE.peer_id}",
+            f", line 14: the address of 'bob' belongs to another peer, {ALICE.peer_id}",
         ),
-        (GOOD + entry("bob", BOB.peer_id, "seen = -1"), ", line 14: what was seen of 'bob' is -1"),
+        (GOOD + entry("bob", BOB.peer_id, "seen = -1"), ", line 14: the field seen of 'bob' is -1"),
         (
             GOOD.replace('"call"', '"magic"'),
-            ", line 7: how 'alice' came here is 'magic'; there are call, pairing, hand",
+            ", line 7: the field how of 'alice' is 'magic'; expected one of call, pairing, hand",
         ),
-        (GOOD.replace("2026-11-30T08:00:00Z", '"today"'), ", line 6: when 'alice' was added"),
-        (GOOD.replace("name =", "nome ="), ", line 3: a contact has a name"),
-        (GOOD.replace("peer =", "pier ="), ", line 3: 'alice' has no peer id"),
-        ("version = 1\ncontact = [{}]\n", ": a contact has a name"),
+        (GOOD.replace("2026-11-30T08:00:00Z", '"today"'), ", line 6: the field added of 'alice'"),
+        (GOOD.replace("name =", "nome ="), ", line 3: the field name is missing"),
+        (GOOD.replace("peer =", "pier ="), ", line 3: the field peer of 'alice' is missing"),
+        ("version = 1\ncontact = [{}]\n", ": the field name is missing"),
         ("version = " + "9" * 5000, ": "),
         ("contact = " + "[" * 5000, ": "),
     ],

@@ -58,7 +58,7 @@ def find_callee(text: str, contacts: Contacts | None) -> Callee:
         return Callee(peer_id=peer_id, address=address or (known and known.address), contact=known)
     check_name(text)
     if contacts is None:
-        raise ContactUnknown(f"there is no contact {text!r}: this node was given no contacts")
+        raise ContactUnknown(f"there is no contact {text!r}: this node was opened without a contacts file")
     contacts.refresh()
     contact = contacts.find(text)
     return Callee(peer_id=contact.peer_id, address=contact.address, contact=contact)

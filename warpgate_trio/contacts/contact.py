@@ -70,13 +70,14 @@ def check_name(text: str) -> str:
     """
     shown = repr(printable(text, _SHOWN))
     if len(text) > MAX_NAME:
-        raise ContactNameError(f"{shown} is no name: it has {len(text)} characters, more than {MAX_NAME}")
+        raise ContactNameError(f"{shown} is no name for a contact: it has {len(text)} characters, more than {MAX_NAME}")
     if not _NAME.fullmatch(text):
         raise ContactNameError(
-            f"{shown} is no name: letters a to z, digits, '.', '-' and '_', the first a letter, the last one or a digit"
+            f"{shown} is no name for a contact: a name has only the letters a to z, digits, '.', '-' and '_', begins "
+            "with a letter, and ends with a letter or digit"
         )
     if _LIKE_AN_ADDRESS.match(text):
-        raise ContactNameError(f"{shown} is no name: it begins as an address does")
+        raise ContactNameError(f"{shown} is no name for a contact: it begins with wg1, as an address does")
     return text
 
 

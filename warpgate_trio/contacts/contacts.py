@@ -262,9 +262,11 @@ def _check_free(contacts: Mapping[str, Contact], name: str, peer_id: str) -> Non
         return
     other = next((each for each in contacts.values() if each.peer_id == peer_id), None)
     if other is not None:
-        raise ContactExists(f"that peer is your contact {other.name!r}; rename it to have it called {name!r}")
+        raise ContactExists(
+            f"that peer is your contact {other.name!r} already; rename that contact to {name!r} instead"
+        )
     if len(contacts) >= MAX_CONTACTS:
-        raise ContactExists(f"there are {MAX_CONTACTS} contacts, as many as there can be")
+        raise ContactExists(f"there are {MAX_CONTACTS} contacts already, the maximum")
 
 
 def _stamp_of(file: Path) -> _Stamp:

@@ -73,9 +73,10 @@ def read_contacts(text: str, *, where: str) -> dict[str, Contact]:
         known = contacts.get(key)
         if known is not None:
             keys = "another key" if known.peer_id != contact.peer_id else "the same key"
-            raise lines.problem(number, "name", f"{contact.name!r} stands here a second time, with {keys}")
+            raise lines.problem(number, "name", f"{contact.name!r} is a duplicate name (case is ignored), with {keys}")
         if contact.peer_id in peers:
-            raise lines.problem(number, "peer", f"that is the key of {peers[contact.peer_id]!r}, too")
+            other = peers[contact.peer_id]
+            raise lines.problem(number, "peer", f"{contact.name!r} has the same peer id as {other!r}")
         contacts[key] = contact
         peers[contact.peer_id] = contact.name
     return contacts
@@ -104,9 +105,9 @@ def _read_contact(table: dict[str, object], number: int, lines: _Lines) -> Conta
         more.pop(key, None) for key in ("name", "peer", "address", "added", "how", "seen")
     )
     if not isinstance(name, str):
-        raise lines.problem(number, "name", "a contact has a name, a text")
+        raise lines.problem(number, "name", "the field name is missing or not a string")
     if not isinstance(peer_id, str):
-        raise lines.problem(number, "peer", f"{_shown(name)} has no peer id, a text")
+        raise lines.problem(number, "peer", f"the field peer of {_shown(name)} is missing or not a string")
     try:
         check_name(name)
         peer_key = key_from_peer_id(peer_id)
@@ -121,14 +122,14 @@ def _read_contact(table: dict[str, object], number: int, lines: _Lines) -> Conta
         except AddressError as error:
             raise lines.problem(number, "address", f"the address of {name!r}: {error}") from error
         if found.public_key != peer_key:
-            raise lines.problem(number, "address", f"the address of {name!r} is that of {found.peer_id}")
+            raise lines.problem(number, "address", f"the address of {name!r} belongs to another peer, {found.peer_id}")
     if not isinstance(added, datetime):
-        raise lines.problem(number, "added", f"when {name!r} was added is no date and time")
+        raise lines.problem(number, "added", f"the field added of {name!r} is missing or not a date and time")
     if not isinstance(how, str) or how not in {each.value for each in How}:
         known = ", ".join(each.value for each in How)
-        raise lines.problem(number, "how", f"how {name!r} came here is {_shown(how)}; there are {known}")
+        raise lines.problem(number, "how", f"the field how of {name!r} is {_shown(how)}; expected one of {known}")
     if seen is not None and (not isinstance(seen, int) or isinstance(seen, bool) or not 0 <= seen <= _LATEST):
-        raise lines.problem(number, "seen", f"what was seen of {name!r} is {_shown(seen)}, no number of milliseconds")
+        raise lines.problem(number, "seen", f"the field seen of {name!r} is {_shown(seen)}; expected Unix milliseconds")
     return Contact(
         name=name,
         peer_id=peer_id,
