@@ -136,7 +136,7 @@ class Identity:
         try:
             made = create_private_file("key file", file, created.private_key_pem())
         except PrivateFileProblem as error:
-            raise IdentityError(f"{error}; name another one, or use an ephemeral identity") from error
+            raise IdentityError(f"{error}; name another file, or use an ephemeral identity") from error
         if made:
             return created
         return cls.load(file)  # another process was faster: its key is this node's identity
@@ -279,7 +279,7 @@ def key_from_peer_id(text: str) -> bytes:
     if peer_id_from_key(key) != text:  # 52 characters hold 260 bits: the last 4 have to be zero
         raise PeerIdError("the last character of the peer id is wrong; was it copied whole?")
     if not is_usable_key(key):
-        raise PeerIdError("this peer id belongs to a key that everybody could use")
+        raise PeerIdError("this peer id stands for a weak key (small order or not canonical), which anybody could use")
     return key
 
 

@@ -172,8 +172,8 @@ def _check_kept_private(what: str, file: Path, status: os.stat_result) -> None:
     """Refuse a file system that does not keep modes (FAT, an SD card in Android), where anybody could read the file."""
     if status.st_mode & 0o077:
         raise PrivateFileProblem(
-            f"the {what} {file} cannot be made: its file system lets others at it (mode "
-            f"{stat.S_IMODE(status.st_mode):04o}) whatever we say"
+            f"the {what} {file} cannot be made: its file system does not support file permissions (mode "
+            f"{stat.S_IMODE(status.st_mode):04o} instead of 0600), so others could read it"
         )
 
 
