@@ -109,7 +109,7 @@ async def test_wrong_used_and_malformed_codes_end_with_one_sentence(server: Serv
     assert used.stderr_text.splitlines()[-1] == "error: not paired: the code has been used"
     malformed = await ran(*words, "7-guitar-orbot", "--json")
     assert malformed.process.returncode == 2
-    assert "'orbot' is no word of a code; 'orbit' is the nearest" in malformed.stderr_text
+    assert "'orbot' is not a code word; did you mean 'orbit'?" in malformed.stderr_text
     assert (await malformed.event())["verdict"] == "bad_code"
     for bad in (("connect",), ("connect", "wg1", "--code", "1-a-b"), ("listen", "--code", "--allow-any")):
         assert (await ran(*bad)).process.returncode == 2
@@ -182,5 +182,5 @@ async def test_without_a_server_it_is_told() -> None:
     for words in (("listen", "--ephemeral", "--code"), ("connect", "--ephemeral", "--code", "7-guitar-orbit")):
         done = await ran(*words)
         assert done.process.returncode == 1
-        assert "no server is configured" in done.stderr_text
+        assert "no signal server is configured" in done.stderr_text
         assert "the file that `warpgate-trio serve` printed, by --config or WARPGATE_CONFIG" in done.stderr_text

@@ -178,10 +178,10 @@ async def test_one_slip_is_one_wrong_try_at_however_many_servers() -> None:
 async def test_without_a_server_there_is_no_pairing() -> None:
     with trio.fail_after(HANG):
         async with loopback_node(BOB, config()) as bob:
-            with pytest.raises(PairingUnavailable, match="no server is configured"):
+            with pytest.raises(PairingUnavailable, match="no signal server is configured"):
                 async with bob.offer_code():
                     raise AssertionError
-            with pytest.raises(PairingUnavailable, match="no server is configured"):
+            with pytest.raises(PairingUnavailable, match="no signal server is configured"):
                 await bob.accept_code("7-guitar-orbit")
             with pytest.raises(ValueError, match="1 to 300 seconds"):
                 async with bob.offer_code(lifetime=0):

@@ -72,8 +72,8 @@ def test_reading_is_forgiving(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "not empty"),
-        ("--", "not empty"),
+        ("", "the code is empty"),
+        ("--", "the code is empty"),
         ("guitar-orbit", "begins with a number"),
         ("\u0667-guitar-orbit", "begins with a number"),
         ("\u00b2-guitar-orbit", "begins with a number"),
@@ -82,10 +82,10 @@ def test_reading_is_forgiving(text: str) -> None:
         ("9" * 50 + "-guitar-orbit", "1 to 99,999"),
         ("7-guitar", "and not 1"),
         ("7-guitar-orbit-acorn", "and not 3"),
-        ("7-guitar-orbot", "'orbit' is the nearest"),
-        ("7-guitar-qqqq", "'qqqq' is no word of a code$"),
+        ("7-guitar-orbot", "did you mean 'orbit'"),
+        ("7-guitar-qqqq", "'qqqq' is not a code word$"),
         ("7-g-orbit", "the beginning of several words"),
-        ("wg1" + "A" * 300, "no text of 303 characters"),
+        ("wg1" + "A" * 300, "303 characters are too long"),
     ],
 )
 def test_what_cannot_be_a_code_is_told_in_a_sentence(text: str, why: str) -> None:

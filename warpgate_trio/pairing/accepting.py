@@ -49,7 +49,7 @@ async def accept_code(
 ) -> Paired:
     """Pair with the node that offers this code at one of the servers.  `Node.accept_code` has the errors."""
     if not servers:
-        raise PairingUnavailable("no server is configured that nodes could pair by")
+        raise PairingUnavailable("no signal server is configured, and pairing needs one")
     accepting = _Accepting(code, us)
     with trio.move_on_after(timeout) as patience:
         async with open_bare_nursery() as nursery:
@@ -123,4 +123,4 @@ def _payload(frame: object) -> bytes:
         outcome = Outcome(frame.outcome) if frame.outcome in Outcome.__members__.values() else Outcome.LEFT
         wait = f"; try again in {frame.wait} s" if outcome is Outcome.WAIT else ""
         raise CodeRefused(outcome, f"{outcome.words}{wait}", retry_after=float(frame.wait))
-    raise RemoteProtocolError("the server sent something else than the other side's word")
+    raise RemoteProtocolError("the server sent an unexpected frame instead of the other side's message")

@@ -70,11 +70,13 @@ class BrokerMessage:
     def decode(cls, data: bytes) -> BrokerMessage:
         """Decode a message; raises `RemoteProtocolError` if the bytes are not a pairing message."""
         if len(data) < _HEAD_LENGTH or data[0] not in _LENGTHS:
-            raise RemoteProtocolError(f"no message of pairing: {data[:1].hex() or 'empty'}")
+            raise RemoteProtocolError(f"not a pairing message: it begins with {data[:1].hex() or 'nothing'}")
         kind = Kind(data[0])
         least, most = _LENGTHS[kind]
         if not least <= len(data) - _HEAD_LENGTH <= most:
-            raise RemoteProtocolError(f"{kind.name} of pairing with {len(data) - _HEAD_LENGTH} bytes")
+            raise RemoteProtocolError(
+                f"a pairing message {kind.name} with a payload of {len(data) - _HEAD_LENGTH} bytes"
+            )
         return cls(kind, data[1:_HEAD_LENGTH], data[_HEAD_LENGTH:])
 
 

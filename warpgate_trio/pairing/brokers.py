@@ -95,7 +95,8 @@ class _Channel:
                 await self._hear(message)
         if patience.cancelled_caught:
             raise PairingUnavailable(
-                f"{self._name}: the broker passes nothing on; do its rules (ACL) let us publish there?"
+                f"{self._name}: the broker does not deliver our own messages back; do its access rules (ACL) let us "
+                f"publish and subscribe to {mailbox_topic(self._prefix, asked.nameplate)}?"
             )
         with trio.move_on_after(TAKEN_WITHIN):
             while True:

@@ -64,16 +64,18 @@ def parse_code(text: str) -> Code:
       CodeMalformed: it cannot be a code; the message says what is wrong with it.
     """
     if len(text) > MAX_TEXT:
-        raise CodeMalformed(f"a code is like {_EXAMPLE}, and no text of {len(text)} characters")
+        raise CodeMalformed(f"{len(text)} characters are too long for a code; a code looks like {_EXAMPLE}")
     first, *rest = [part for part in re.split(r"[\s_\-.,/\u2010-\u2015]+", text.strip().lower()) if part] or [""]
     if not first:
-        raise CodeMalformed(f"a code is like {_EXAMPLE}, and not empty")
+        raise CodeMalformed(f"the code is empty; a code looks like {_EXAMPLE}")
     if not (first.isascii() and first.isdigit()):
         raise CodeMalformed(f"a code begins with a number, as {_EXAMPLE} does, and not with {first[:20]!r}")
     if len(first) > len(str(MAX_NAMEPLATE)) or not 1 <= int(first) <= MAX_NAMEPLATE:
-        raise CodeMalformed(f"the number of a code is one of 1 to {MAX_NAMEPLATE:,}, and not {first[:20]}")
+        raise CodeMalformed(f"the number of a code is 1 to {MAX_NAMEPLATE:,}, and not {first[:20]}")
     if len(rest) != WORDS_PER_CODE:
-        raise CodeMalformed(f"a code has {WORDS_PER_CODE} words behind its number, as {_EXAMPLE}, and not {len(rest)}")
+        raise CodeMalformed(
+            f"a code has {WORDS_PER_CODE} words after its number, as {_EXAMPLE} has, and not {len(rest)}"
+        )
     return Code(int(first), tuple(map(_read_word, rest)))
 
 
@@ -89,6 +91,4 @@ def _read_word(text: str) -> str:
     import difflib
 
     near = difflib.get_close_matches(text[:20], WORDS, n=1, cutoff=0.6)
-    raise CodeMalformed(
-        f"{text[:20]!r} is no word of a code" + (f"; {near[0]!r} is the nearest that is one" if near else "")
-    )
+    raise CodeMalformed(f"{text[:20]!r} is not a code word" + (f"; did you mean {near[0]!r}?" if near else ""))

@@ -142,7 +142,7 @@ class Claimer:
             return self._keys.prove(_Kind.CLAIMERS_PROOF, self._us)
         paired = self._keys.check(_Kind.OFFERERS_PROOF, data)
         if paired is None:
-            raise CodeRefused(Outcome.WRONG, "whoever answers does not know the code")
+            raise CodeRefused(Outcome.WRONG, "the other side does not know the code")
         return paired
 
 
@@ -184,5 +184,5 @@ class Offerer:
 
 def _element(data: bytes, kind: _Kind) -> bytes:
     if len(data) != 2 + ELEMENT_LENGTH or data[:2] != bytes([VERSION, kind]):
-        raise RemoteProtocolError(f"no {kind.name} of pairing, of a version that this release knows")
+        raise RemoteProtocolError(f"expected a pairing message {kind.name} of version {VERSION}")
     return data[2:]

@@ -132,7 +132,7 @@ class CodeOffer:
         assert self._core.outcome is not None
         if self._core.paired is not None:
             return self._core.paired
-        why = "the offer was left" if self._core.outcome is Outcome.LEFT else self._core.outcome.words
+        why = "the code is no longer offered" if self._core.outcome is Outcome.LEFT else self._core.outcome.words
         raise CodeRefused(self._core.outcome, f"nobody was paired: {why}")
 
     # -- the offer's own -----------------------------------------------------------------------------------------------
@@ -213,9 +213,11 @@ class CodeOffer:
             place.problem = f"{place.server.name}: {place.over.words}"
             return False
         if not isinstance(answer, Offered) or not 1 <= answer.nameplate <= MAX_NAMEPLATE:
-            raise PairingUnavailable(f"{place.server.name}: the server gave no number that a code could have")
+            raise PairingUnavailable(f"{place.server.name}: the server gave an invalid number for the code")
         if self._nameplate not in (0, answer.nameplate):
-            raise PairingUnavailable(f"{place.server.name}: the server gave another number than it was asked for")
+            raise PairingUnavailable(
+                f"{place.server.name}: the server gave another number than the one that it was asked for"
+            )
         self._nameplate = answer.nameplate
         if self._core is None:
             self._core = OfferCore(Code(self._nameplate, self._words), self._us)
@@ -280,7 +282,7 @@ async def open_offer(
     if not 1.0 <= lifetime <= CODE_LIFETIME:
         raise ValueError(f"a code is good for 1 to {CODE_LIFETIME:.0f} seconds, not {lifetime:g}")
     if not servers:
-        raise PairingUnavailable("no server is configured that nodes could pair by")
+        raise PairingUnavailable("no signal server is configured, and pairing needs one")
     words, ends = draw_words(machine.current()), trio.current_time() + lifetime
     draws = _draw_nameplates(servers)
     for number, nameplate in enumerate(draws, 1):

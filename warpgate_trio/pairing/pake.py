@@ -54,10 +54,12 @@ class Exchange:
           RemoteProtocolError: `theirs` is not a valid message of the other side.
         """
         if len(theirs) != ELEMENT_LENGTH:
-            raise RemoteProtocolError(f"a key exchange of {len(theirs)} bytes, not {ELEMENT_LENGTH}")
+            raise RemoteProtocolError(
+                f"the other side's key exchange message has {len(theirs)} bytes, not {ELEMENT_LENGTH}"
+            )
         try:
             with panics_as_errors():
                 key: bytes = self._side.finish(theirs)
         except Exception as error:  # of many classes, AssertionError among them
-            raise RemoteProtocolError("the other side's key exchange is none") from error
+            raise RemoteProtocolError("the other side's key exchange message is invalid") from error
         return key

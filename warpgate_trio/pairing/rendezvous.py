@@ -58,7 +58,9 @@ class _Channel:
         if isinstance(frame, Offered | Claimed | Post | Settle):
             return frame
         said = f": {frame.text}" if isinstance(frame, wire.Error) else ""
-        raise PairingUnavailable(f"{self._name}: the server sent {type(frame).__name__} to who pairs{said}")
+        raise PairingUnavailable(
+            f"{self._name}: the server sent an unexpected {type(frame).__name__} on a pairing connection{said}"
+        )
 
     async def ping(self) -> None:
         """Ping the server until it is gone; `receive` then raises."""
@@ -141,4 +143,4 @@ class RendezvousMailboxes:
 def _refusal(frame: wire.FromServer) -> str:
     if isinstance(frame, wire.Error):
         return f"the server refused: {printable(frame.text, 200)} (code {frame.code})"
-    return f"the server sent {type(frame).__name__} to who comes to pair"
+    return f"the server sent an unexpected {type(frame).__name__} on a pairing connection"
