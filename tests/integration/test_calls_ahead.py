@@ -243,7 +243,7 @@ async def test_answers_that_come_before_the_registration() -> None:
     async with serving(handler) as url:
         circuits = Circuits("the server")
         circuit = await called(circuits)
-        with pytest.raises(SignalUnavailable, match="sent Answer where Registered was due"):
+        with pytest.raises(SignalUnavailable, match="sent Answer instead of Registered"):
             async with open_channel(url, ALICE, circuits=circuits):
                 pytest.fail("opened")
         with pytest.raises(CircuitRefused):

@@ -366,7 +366,7 @@ async def test_a_server_that_rings_without_end_and_reads_nothing() -> None:
                 assert isinstance(channel, WebSocketChannel)
                 channel._websocket.send = blocked  # type: ignore[method-assign]
                 held = []
-                with pytest.raises(SignalUnavailable, match="does not read it"):
+                with pytest.raises(SignalUnavailable, match="does not read them"):
                     while True:
                         held.append(await channel.receive())
                 assert len(held) <= MAX_CIRCUITS

@@ -45,7 +45,7 @@ async def test_a_peer_elsewhere_sends_us_nowhere_on_our_machine(name: str) -> No
         url = f"ws://{name}:{inside.port}"
         for host, visited in ((ELSEWHERE, False), (LoopbackHost(), True)):
             peer = address_of(BOB, port=await closed_port(), signals=[url], host=host)
-            with pytest.raises(Exception, match="no such peer" if visited else "may not send us"):
+            with pytest.raises(Exception, match="no such peer" if visited else "does not connect there for this peer"):
                 await alice.refresh_address(peer, timeout=10)
             assert inside.statistics().registrations == int(visited)
 
@@ -61,7 +61,7 @@ async def test_only_a_server_and_nothing_else_is_taken_from_a_hint(rest: str, lo
 
     async with tcp_server(serve) as url, hub_for(ALICE, connected=False) as hub:
         hint = url.replace("//", f"//{login}") + rest
-        with pytest.raises(SignalUnavailable, match="there is no signal server to send by"):
+        with pytest.raises(SignalUnavailable, match="no signal server is configured, and none of the peer's"):
             await hub.send(BOB.public_key, b"x", hints=[hint], may_connect=lambda _: True)
     assert asked == []
 
@@ -78,7 +78,7 @@ async def test_a_hint_of_our_own_server_is_our_own_channel_with_its_path() -> No
 
 async def test_without_a_judge_nobody_is_visited() -> None:
     async with open_rendezvous() as theirs, hub_for(ALICE, connected=False) as alice:
-        with pytest.raises(SignalUnavailable, match="there is no signal server to send by"):
+        with pytest.raises(SignalUnavailable, match="no signal server is configured, and none of the peer's"):
             await alice.send(BOB.public_key, b"x", hints=[theirs.url])
         assert theirs.statistics().registrations == 0
 
@@ -87,7 +87,7 @@ async def test_a_visit_for_one_peer_is_none_for_another_who_may_not() -> None:
     async with open_rendezvous() as theirs, hub_for(ALICE, connected=False) as alice:
         hints = [theirs.url]
         assert await alice.send(BOB.public_key, b"x", hints=hints, may_connect=lambda _: True) is Delivery.NOBODY_HOME
-        with pytest.raises(SignalUnavailable, match=r"leads to 127\.0\.0\.1, where this peer may not send us"):
+        with pytest.raises(SignalUnavailable, match=r"resolves to 127\.0\.0\.1, and this node does not connect"):
             await alice.send(BOB.public_key, b"x", hints=hints, may_connect=lambda _: False)
         assert theirs.statistics().sends == 1
 
@@ -202,7 +202,7 @@ async def test_of_a_names_addresses_only_those_are_tried_that_may_be() -> None:
             stream = await dial_judged("some.example", port, may_connect=only("127.0.0.3", "127.0.0.4"))
             async with stream:
                 assert stream.socket.getpeername()[0] == "127.0.0.3"
-            with pytest.raises(OSError, match=r"leads to 127\.0\.0\.2, 127\.0\.0\.4, 127\.0\.0\.3, where this peer"):
+            with pytest.raises(OSError, match=r"resolves to 127\.0\.0\.2, 127\.0\.0\.4, 127\.0\.0\.3, and this"):
                 await dial_judged("some.example", port, may_connect=only("203.0.113.1"))
             with pytest.raises(OSError, match="all attempts to connect"):
                 await dial_judged("some.example", port, may_connect=only("127.0.0.4"))

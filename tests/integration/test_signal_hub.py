@@ -323,7 +323,7 @@ async def test_busy_visits_are_not_ended() -> None:
         async with hub_for(ALICE, connected=False) as alice, open_background_nursery() as nursery:
             nursery.start_soon(partial(alice.send, BOB.public_key, b"x", hints=hints, may_connect=anywhere))
             await wait_until(lambda: len(alice.status()) == 4)
-            with pytest.raises(SignalUnavailable, match="4 servers of peers are being visited already"):
+            with pytest.raises(SignalUnavailable, match="4 servers of peers are in use already"):
                 await alice.send(BOB.public_key, b"x", hints=[theirs.url], may_connect=anywhere)
 
 
@@ -335,7 +335,7 @@ async def test_useless_hints() -> None:
     async with hub_for(ALICE, connected=False) as alice:
         with pytest.raises(SignalUnavailable, match="all attempts to connect"):
             await alice.send(BOB.public_key, b"x", hints=hints, may_connect=anywhere)
-        with pytest.raises(SignalUnavailable, match="there is no signal server to send by"):
+        with pytest.raises(SignalUnavailable, match="no signal server is configured, and none of the peer's"):
             await alice.send(BOB.public_key, b"x", hints=hints[:-1], may_connect=anywhere)
 
 
@@ -352,7 +352,7 @@ async def test_a_dead_hint_does_not_hold_up_a_server_that_comes() -> None:
 
 async def test_without_any_server() -> None:
     async with hub_for(ALICE, connected=False) as alice:
-        with pytest.raises(SignalUnavailable, match="there is no signal server to send by"):
+        with pytest.raises(SignalUnavailable, match="no signal server is configured, and none of the peer's"):
             await alice.send(BOB.public_key, b"x")
         with pytest.raises(SignalUnavailable, match="no signal server is configured"):
             await alice.wait_connected()

@@ -64,7 +64,7 @@ async def test_a_connection_from_an_address_that_is_gone_ends_at_once(tmp_path: 
     async with connected(tmp_path) as (namespace, channel):
         namespace.ip_commands(f"addr del {OURS}/32 dev lo")
         assert not channel.check()
-        with pytest.raises(SignalUnavailable, match=f"this machine is no longer at {OURS}"):
+        with pytest.raises(SignalUnavailable, match=f"this machine no longer has the address {OURS}"):
             await channel.receive()
 
 

@@ -194,7 +194,7 @@ def test_sealing_refuses_what_a_reader_would_refuse(change: dict[str, Any], word
 
 
 def test_sealing_refuses_a_foreign_address() -> None:
-    with pytest.raises(ValueError, match="not the sender's"):
+    with pytest.raises(ValueError, match="own_address belongs to another key"):
         seal_message(
             ALICE,
             BOB_ADDRESS,
@@ -218,7 +218,7 @@ def test_wire_name() -> None:
 
 @pytest.mark.parametrize("size", [1, 30, 112, MAX_SIGNAL + 1])
 def test_wrong_size(size: int) -> None:
-    with pytest.raises(SignalMalformed, match=f"a signal of {size} bytes; it has 113 to 16384"):
+    with pytest.raises(SignalMalformed, match=f"a signal of {size} bytes; signals have 113 to 16384"):
         open_message(BOB, b"\x01" * size)
 
 
@@ -311,12 +311,12 @@ def test_a_forged_address() -> None:
 
 
 def test_an_address_of_the_future() -> None:
-    with pytest.raises(SignalUnsupported, match="address cannot be read"):
+    with pytest.raises(SignalUnsupported, match="address has an unsupported version"):
         open_message(BOB, sealed_body(changed(address=b"\x07" + ALICE_ADDRESS.to_bytes()[1:])))
 
 
 def test_no_address() -> None:
-    with pytest.raises(SignalMalformed, match="address cannot be read"):
+    with pytest.raises(SignalMalformed, match="address is malformed"):
         open_message(BOB, sealed_body(changed(address=b"")))
 
 
@@ -372,7 +372,7 @@ def test_which_process_is_meant_comes_behind_what_older_releases_read() -> None:
 
 def test_the_payload_is_decoded_on_request_only() -> None:
     envelope = open_message(BOB, sealed_body(changed(payload=b"\xc1 no msgpack")))
-    with pytest.raises(SignalMalformed, match="a payload that is no ClockReply"):
+    with pytest.raises(SignalMalformed, match="a payload that is not a valid ClockReply"):
         decode_payload(envelope, ClockReply)
 
 

@@ -310,7 +310,9 @@ class SignalHub:
         finally:
             self._let_go(race)
         if race.best is None:
-            raise SignalUnavailable("; ".join(race.failures) or "there is no signal server to send by")
+            raise SignalUnavailable(
+                "; ".join(race.failures) or "no signal server is configured, and none of the peer's can be used"
+            )
         return race.best
 
     def _let_go(self, race: Race) -> None:
@@ -398,7 +400,9 @@ class SignalHub:
         while slot.channel is None and not slot.ended:
             await self._keeper.wait_changed()
         if not slot.leads_where(may_connect):  # it was opened for another peer
-            raise SignalUnavailable(f"{slot.key} leads to {slot.address}, where this peer may not send us")
+            raise SignalUnavailable(
+                f"{slot.key} resolves to {slot.address}, and this node does not connect there for this peer"
+            )
         return await self._send_by(slot, letter)
 
 

@@ -252,7 +252,7 @@ class ChannelKeeper:
                     context.load_verify_locations(cafile=self._ca_file)
                 except OSError as exc:  # ssl.SSLError is one
                     raise ConfigError(
-                        f"servers.ca_file = {str(self._ca_file)!r}: no certificates to be read: {exc}"
+                        f"servers.ca_file = {str(self._ca_file)!r}: cannot read certificates from it: {exc}"
                     ) from exc
             self._ssl_context = context
         return self._ssl_context
@@ -275,7 +275,7 @@ class ChannelKeeper:
             idle = [slot for slot in self.peers_servers if slot.channel is not None and not slot.sending]
             if not idle:
                 raise SignalUnavailable(
-                    f"{url.redacted}: {MAX_PEERS_SERVERS} servers of peers are being visited already"
+                    f"{url.redacted}: {MAX_PEERS_SERVERS} servers of peers are in use already, the maximum"
                 )
             self._leave(min(idle, key=lambda slot: slot.last_used))
         dial = JudgedDial(url, may_connect, proxies=self._proxies, open_stream=self._open_stream)
@@ -346,7 +346,7 @@ class ChannelKeeper:
                         while True:
                             arrival = await channel.receive()
                             if isinstance(arrival, Leaving):
-                                logger.info("signal server %s: it will be shut down", slot.key)
+                                logger.info("signal server %s: it is about to shut down", slot.key)
                                 self.on_leaving(arrival.local)
                             else:
                                 self._arrivals.put(slot, arrival)

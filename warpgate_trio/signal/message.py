@@ -182,7 +182,7 @@ def seal_message(
         instance=instance,
     )
     if own_address.public_key != identity.public_key:
-        raise ValueError("the own address is not the sender's")
+        raise ValueError("own_address belongs to another key than identity")
     body = _encode_body(header, own_address, msgspec.msgpack.encode(payload))
     plaintext = identity.sign(_CONTEXT, body) + body
     size = 1 + _SEAL_OVERHEAD + len(plaintext)
@@ -203,7 +203,7 @@ def check_blob(blob: bytes) -> None:
     if not _SHORTEST <= len(blob) <= MAX_SIGNAL:
         if blob and blob[0] != VERSION and len(blob) <= MAX_SIGNAL:
             raise _unsupported(blob[0])
-        raise SignalMalformed(f"a signal of {len(blob)} bytes; it has {_SHORTEST} to {MAX_SIGNAL}")
+        raise SignalMalformed(f"a signal of {len(blob)} bytes; signals have {_SHORTEST} to {MAX_SIGNAL}")
     if blob[0] != VERSION:
         raise _unsupported(blob[0])
 
@@ -231,7 +231,7 @@ def open_message(identity: Identity, blob: bytes) -> Envelope:
     # ValueError: msgspec's own errors, and invalid UTF-8.  RecursionError: unknown fields that are nested too deep to
     # be skipped.
     except (ValueError, RecursionError) as exc:
-        raise SignalMalformed(f"a signal whose body is not of the format: {exc}") from exc
+        raise SignalMalformed(f"a signal with a malformed body: {exc}") from exc
     if body.version != VERSION:
         raise _unsupported(body.version)
     if not verify(body.sender, signature, _CONTEXT, encoded):
@@ -262,7 +262,7 @@ def decode_payload(envelope: Envelope, message: type[_AnyMessage]) -> _AnyMessag
     try:
         return msgspec.msgpack.decode(envelope.payload, type=message)
     except (ValueError, RecursionError) as exc:
-        raise SignalMalformed(f"a payload that is no {message.__name__}: {exc}") from exc
+        raise SignalMalformed(f"a payload that is not a valid {message.__name__}: {exc}") from exc
 
 
 def _encode_body(header: Header, address: PeerAddress, payload: bytes) -> bytes:
@@ -294,9 +294,9 @@ def _open_address(body: _Body) -> PeerAddress:
     except AddressForged as exc:
         raise SignalForged(f"a signal with a forged address: {exc}") from exc
     except AddressUnsupported as exc:
-        raise SignalUnsupported(f"a signal whose sender's address cannot be read: {exc}") from exc
+        raise SignalUnsupported(f"a signal whose sender's address has an unsupported version: {exc}") from exc
     except AddressError as exc:
-        raise SignalMalformed(f"a signal whose sender's address cannot be read: {exc}") from exc
+        raise SignalMalformed(f"a signal whose sender's address is malformed: {exc}") from exc
     if address.public_key != body.sender:
         raise SignalForged("a signal with the address of somebody else than its sender")
     return address

@@ -79,7 +79,8 @@ class JudgedDial:
         addresses = dict.fromkeys(parse_ip(str(name[0])) for _, _, _, _, name in found)
         judged = [each for each in addresses if self._may_connect(each)][:MAX_ADDRESSES]
         if not judged:
-            raise OSError(f"{host} leads to {', '.join(map(str, addresses))}, where this peer may not send us")
+            where = ", ".join(map(str, addresses))
+            raise OSError(f"{host} resolves to {where}, and this node does not connect there for this peer")
         proxy = self._proxies.to(self._url)
         if proxy is None or not all(each.is_global for each in judged):
             stream = await open_first_tcp_stream(map(str, judged), port, host=host)

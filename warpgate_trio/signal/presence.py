@@ -76,8 +76,8 @@ class Presence:
         if not self._warned:
             self._warned = True
             logger.warning(
-                "another process listens with this key, %s: who has an address of it calls that one, and who has one "
-                "of an older release, or no present one, either of the two; give each process a key of its own",
+                "another process listens with this key, %s: peers that have a current address reach the process that "
+                "published it, all others either of the two; give each process a key of its own",
                 self._identity.peer_id,
             )
 
@@ -117,4 +117,4 @@ class Presence:
                 try:
                     await self._hub.send(ours.public_key, blob)
                 except SignalError as error:
-                    logger.debug("other processes of this key do not hear of this one: %s", error)
+                    logger.debug("this process could not be announced to others of its key: %s", error)

@@ -135,7 +135,7 @@ class SignalRouter:
             envelope = open_message(self._identity, incoming.payload)
         except SignalError as error:
             self.counters[type(error).__name__] += 1
-            logger.debug("a signal by %s is dropped: %s", incoming.via, error)
+            logger.debug("a signal received by %s is dropped: %s", incoming.via, error)
             return
         ours = envelope.header.sender == self._identity.public_key
         if ours and envelope.sender_address.instance == self._hub.instance:
@@ -149,7 +149,7 @@ class SignalRouter:
         if isinstance(verdict, OutsideWindow | TooOld) and verdict.needs_clock_reply and not ours:
             self._reply_wanted(envelope, incoming.via, ClockReply(time_ms=max(0, int(self._inbox.time(now) * 1000))))
         if not isinstance(verdict, Accepted):
-            logger.debug("a signal of %s is dropped: %s", envelope.sender_address.peer_id[:8], verdict)
+            logger.debug("a signal from %s is dropped: %s", envelope.sender_address.peer_id[:8], verdict)
             return
         if ours:  # of another process of our key; `Here` is the only message between the two
             if envelope.header.type == HERE:
@@ -169,7 +169,7 @@ class SignalRouter:
             message = decode_payload(envelope, kind)
         except SignalError as error:
             self.counters[type(error).__name__] += 1
-            logger.debug("a %s of %s is dropped: %s", header.type, envelope.sender_address.peer_id[:8], error)
+            logger.debug("a %s from %s is dropped: %s", header.type, envelope.sender_address.peer_id[:8], error)
             return
         if isinstance(message, ClockReply):
             offset = self._inbox.clocks.on_clock_reply(header.sender, header.in_reply_to, message.time_ms, now)

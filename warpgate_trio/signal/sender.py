@@ -212,7 +212,7 @@ class SignalSender:
                 time_ms=min(max(stamp, 0), MAX_TIME_MS),  # the peer told us its time, and may have lied
             )
         except SealError as error:  # the peer has chosen its sealing key
-            raise SignalMalformed(f"nothing can be sealed to {peer.peer_id[:8]}…: {error}") from error
+            raise SignalMalformed(f"no message can be encrypted to {peer.peer_id[:8]}…: {error}") from error
         self.clocks.note_sent(message_id, peer.public_key, now)
         self.counters["sent"] += 1
         return blob
@@ -238,9 +238,9 @@ class SignalSender:
                 if delivery is Delivery.NOBODY_HOME and isinstance(message, ClockReply):
                     self.clocks.note_unheard(request.header.sender)
             except SignalError as error:
-                logger.debug("no reply to %s: %s", request.sender_address.peer_id[:8], error)
+                logger.debug("a reply to %s could not be sent: %s", request.sender_address.peer_id[:8], error)
             except Exception:  # strangers can make us reply: no failure of that may end the node
-                logger.exception("an answer could not be sent")
+                logger.exception("a reply could not be sent")
 
         try:
             self._replies.send_nowait(reply)

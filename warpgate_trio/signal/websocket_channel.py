@@ -165,7 +165,7 @@ class WebSocketChannel:
         if self._from and parse_ip(self._from) not in OwnAddresses(self._host):
             self._writing.cancel()
             self._websocket.abandon()
-            self._fail(f"this machine is no longer at {self._from}")
+            self._fail(f"this machine no longer has the address {self._from}")
             return False
         self._keep_alive.check()
         return True
@@ -188,13 +188,13 @@ class WebSocketChannel:
                 elif isinstance(frame, Ring | Answer | Relay | RelayCredit | RelayEnd):
                     self._circuits.hear(frame)
                     if self._outbox.is_overfull:
-                        raise RemoteProtocolError("the server has us answer and does not read it")
+                        raise RemoteProtocolError("the server requests answers but does not read them")
                 elif isinstance(frame, Found | Published):
                     self._records.hear(frame)
                 elif isinstance(frame, wire.Error):
-                    raise RemoteProtocolError(f"the server closed: {frame.text} (code {frame.code})")
+                    raise RemoteProtocolError(f"the server closed the connection: {frame.text} (code {frame.code})")
                 else:
-                    raise RemoteProtocolError(f"the server sent {type(frame).__name__} again")
+                    raise RemoteProtocolError(f"the server sent an unexpected {type(frame).__name__}")
         except (WebSocketError, RemoteProtocolError) as exc:
             self._fail(str(exc))
 
@@ -350,5 +350,5 @@ def _expect(kind: type[_Frame], frame: wire.FromServer) -> _Frame:
     if isinstance(frame, wire.Error):
         raise RemoteProtocolError(f"the server refused: {frame.text} (code {frame.code})")
     if not isinstance(frame, kind):
-        raise RemoteProtocolError(f"the server sent {type(frame).__name__} where {kind.__name__} was due")
+        raise RemoteProtocolError(f"the server sent {type(frame).__name__} instead of {kind.__name__}")
     return frame

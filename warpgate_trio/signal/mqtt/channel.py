@@ -171,7 +171,7 @@ class MqttChannel:
         local = self._connection.local
         if local and parse_ip(local) not in OwnAddresses(self._host):
             self._connection.abandon()
-            self._fail(f"this machine is no longer at {local}")
+            self._fail(f"this machine no longer has the address {local}")
             return False
         self._pings.check()
         return True
@@ -205,8 +205,8 @@ class MqttChannel:
                 self._rtt = trio.current_time() - start
         except trio.TooSlowError:
             raise MqttError(
-                f"the broker passes nothing on: no echo within {ECHO_TIMEOUT:g} s of a message to our own topic "
-                f"{self._topic}; do its rules (ACL) let us publish and subscribe there?"
+                f"the broker does not deliver our own messages back: no echo within {ECHO_TIMEOUT:g} s of a message to "
+                f"our own topic {self._topic}; do its access rules (ACL) let us publish and subscribe there?"
             ) from None
 
     async def _find_own_topic(self) -> None:
@@ -311,7 +311,8 @@ def check_mqtt_url(url: ServerUrl) -> str:
         raise ConfigError(f"{url.redacted}: the URL of an MQTT broker has no query")
     if len(prefix) > _MAX_PREFIX or any(char in prefix for char in "+#$%"):
         raise ConfigError(
-            f"{url.redacted}: the path goes before MQTT topics: at most {_MAX_PREFIX} characters, without + # $ and %"
+            f"{url.redacted}: the path is the prefix of MQTT topics: it has at most {_MAX_PREFIX} characters, and none "
+            "of + # $ %"
         )
     return f"{prefix}/" if prefix else ""
 

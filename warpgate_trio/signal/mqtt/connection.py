@@ -151,7 +151,9 @@ def load_libraries() -> tuple[Any, Any]:
 
         import aiomqtt
     except (ImportError, AttributeError) as error:  # AttributeError: trio-asyncio on a Python that is too new
-        raise ConfigError(f"MQTT servers cannot be used: trio-asyncio or aiomqtt does not import: {error}") from error
+        raise ConfigError(
+            f"MQTT servers cannot be used: trio-asyncio or aiomqtt cannot be imported: {error}"
+        ) from error
     return aiomqtt, trio_asyncio
 
 

@@ -28,7 +28,7 @@ _MAX_TOPIC: Final = 512  # bytes; ours have less than half of that
 
 _REFUSALS: Final = {  # 3.2.2.3
     1: "it does not speak MQTT 3.1.1",
-    2: "it does not like our client identifier",
+    2: "it rejects our client identifier",
     3: "its MQTT service is not available",
     4: "the user name or password is wrong",
     5: "we are not authorized; does it want a user name and a password?",
@@ -80,11 +80,11 @@ class PacketFilter:
         """Decide about the packet that starts in the buffer; False: that needs more of it."""
         buffer = self._buffer
         kind, flags = buffer[0] >> 4, buffer[0] & 15
-        if self._greeted == (kind == _CONNACK):
-            raise RemoteProtocolError("the broker does not speak MQTT, or not in order")  # 3.2: CONNACK, first and once
+        if self._greeted == (kind == _CONNACK):  # 3.2: CONNACK, first and once
+            raise RemoteProtocolError("the broker does not speak MQTT, or sends packets in the wrong order")
         if kind != _PUBLISH and kind not in _LONGEST:
             raise RemoteProtocolError(
-                f"the broker sent an MQTT packet of type {kind}, which is not for clients like us"
+                f"the broker sent an MQTT packet of type {kind}, which it must not send to this client"
             )
         length = _remaining_length(buffer)
         if length is None:
@@ -93,12 +93,14 @@ class PacketFilter:
         if kind == _PUBLISH:
             return self._begin_publish(passed, body, size, with_id=_has_packet_id(flags))
         if size > _LONGEST[kind]:
-            raise RemoteProtocolError(f"the broker sent an MQTT packet of type {kind} with {size} bytes")
+            raise RemoteProtocolError(
+                f"the broker sent an MQTT packet of type {kind} with {size} bytes, more than {_LONGEST[kind]}"
+            )
         if kind == _CONNACK:
             if len(buffer) < body + 2 <= body + size:
                 return False
             if size != 2:
-                raise RemoteProtocolError("the broker does not speak MQTT, or not in order")
+                raise RemoteProtocolError("the broker does not speak MQTT, or sends packets in the wrong order")
             self._greeted = True
             code = buffer[body + 1]
             if code:
@@ -113,7 +115,9 @@ class PacketFilter:
         topic = int.from_bytes(buffer[body : body + 2], "big")
         head = 2 + topic + 2 * with_id
         if not 0 < topic <= _MAX_TOPIC or head > size:
-            raise RemoteProtocolError(f"the broker sent a message of {size} bytes with a topic of {topic}")
+            raise RemoteProtocolError(
+                f"the broker sent a PUBLISH of {size} bytes with an invalid topic length, {topic}"
+            )
         if len(buffer) < body + head:
             return False
         _check_topic(bytes(buffer[body + 2 : body + 2 + topic]))
@@ -153,7 +157,7 @@ def _remaining_length(buffer: bytearray) -> tuple[int, int] | None:
         value += (buffer[position] & 127) << 7 * (position - 1)
         if not buffer[position] & 128:
             return position + 1, value
-    raise RemoteProtocolError("the broker sent a length of more than four bytes")
+    raise RemoteProtocolError("the broker sent a packet whose length field has more than four bytes")
 
 
 def _encode_length(value: int) -> bytes:

@@ -141,7 +141,11 @@ class BrokerRecords:
             self.kept = self._upkeep.is_good(found)
             self._settled.set()
             if not self.kept:
-                logger.info("signal server %s: it keeps no key record of ours (%s)", self._url, outcome.value)
+                logger.info(
+                    "signal server %s: it does not keep our key record, so peers cannot look us up there (%s)",
+                    self._url,
+                    outcome.value,
+                )
 
     async def _read(self, topic: KeyTopic) -> tuple[LookupOutcome, bytes]:
         question = _Question(topic)
