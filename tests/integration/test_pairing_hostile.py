@@ -278,13 +278,15 @@ async def test_cancelled_at_any_moment_nothing_is_left_of_an_offer_or_of_a_claim
 # -- servers that cannot pair ------------------------------------------------------------------------------------------
 
 
-async def test_an_older_server_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of version 3 that has not said that it can; of version 1 is one below."""
+async def test_a_server_that_does_not_announce_pairing_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why it does not is not known: its release need not be older.  One of version 1 is below."""
     registered = wire.Registered
     monkeypatch.setattr(rendezvous_core, "Registered", lambda can=None: registered(None if can is None else can & ~4))
     with trio.fail_after(HANG):
         async with open_rendezvous() as server, loopback_node(BOB, config(server)) as bob:
-            with pytest.raises(PairingUnavailable, match="this server cannot pair: it is of an older release"):
+            with pytest.raises(
+                PairingUnavailable, match="this server cannot pair: it does not announce that capability"
+            ):
                 async with bob.offer_code():
                     raise AssertionError
             with pytest.raises(PairingUnavailable, match="this server cannot pair"):
@@ -316,7 +318,7 @@ REGISTERED: Final = [wire.Challenge(bytes(32), 3).encode(), wire.Registered(wire
     ("frames", "why"),
     [
         ([b"junk"], "no frame of a rendezvous server"),
-        ([wire.Challenge(bytes(32), 1).encode()], "of an older release"),
+        ([wire.Challenge(bytes(32), 1).encode()], "speaks version 1 of the protocol, and pairing needs version 3"),
         ([wire.Challenge(bytes(32), 3).encode(), wire.Error(4, "go \x1b[2Jaway").encode()], r"refused: go \?\[2Jaway"),
         ([*REGISTERED, b"junk"], "no frame of a rendezvous server"),
         ([*REGISTERED, wire.Message(b"hello").encode()], "sent an unexpected Message on a pairing"),

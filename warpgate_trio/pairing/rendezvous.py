@@ -128,7 +128,10 @@ class RendezvousMailboxes:
         """Register at the server, and check that it can pair."""
         challenge = wire.decode_from_server(await websocket.receive())
         if isinstance(challenge, wire.Challenge) and challenge.version < wire.CIRCUITS_SINCE:
-            raise RemoteProtocolError("this server cannot pair: it is of an older release")
+            raise RemoteProtocolError(
+                f"this server cannot pair: it speaks version {challenge.version} of the protocol, and pairing needs "
+                f"version {wire.CIRCUITS_SINCE}"
+            )
         if not isinstance(challenge, wire.Challenge):
             raise RemoteProtocolError(_refusal(challenge))
         name = wire.server_name(self._url.host, self._url.port)
@@ -137,7 +140,7 @@ class RendezvousMailboxes:
         if not isinstance(answer, wire.Registered):
             raise RemoteProtocolError(_refusal(answer))
         if not (answer.capabilities or 0) & wire.Capability.PAIR:
-            raise RemoteProtocolError("this server cannot pair: it is of an older release")
+            raise RemoteProtocolError("this server cannot pair: it does not announce that capability")
 
 
 def _refusal(frame: wire.FromServer) -> str:
