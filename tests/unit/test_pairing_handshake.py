@@ -280,6 +280,7 @@ def test_three_wrong_tries_at_whichever_server_end_it() -> None:
         guess = Try(offer, number, WRONG, MALLORY, server=f"server {number}")
         assert guess.prove(guess.claim()) == [Settle(number, Outcome.WRONG)]
     assert (offer.outcome, offer.wrong, offer.paired) == (Outcome.SPENT, WRONG_TRIES, None)
+    assert "wrong codes were tried" in offer.why
     assert Try(offer, 9).claim() == [Settle(9, Outcome.USED)]
 
 
@@ -312,6 +313,7 @@ def test_an_offer_that_is_tried_very_often_is_over() -> None:
         offer.receive("server", Settle(number, Outcome.LEFT), T)
     assert Try(offer, 1).claim() == [Settle(1, Outcome.SPENT)]
     assert offer.outcome is Outcome.SPENT
+    assert (offer.wrong, offer.why) == (0, "the code is void, because it was tried more than 64 times")
 
 
 def test_a_server_that_is_gone_takes_its_tries_along() -> None:

@@ -45,6 +45,14 @@ class OfferCore:
         self.paired: Paired | None = None
         self.wrong: int = 0
 
+    @property
+    def why(self) -> str:
+        """Why the offer is over, as the end of a sentence; call it only when it is."""
+        assert self.outcome is not None
+        if self._made > MAX_TRIES:
+            return f"the code is void, because it was tried more than {MAX_TRIES} times"
+        return "the code is no longer offered" if self.outcome is Outcome.LEFT else self.outcome.words
+
     def receive(self, server: str, frame: FromServer, now: float) -> list[Post | Settle]:
         """Take a server's frame about a try.  `now` is in monotonic seconds."""
         if isinstance(frame, Claimed):

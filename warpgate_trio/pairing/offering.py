@@ -132,8 +132,7 @@ class CodeOffer:
         assert self._core.outcome is not None
         if self._core.paired is not None:
             return self._core.paired
-        why = "the code is no longer offered" if self._core.outcome is Outcome.LEFT else self._core.outcome.words
-        raise CodeRefused(self._core.outcome, f"nobody was paired: {why}")
+        raise CodeRefused(self._core.outcome, f"nobody was paired: {self._core.why}")
 
     # -- the offer's own -----------------------------------------------------------------------------------------------
 
