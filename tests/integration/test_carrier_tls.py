@@ -173,7 +173,7 @@ async def test_a_handshake_of_endless_records_is_given_up() -> None:
     with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(flood)
-            with pytest.raises(CarrierError, match="more than a TLS handshake takes"):
+            with pytest.raises(CarrierError, match="too many bytes before the end of the TLS handshake"):
                 await serve
     assert accepted.fileno() == -1
 
@@ -393,7 +393,7 @@ async def test_a_connection_that_breaks() -> None:
         dialler.feed(bytes(1 << 23))
         with pytest.raises(trio.BrokenResourceError, match="the connection broke: "):
             await dialler.flush()
-        with pytest.raises(trio.BrokenResourceError, match=r"the connection (broke: |was cut)"):
+        with pytest.raises(trio.BrokenResourceError, match=r"the connection (broke: |was closed without)"):
             while True:
                 await server.receive()
         dialler.close_nowait()

@@ -385,5 +385,5 @@ async def test_a_flight_of_somebody_else() -> None:
         client.take_flight(b"garbage, more than five bytes")
     server, _ = TlsCarrier.begin(nothing, bob, peer_key=None, **ends)
     for junk in (b"", hello[:50]):
-        with pytest.raises(CarrierError, match="half of a TLS flight"):
+        with pytest.raises(CarrierError, match="incomplete TLS flight"):
             server.take_flight(junk)

@@ -212,7 +212,7 @@ def test_a_close_is_noticed_at_once() -> None:
         datagrams = closing.close(world.now)
         assert len(datagrams) == 1
         other.receive(datagrams, world.now + LATENCY)
-        assert other.failure == "the connection was cut: QUIC error 0x0"
+        assert other.failure == "the connection was lost: QUIC error 0x0"
         assert closing.close(world.now) == []
 
 
@@ -298,7 +298,7 @@ def test_a_peer_that_fell_silent_is_asked_ever_more_rarely(stage: str) -> None:
         return left.failure is not None or (stage == "answer" and not left._flights._starts)
 
     world.until(over, limit=began + 2 * IDLE_TIMEOUT)
-    assert stage == "answer" or left.failure == "the connection was cut: Idle timeout"
+    assert stage == "answer" or left.failure == "the connection was lost: Idle timeout"
     assert IDLE_TIMEOUT * 0.9 <= world.now - began <= IDLE_TIMEOUT * 1.5
     assert len(world.sent) - before < 60
 
@@ -453,9 +453,9 @@ def test_a_peer_that_uses_quic_otherwise(misuse: str) -> None:
     assert world.dialler._connection is not None
     MISUSES[misuse](world.dialler._connection)
     world.until(lambda: world.server.failure is not None)
-    assert world.server.failure == "the peer uses QUIC otherwise than a carrier does"
+    assert world.server.failure == "unexpected use of QUIC by the peer: only one stream each way is allowed"
     world.until(lambda: world.dialler.failure is not None)
-    assert world.dialler.failure == "the connection was cut: one stream each way"
+    assert world.dialler.failure == "the connection was lost: only one stream each way is allowed"
 
 
 def test_datagram_frames_are_not_taken() -> None:
@@ -474,5 +474,5 @@ def test_a_reason_is_made_fit_to_be_shown() -> None:
     world.dialler._connection.close(7, reason_phrase="\x1b[31m" + "red" * 100)
     world.until(lambda: world.server.failure is not None)
     assert world.server.failure is not None
-    assert world.server.failure.startswith("the connection was cut: [31mredred")
-    assert len(world.server.failure) == len("the connection was cut: ") + quic_protocol.MAX_REASON
+    assert world.server.failure.startswith("the connection was lost: [31mredred")
+    assert len(world.server.failure) == len("the connection was lost: ") + quic_protocol.MAX_REASON

@@ -209,7 +209,7 @@ class QuicCarrier:
     def feed(self, *parts: Buffer) -> None:
         protocol = self._protocol
         if protocol.ending:
-            raise trio.BrokenResourceError("this carrier has said its end")
+            raise trio.BrokenResourceError("this carrier's stream was already ended")
         self._fed = True
         for part in parts:
             if protocol.failure is not None:

@@ -158,8 +158,8 @@ def _call(operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     except MemoryError:  # the host's own, not caused by received bytes
         raise
     except Exception as error:
-        logger.debug("qh3 broke", exc_info=True)
-        raise _Broke(f"QUIC: the library failed on what came: {type(error).__name__}") from error
+        logger.debug("unexpected error in qh3", exc_info=True)
+        raise _Broke(f"QUIC: unexpected error in qh3: {type(error).__name__}") from error
     finally:
         _calling.reset(token)
 
@@ -194,7 +194,7 @@ class Connection:
 
     def _call(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self.broken:
-            raise CarrierError("QUIC: the connection broke")
+            raise CarrierError("QUIC: the connection is unusable after an unexpected error in qh3")
         try:
             return _call(operation, *args, **kwargs)
         except _Broke:

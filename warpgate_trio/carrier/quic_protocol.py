@@ -149,7 +149,7 @@ class QuicProtocol:
         if not self.ready:
             self._handshake_room -= sum(len(each) for each in datagrams if destination_id(each) == connection.host_cid)
             if self._handshake_room < 0:
-                self._fail("the other side sends more than a handshake takes")
+                self._fail("too many bytes before the end of the QUIC handshake")
                 return
         try:
             connection.receive(datagrams, now)
@@ -237,15 +237,15 @@ class QuicProtocol:
                 self._confirm(connection)
             case events.ConnectionTerminated():
                 reason = "".join(filter(str.isprintable, event.reason_phrase))[:MAX_REASON]  # it is shown to people
-                self._fail(f"the connection was cut: {reason or f'QUIC error {event.error_code:#x}'}")
+                self._fail(f"the connection was lost: {reason or f'QUIC error {event.error_code:#x}'}")
             case (
                 events.StreamDataReceived()
                 | events.StreamReset()
                 | events.StopSendingReceived()
                 | events.DatagramFrameReceived()
             ):
-                connection.close(_MISUSE, reason_phrase="one stream each way")
-                self._fail("the peer uses QUIC otherwise than a carrier does")
+                connection.close(_MISUSE, reason_phrase="only one stream each way is allowed")
+                self._fail("unexpected use of QUIC by the peer: only one stream each way is allowed")
 
     def _notice_close(self, connection: Connection) -> None:
         """Learn at once why the peer closed the connection.
@@ -256,7 +256,7 @@ class QuicProtocol:
         if (drained := connection.deadline) < math.inf:
             connection.handle_timer(drained)
             self._take_events(connection)
-        self._fail("the connection was cut")
+        self._fail("the connection was lost")
 
     def _fail(self, failure: str) -> None:
         self.failure = self.failure or failure

@@ -83,7 +83,7 @@ class FirstFlights:
         start.room -= len(datagram)
         try:
             if start.room < 0:
-                raise CarrierError("it sends more than a handshake takes")
+                raise CarrierError("too many bytes before the end of the QUIC handshake")
             start.connection.receive([datagram], now)
             self._look_at(key, start.connection, now)
         except CarrierError:

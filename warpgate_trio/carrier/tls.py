@@ -219,7 +219,7 @@ class TlsCarrier:
         except ssl.SSLWantReadError:
             answer = self._outgoing.read()
             if not answer:
-                raise CarrierError("half of a TLS flight") from None
+                raise CarrierError("incomplete TLS flight") from None
             return answer
         except ssl.SSLError as error:
             raise CarrierError(f"no TLS 1.3 with {show_address(self.remote)}: {error.reason or error}") from error
@@ -256,7 +256,9 @@ class TlsCarrier:
                     raise CarrierError(f"{show_address(self.remote)} closed the connection during the TLS handshake")
                 room -= len(data)
                 if room < 0:
-                    raise CarrierError(f"{show_address(self.remote)} sends more than a TLS handshake takes")
+                    raise CarrierError(
+                        f"{show_address(self.remote)} sent too many bytes before the end of the TLS handshake"
+                    )
                 self._incoming.write(data)
         except ssl.SSLError as error:
             with contextlib.suppress(trio.BrokenResourceError):
@@ -308,7 +310,7 @@ class TlsCarrier:
             except OSError as error:
                 raise self._socket_error(error) from error
             if not data:
-                raise trio.BrokenResourceError("the connection was cut")
+                raise trio.BrokenResourceError("the connection was closed without a TLS close_notify")
             if len(data) == self._receive_size:
                 self._receive_size = min(2 * self._receive_size, RECEIVE_MAX)
             elif 4 * len(data) < self._receive_size:
