@@ -108,7 +108,7 @@ class MessageChannel(trio.abc.Channel[bytes]):
             except BaseException:
                 went = self._sent() - before
                 if self._count_sent is None or 0 < went < HEADER_SIZE + size:
-                    self._cut_off = "a send was cut off within a message, and the peer waits for the rest of that"
+                    self._cut_off = "an earlier send was cancelled within a message"
                 raise
 
     def _sent(self) -> int:

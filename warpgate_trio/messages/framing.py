@@ -81,9 +81,7 @@ class MessageReader:
                 return None
             (size,) = HEADER.unpack_from(data, self._at)
             if size > self._max_size:
-                raise RemoteProtocolError(
-                    f"the peer announces a message of {size} bytes, which may have {self._max_size}"
-                )
+                raise RemoteProtocolError(f"the peer announces a message of {size} bytes; max_size is {self._max_size}")
             end = begin + size
             if end <= len(data):
                 self._at = end
