@@ -224,7 +224,7 @@ class WebSocket(trio.abc.AsyncResource):
             raise self._closed() from self._reader.error
         self._wire.message_taken()
         if isinstance(message, str):
-            raise WebSocketError("the peer sent text where only binary messages are spoken")
+            raise WebSocketError("the peer sent a text message; only binary ones are allowed")
         return message
 
     async def ping(self) -> None:
@@ -310,7 +310,7 @@ async def open_websocket(
     """
     target = ServerUrl.parse(url) if isinstance(url, str) else url
     if target.scheme not in ("ws", "wss"):
-        raise ConfigError(f"{target.redacted}: not the URL of a WebSocket")
+        raise ConfigError(f"{target.redacted}: not a WebSocket URL (ws:// or wss://)")
     stream: trio.abc.Stream = await (dial or trio.open_tcp_stream)(target.host, target.port)
     ends = None
     if isinstance(stream, trio.SocketStream):

@@ -101,7 +101,7 @@ def _joined(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str | None:
     if not values:
         return None
     if sum(map(len, values)) > MAX_FORWARDED:
-        raise RemoteProtocolError(f"more than {MAX_FORWARDED} characters of {name.decode()}")
+        raise RemoteProtocolError(f"more than {MAX_FORWARDED} characters in the header {name.decode()}")
     return b",".join(values).decode("latin-1")
 
 
@@ -177,7 +177,7 @@ class ProxyReader:
         line, end, _ = self.rest[:_V1_LONGEST].partition(b"\r\n")
         if not end:
             if len(self.rest) >= _V1_LONGEST:
-                raise RemoteProtocolError("the proxy's header has no end")
+                raise RemoteProtocolError("a header of the PROXY protocol, version 1, without an end")
             return False
         self.rest = self.rest[len(line) + 2 :]
         words = line.split(b" ")
@@ -206,6 +206,6 @@ class ProxyReader:
         if command & 15 == 0 or size is None:  # LOCAL; UNSPEC and UNIX
             return True
         if length < 2 * size + 4:
-            raise RemoteProtocolError("a header of the PROXY protocol without room for its addresses")
+            raise RemoteProtocolError("a header of the PROXY protocol that is too short for its addresses")
         self.source = (str(ip_address(body[:size])), int.from_bytes(body[2 * size : 2 * size + 2], "big"))
         return True

@@ -73,7 +73,7 @@ class Wire(trio.abc.Stream):
         self._budget = min(self._budget_full, self._budget + (now - self.last_heard) * BUDGET_RATE) - len(data)
         self.last_heard = now
         if self._budget < 0:
-            self.fault = "the peer sends bytes that never make a message"
+            self.fault = "too many bytes from the peer without a complete message"
             raise trio.BrokenResourceError(self.fault)
         return data
 
@@ -117,7 +117,7 @@ class Parts:
                 controls += isinstance(event, Ping | Pong)
                 yield event
             if self._frames + controls > MAX_FRAMES:
-                raise RemoteProtocolError("the peer sends frames that never make a message")
+                raise RemoteProtocolError("too many frames from the peer for one message, or too many pings at once")
 
     def _add(self, event: BytesMessage) -> Generator[Event]:
         self._frames = 0 if event.message_finished else self._frames + event.frame_finished
@@ -221,8 +221,8 @@ async def read_proxy_header(front: Front) -> TransportAddress | None:
     try:
         while not header.feed(data := bytes(await front.receive_some(MAX_PROXY_HEADER))):
             if not data:
-                raise RemoteProtocolError("the proxy hung up before it said who the client is")
+                raise RemoteProtocolError("the proxy closed the connection before its PROXY header was complete")
     except trio.BrokenResourceError as exc:
-        raise RemoteProtocolError("the proxy hung up before it said who the client is") from exc
+        raise RemoteProtocolError("the connection from the proxy broke before its PROXY header was complete") from exc
     front.put_back(header.rest)
     return header.source
