@@ -224,7 +224,7 @@ async def test_what_becomes_of_a_path_is_told_on_stderr_and_with_json_on_stdout(
             *told, error = connect.stderr_text.splitlines()
             (event,) = (each for each in map(checked_event, told) if each["event"] != "search")
             assert (event["event"], event["cause"], event["new"]) == ("path", "lost", None)
-            assert error.startswith("error: pipe broken: no path for 1 s: ")
+            assert error.startswith("error: pipe broken: no usable path for 1 s: ")
             assert connect.out == b"y"
 
 
@@ -388,7 +388,7 @@ async def test_a_peer_that_was_killed_and_started_again_gets_in_again(tmp_path: 
             assert bytes(again.out) == (b"new" if "--echo" in served else b"")
         if "--keep-open" in served:
             assert bytes(listen.out) == b"new"
-            assert listen.stderr_text.count("pipe broken: the peer was started again") == 2
+            assert listen.stderr_text.count("pipe broken: the peer was restarted") == 2
             return
         assert await listen.code() == 0
         assert listen.stderr_text.count("was started again: going on with its new pipe") == 2
@@ -441,4 +441,4 @@ async def test_a_listener_of_one_peer_hears_at_once_that_its_peer_was_killed_and
         again = await ran("connect", address, *key, "--json")
         assert (await again.event())["verdict"] == "busy"
         assert await listen.code() == 4
-        assert listen.stderr_text.splitlines()[-1] == "error: pipe broken: the peer was started again"
+        assert listen.stderr_text.splitlines()[-1] == "error: pipe broken: the peer was restarted"

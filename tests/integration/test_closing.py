@@ -123,7 +123,7 @@ async def test_where_no_path_comes_the_goodbye_ends_with_the_time_for_one(
         await alice.pipe.aclose()
         cut(alice)
         cut(bob)
-        with pytest.raises(trio.BrokenResourceError, match="no path for 120 s"):
+        with pytest.raises(trio.BrokenResourceError, match="no usable path for 120 s"):
             await bob.pipe.receive_some()
         await alice.ended.wait()
         assert trio.current_time() - started == pytest.approx(120, abs=1)

@@ -194,7 +194,7 @@ async def test_the_iteration_ends_with_a_broken_link() -> None:
     async with lasting(limit=1000) as (alice, _bob):
         cut(alice)
         assert [change.cause async for change in alice.pipe.path_changes()] == [PathCause.LOST]
-        with pytest.raises(trio.BrokenResourceError, match="no path for 120 s"):
+        with pytest.raises(trio.BrokenResourceError, match="no usable path for 120 s"):
             await alice.pipe.receive_some()
 
 

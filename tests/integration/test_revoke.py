@@ -38,8 +38,8 @@ async def breaks(pipe: Pipe, match: str) -> trio.BrokenResourceError:
     return errors[0]
 
 
-HERE = "this node does not let the peer in any more"
-THERE = "the peer does not let this node in any more"
+HERE = "this node has revoked the peer's access"
+THERE = "the peer has revoked this node's access"
 
 
 @pytest.mark.parametrize("by", ["the caller", "the listener"])
@@ -149,7 +149,7 @@ async def test_nobody_comes_back_to_what_was_revoked_without_a_path() -> None:
             await wait_until(lambda: theirs.path.state is PathState.SUSPENDED)
             assert await both.bob.revoke(ALICE.peer_id) == 1
         await breaks(theirs, HERE)
-        await breaks(ours, "the peer does not know this link any more")
+        await breaks(ours, "the peer no longer has this link")
         started = trio.current_time()
         await wait_until(lambda: both.bob.stats().links == 0)
         assert trio.current_time() - started < 1.0, "there is nobody to say goodbye to"

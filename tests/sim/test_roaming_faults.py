@@ -74,7 +74,7 @@ def test_a_machine_that_sleeps_for_longer_than_a_link_is_kept(who: Who, way: Way
             if kept:
                 assert await sleeper.receive_some() == b"good morning"
             else:
-                with pytest.raises(trio.BrokenResourceError, match="the peer does not know this link any more"):
+                with pytest.raises(trio.BrokenResourceError, match="the peer no longer has this link"):
                     await sleeper.receive_some()
             waited = trio.current_time() - wakes_up
             print(f"{who}, {way}: {'goes on' if kept else 'breaks'} {waited:.2f} s after it has woken up")

@@ -389,8 +389,8 @@ async def test_there_may_be_no_stdin() -> None:
     ("why", "interrupted"),
     [
         (PeerAborted("the peer aborted it"), True),
-        (PeerRefused(1, "the peer does not let this node in any more"), True),
-        (trio.BrokenResourceError("the connection was cut"), True),
+        (PeerRefused(1, "the peer has revoked this node's access"), True),
+        (trio.BrokenResourceError("the connection was lost"), True),
         (RemoteProtocolError("the peer closed its end"), False),
     ],
 )

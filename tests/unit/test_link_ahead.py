@@ -302,7 +302,7 @@ def test_a_peer_that_says_more_ahead_than_it_may_is_at_fault(what: str) -> None:
     items, kept, position = cases[what], Ahead(100), 100
     for item in items[:-1]:
         kept.put(position, item)
-    with pytest.raises(RemoteProtocolError, match="does not come"):
+    with pytest.raises(RemoteProtocolError, match="sends too much on a new path"):
         kept.put(position, items[-1])
 
 

@@ -108,7 +108,7 @@ def test_a_peer_that_says_the_same_thousands_of_times_is_counted_and_moves_nothi
     for number in range(1000):
         feed(pair.a, Ack(position=number % 6))
     assert pair.a.protocol.outgoing.acknowledged == 5
-    with pytest.raises(RemoteProtocolError, match="acknowledges 6 of 5"):
+    with pytest.raises(RemoteProtocolError, match="acknowledges 6 units, but only 5 were sent"):
         feed(pair.a, Ack(position=6))
 
 

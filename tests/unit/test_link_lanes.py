@@ -309,7 +309,7 @@ def test_an_answer_that_does_not_prove_the_link_is_not_believed(what: str) -> No
     secret = LinkSecret(TERMS.secret, TERMS.secret, b"l" * 16, initiator=False)
     good = secret.attached(lane=3, received=0, turn=0, **KEYS)
     bad = secret.attached(lane=5, received=0, turn=0, **KEYS) if what == "lane" else replace(good, mac=bytes(16))
-    with pytest.raises(RemoteProtocolError, match="does not prove the Link"):
+    with pytest.raises(RemoteProtocolError, match="does not prove that it has the link"):
         link.hear_attached(ours, bad, **KEYS, now=ends.now)
     assert len(link.lanes) == 1
     link.hear_attached(ours, good, **KEYS, now=ends.now)

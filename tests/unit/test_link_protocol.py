@@ -193,7 +193,7 @@ def test_our_own_missteps_are_ours() -> None:
     with pytest.raises(LocalProtocolError, match="ACCEPT by"):
         pair.b.protocol.send_accept(now=pair.now)
     for answer in ("accept", "refuse"):
-        with pytest.raises(LocalProtocolError, match=f"{answer.upper()} of a commit that was answered before"):
+        with pytest.raises(LocalProtocolError, match=f"{answer.upper()}, but the COMMIT is answered already"):
             if answer == "accept":
                 Pair().b.protocol.send_accept(now=pair.now)
             else:
@@ -472,7 +472,7 @@ def test_half_close_and_the_other_half() -> None:
 @pytest.mark.parametrize("offset", [0, 4, 6, 2**64 - 1])
 def test_a_fin_must_agree_with_what_was_received(offset: int) -> None:
     pair = Pair()
-    with pytest.raises(RemoteProtocolError, match=f"FIN at {offset} after 5 bytes"):
+    with pytest.raises(RemoteProtocolError, match=f"FIN at offset {offset}, but 5 bytes came"):
         feed(pair.b, data(0, b"hello"), Fin(channel=0, final_offset=offset))
 
 
@@ -770,7 +770,7 @@ def test_an_answer_that_crosses_the_close_is_ignored(accept: bool) -> None:
 def test_an_open_must_be_the_peers_next(number: int) -> None:
     pair = Pair()
     feed(pair.a, Open(channel=6, credit=0, label=""))
-    with pytest.raises(RemoteProtocolError, match=f"OPEN of channel {number}, which is not the peer's next one"):
+    with pytest.raises(RemoteProtocolError, match=f"OPEN of channel {number}: not a valid new channel number"):
         feed(pair.a, Open(channel=number, credit=0, label=""))
 
 
@@ -778,9 +778,9 @@ def test_answers_that_nobody_asked_for() -> None:
     pair = Pair()
     _, theirs = pair.open(pair.b)
     for number in (0, 2):
-        with pytest.raises(RemoteProtocolError, match=f"ACCEPT of channel {number}, which nobody asked for"):
+        with pytest.raises(RemoteProtocolError, match=f"ACCEPT of channel {number} without a pending OPEN"):
             feed(pair.a, Accept(channel=number, credit=1))
-        with pytest.raises(RemoteProtocolError, match=f"REFUSE of channel {number}, which nobody asked for"):
+        with pytest.raises(RemoteProtocolError, match=f"REFUSE of channel {number} without a pending OPEN"):
             feed(pair.a, Refuse(channel=number, reason=1))
     assert theirs.accepted
 
@@ -810,7 +810,7 @@ def test_a_link_has_256_channels() -> None:
     for number in range(1, MAX_CHANNELS):
         assert pair.open(pair.a if number % 2 else pair.b)[1].accepted
     assert len(pair.a.protocol.channels) == len(pair.b.protocol.channels) == MAX_CHANNELS
-    with pytest.raises(LocalProtocolError, match="this link has no room for a further channel"):
+    with pytest.raises(LocalProtocolError, match="this link has no room for a further pipe"):
         pair.a.protocol.open_channel("", now=pair.now)
     feed(pair.b, Open(channel=2**32 - 1, credit=0, label=""))
     assert pair.b.protocol.take_opened() == []
@@ -1069,7 +1069,7 @@ def test_a_reader_that_takes_little_holds_little() -> None:
 def test_a_peer_that_makes_us_answer_and_reads_nothing_is_dropped() -> None:
     pair = Pair()
     opens = [Open(channel=2 * number, credit=0, label="") for number in range(1, MAX_OUTBOX + MAX_CHANNELS + 1)]
-    with pytest.raises(RemoteProtocolError, match="makes us answer but does not read the answers"):
+    with pytest.raises(RemoteProtocolError, match="too many control frames wait for a peer that does not read"):
         feed(pair.a, *opens)
 
 

@@ -112,7 +112,7 @@ def test_an_old_acknowledgement_is_no_news_and_one_of_the_future_an_error() -> N
     assert not outgoing.acknowledge(3)
     assert not outgoing.acknowledge(2)
     assert outgoing.acknowledged == 3
-    with pytest.raises(RemoteProtocolError, match="acknowledges 6 of 5 units"):
+    with pytest.raises(RemoteProtocolError, match="acknowledges 6 units, but only 5 were sent"):
         outgoing.acknowledge(6)
 
 

@@ -90,7 +90,9 @@ class Ahead:
         self._units += units(item)
         self._frames += item.frames if isinstance(item, Data) else 1
         if self._units > AHEAD_UNITS or self._frames > AHEAD_FRAMES:
-            raise RemoteProtocolError("the peer goes on, and what it said before on another carrier does not come")
+            raise RemoteProtocolError(
+                "the peer sends too much on a new path before its earlier data has come on the old one"
+            )
         if isinstance(item, Data) and self.items:
             before, last = self.items[-1]
             if isinstance(last, Data) and last.channel == item.channel and before + last.size == position:

@@ -116,7 +116,7 @@ class Channels(Mapping[int, Channel]):
         """Ask for a further channel.  Raises `LocalProtocolError` when there is no room for it."""
         window = self._first_window()
         if not window:
-            raise LocalProtocolError("this link has no room for a further channel")
+            raise LocalProtocolError("this link has no room for a further pipe; close another one first")
         number = self._next_id or 2
         self._next_id = number + 2
         channel = self._add(number, label, window=window, receive_limit=window, now=now)
@@ -269,7 +269,7 @@ class Channels(Mapping[int, Channel]):
         """Take the peer's OPEN: it waits in `take_opened`, or is refused if there is no room."""
         number = frame.channel
         if number == 0 or (number % 2 == 1) is bool(self.initiator) or number <= self._highest_theirs:
-            raise RemoteProtocolError(f"OPEN of channel {number}, which is not the peer's next one")
+            raise RemoteProtocolError(f"OPEN of channel {number}: not a valid new channel number for the peer")
         self._highest_theirs = number
         window = self._first_window()
         if not window:
@@ -294,7 +294,7 @@ class Channels(Mapping[int, Channel]):
         if isinstance(frame, (Accept, Refuse)):
             ours = channel.id == 0 or (channel.id % 2 == 1) is bool(self.initiator)
             if channel.accepted or not ours:
-                raise RemoteProtocolError(f"{kind.name} of channel {channel.id}, which nobody asked for")
+                raise RemoteProtocolError(f"{kind.name} of channel {channel.id} without a pending OPEN")
         if isinstance(frame, Accept):
             channel.accepted = True
             channel.incoming = next_direction_state(channel.incoming, kind, ours=False)
@@ -311,7 +311,7 @@ class Channels(Mapping[int, Channel]):
         elif isinstance(frame, Fin):
             channel.incoming = next_direction_state(channel.incoming, kind, ours=False)
             if channel.incoming is DirectionState.FINISHED and frame.final_offset != channel.received:
-                raise RemoteProtocolError(f"FIN at {frame.final_offset} after {channel.received} bytes")
+                raise RemoteProtocolError(f"FIN at offset {frame.final_offset}, but {channel.received} bytes came")
         else:
             channel.failure = channel.failure or _reset_failure(frame.code)
             channel.outgoing = next_direction_state(channel.outgoing, FrameType.RESET, ours=False)

@@ -22,5 +22,5 @@ class GoAwayCode(IntEnum):
 def why_ended(code: int) -> Exception:
     """The exception that breaks the Pipes after a GOAWAY of the peer."""
     if code == GoAwayCode.UNAUTHORIZED:
-        return PeerRefused(RefuseReason.UNAUTHORIZED, "the peer does not let this node in any more")
+        return PeerRefused(RefuseReason.UNAUTHORIZED, "the peer has revoked this node's access")
     return RemoteProtocolError("the peer ended the link")

@@ -186,7 +186,7 @@ def parse_header(header: bytes | bytearray) -> tuple[int, int, int]:
     """
     kind, _flags, _reserved, channel, length = HEADER.unpack(header)
     if length > _MOST.get(kind, MAX_CONTROL):
-        raise RemoteProtocolError(f"a frame of type 0x{kind:02x} announces {length} bytes")
+        raise RemoteProtocolError(f"a frame of type 0x{kind:02x} announces {length} bytes, which is too long")
     if kind not in _KNOWN and kind < 0x80:
         raise RemoteProtocolError(f"unknown frame type 0x{kind:02x}")
     return kind, channel, length
@@ -236,7 +236,7 @@ def _value_and_text(head: struct.Struct, payload: bytes) -> tuple[int, str]:
     value, length = head.unpack_from(payload)
     text = payload[head.size : head.size + length]
     if len(text) < length:
-        raise struct.error(f"a text of {length} bytes has {len(text)}")
+        raise struct.error(f"its text of {length} bytes is cut off after {len(text)}")
     return value, text.decode()
 
 
@@ -252,7 +252,7 @@ def _decode_open(channel: int, payload: bytes) -> Open:
 
 def _check_count(*counts: int) -> None:
     if max(counts) >= 2**31:
-        raise struct.error("a count leaves no room to count on")
+        raise struct.error("its lane or turn number is 2**31 or more")
 
 
 def _decode_attach(payload: bytes) -> Attach:
@@ -292,7 +292,7 @@ def _decode_news(payload: bytes) -> News:
     length = _u16(payload)
     news = payload[_U16.size : _U16.size + length]
     if len(news) < length:
-        raise struct.error(f"a signal of {length} bytes has {len(news)}")
+        raise struct.error(f"its signal of {length} bytes is cut off after {len(news)}")
     return News(payload=news)
 
 

@@ -141,14 +141,16 @@ class Handshake(ABC):
             while (proof := link._first.protocol.proof) is None:
                 await link._pump(link._first)
             if proof.version != LINK_VERSION:
-                raise RemoteProtocolError(f"the peer speaks version {proof.version} of the link protocol")
+                raise RemoteProtocolError(
+                    f"the peer speaks version {proof.version} of the link protocol; this node speaks {LINK_VERSION}"
+                )
             if not check_proof(
                 client_key=proof.client_key,
                 server_key=carrier.server_key,
                 session_id=proof.session_id,
                 signature=proof.signature,
             ):
-                raise WrongPeer("the dialler's proof does not hold")
+                raise WrongPeer("the dialler's signature is invalid")
             link.peer_key, link.session_id, link.attempt_id = proof.client_key, proof.session_id, proof.attempt_id
         return link
 
@@ -190,9 +192,7 @@ class Handshake(ABC):
           RemoteProtocolError: the peer broke the protocol.
         """
         if len(early_data) > EARLY_DATA_LIMIT:
-            raise ValueError(
-                f"early_data is {len(early_data)} bytes; at most {EARLY_DATA_LIMIT} may ride with a COMMIT"
-            )
+            raise ValueError(f"early_data is {len(early_data)} bytes; at most {EARLY_DATA_LIMIT} are allowed")
         with self._closing_on_error():
             protocol = self.protocol
             channel = protocol.send_commit(
@@ -258,7 +258,7 @@ class Handshake(ABC):
             if lane.refusal is not None:
                 raise self.refused(lane.refusal)
             if lane.attached is None:
-                raise trio.BrokenResourceError("the peer ended the carrier before it took it")
+                raise trio.BrokenResourceError("the peer closed the connection before it had attached it to the link")
             if not link.protocol.is_up:
                 raise trio.BrokenResourceError("the link has ended meanwhile")
             with link._failing_by(lane):
@@ -275,7 +275,7 @@ class Handshake(ABC):
                 await self._first.flush()  # first: a PING may have come with the PROOF
                 await self._pump(self._first)
                 if self.protocol.state is LinkState.ENDED:
-                    raise trio.BrokenResourceError("the peer went away without a commit")
+                    raise trio.BrokenResourceError("the peer closed the connection without choosing it")
             return lane.attach or await self.receive_commit()
 
     def accept_attach(self, link: Handshake, tasks: Sequence[Task] = ()) -> RefuseReason | None:
@@ -325,7 +325,7 @@ class Handshake(ABC):
                 await self._first.flush()  # first: a PING may have come with the PROOF
                 await self._pump(self._first)
                 if self.protocol.state is LinkState.ENDED:
-                    raise trio.BrokenResourceError("the peer went away without a commit")
+                    raise trio.BrokenResourceError("the peer closed the connection without choosing it")
             if commit.version == LINK_VERSION and commit.session_id != self.session_id:
                 raise RemoteProtocolError("the COMMIT names another session than the PROOF")
             self.link_id = commit.link_id

@@ -234,7 +234,7 @@ class LaneProtocol:
 
     def _answer(self, kind: FrameType) -> None:
         if self.state is LinkState.OPEN:  # there the table takes the same frames as answers to an OPEN
-            raise LocalProtocolError(f"{kind.name} of a commit that was answered before")
+            raise LocalProtocolError(f"{kind.name}, but the COMMIT is answered already")
         self.step(kind, ours=True)
 
     def send_ping(self, now: float) -> None:
@@ -334,7 +334,7 @@ class LaneProtocol:
             return items  # the bulk of a transfer
         found = self._sort(items, now)
         if len(self.outbox) > MAX_OUTBOX:
-            raise RemoteProtocolError("the peer makes us answer but does not read the answers")
+            raise RemoteProtocolError("too many control frames wait for a peer that does not read")
         return found
 
     @property

@@ -145,7 +145,7 @@ class Link(Travelling):
             logger.debug("%r: %s", self, error)
             self._fail(error)
         except Exception as error:
-            logger.exception("%r: the driver failed", self)
+            logger.exception("%r: an unexpected error ends the link", self)
             self._fail(error)
 
     # -- carriers ----------------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ class Link(Travelling):
             logger.debug("%r: %s", self, error)
             self._fail(error)
         except Exception as error:
-            logger.exception("%r: the driver failed", self)
+            logger.exception("%r: an unexpected error ends the link", self)
             self._fail(error)
 
     async def _carry(self, lane: LaneDriver, task: Task) -> None:
@@ -200,7 +200,7 @@ class Link(Travelling):
             with panics_as_errors():
                 await task()
         except Exception as error:
-            logger.exception("a task that carries %r failed", self)
+            logger.exception("a plugin's task for a carrier of %r failed", self)
             self._lose(lane, error)
 
     async def _write(self, lane: LaneDriver) -> None:
@@ -241,7 +241,7 @@ class Link(Travelling):
     def _may_stand_by(self, lane: LaneDriver) -> bool:
         """Whether a lane that was left is kept in case the other one fails: only the newest one by a relay is."""
         relays = [each for each in self._lanes.values() if each.is_relayed and not each.protocol.leaving]
-        close = partial(self._lose, lane, trio.BrokenResourceError("too many relays stand by"))
+        close = partial(self._lose, lane, trio.BrokenResourceError("too many relayed paths stand by on this node"))
         lane.protocol.life.rests = lane in relays[-1:] and self._standbys.keep(lane, close)
         return lane.protocol.life.rests
 
@@ -259,7 +259,8 @@ class Link(Travelling):
         with self._patience:
             await trio.sleep_forever()
         self.lapsed = True
-        why = f"no path for {self.protocol.resume_timeout:g} s: {self._lost_by or 'the peer acknowledges nothing'}"
+        cause = self._lost_by or "the peer has acknowledged nothing"
+        why = f"no usable path for {self.protocol.resume_timeout:g} s: {cause}"
         error = trio.BrokenResourceError(why)
         error.__cause__ = self._lost_by
         self._fail(error)
@@ -279,7 +280,7 @@ class Link(Travelling):
         """
         for lane in list(self._lanes.values()):
             if self.movable and not lane.is_relayed and is_gone(lane.carrier.local):
-                self._lose(lane, trio.BrokenResourceError(f"this machine is no longer at {lane.carrier.local[0]}"))
+                self._lose(lane, trio.BrokenResourceError(f"the local address {lane.carrier.local[0]} is gone"))
         self.protocol.hint(trio.current_time())
         self._settle()
         self._note_hint()
@@ -372,14 +373,14 @@ class Link(Travelling):
             life, left = lane.protocol.life, active is not None and lane.protocol is not active
             held = left and not lane.release()
             if held and life.life is not Life.WELL:
-                self._lose(lane, trio.BrokenResourceError("the path does not carry what is sent"))
+                self._lose(lane, trio.BrokenResourceError("data sent on this path is not acknowledged"))
             elif (
                 held and not life.asking and not self.protocol.carries_a_tail(lane.protocol)
             ):  # the peer may have noticed before us that it is dead, and no PING is due there
                 lane.protocol.doubt(trio.current_time())
                 lane.set_alarm()
             elif lane.protocol.is_over and self.protocol.is_up:
-                self._lose(lane, trio.BrokenResourceError("the path was dropped: it is no good, here or at the peer"))
+                self._lose(lane, trio.BrokenResourceError("the path was dropped, by this side or by the peer"))
 
     async def _decide_admission(self, admit: Admit) -> None:
         await self._openings.wait_first()
@@ -390,7 +391,7 @@ class Link(Travelling):
     def forget_nowait(self) -> None:
         """The peer does not know this Link: end it if it waits for a path.  A Link that has a path stays."""
         if not self._lanes:
-            self._fail(trio.BrokenResourceError("the peer does not know this link any more"))
+            self._fail(trio.BrokenResourceError("the peer no longer has this link (it gave it up or was restarted)"))
 
     def replace_nowait(self, instance: bytes) -> bool:
         """The peer runs as another process now: end the Link if it belongs to the previous one and waits for a path.
@@ -399,13 +400,13 @@ class Link(Travelling):
         """
         if instance == self.protocol.peer_instance or self._lanes:
             return False
-        self._fail(trio.BrokenResourceError("the peer was started again"))
+        self._fail(trio.BrokenResourceError("the peer was restarted"))
         return True
 
     def revoke_nowait(self) -> None:
         """The peer is not let in any more: every Pipe breaks here, and at the peer once the GOAWAY has arrived."""
         self.protocol.send_go_away(GoAwayCode.UNAUTHORIZED)
-        failure = trio.BrokenResourceError("this node does not let the peer in any more")
+        failure = trio.BrokenResourceError("this node has revoked the peer's access")
         if self._lanes:
             self.protocol.break_all(failure)
             self._wake()
@@ -415,7 +416,7 @@ class Link(Travelling):
 
     def evict_nowait(self) -> None:
         """End the Link: too many wait for a path, and this one has waited for longest."""
-        self._fail(trio.BrokenResourceError("too many links wait for a path, and this one has for longest"))
+        self._fail(trio.BrokenResourceError("too many links wait for a path; this one has waited longest"))
 
     def _wait(self) -> None:
         self.waits_since = min(self.waits_since, trio.current_time())

@@ -191,7 +191,9 @@ class Moving(ABC):
         assert lane.attach is not None
         holds = self._proof.holds(attached, session_id=session_id, server_key=server_key)
         if attached.lane != lane.attach.lane or not holds:
-            raise RemoteProtocolError("the peer's answer to the ATTACH does not prove the Link")
+            raise RemoteProtocolError(
+                "the peer's ATTACHED does not prove that it has the link: wrong lane number or MAC"
+            )
         self._kept.acknowledge(attached.received)
         # The peer's turn is not adopted: the AT that announces it may still be in flight, and would look like a tie.
         self._join(lane, now)
@@ -358,7 +360,7 @@ class Moving(ABC):
 
     def _receive_at(self, lane: LaneProtocol, at: At, now: float) -> None:
         if self.incoming is None:
-            raise RemoteProtocolError("an AT on a link that has none")
+            raise RemoteProtocolError("unexpected AT: the link was made without acknowledgements")
         lane.received = at.position
         self._ahead.pop(lane, None)
         if at.position > self.incoming.received:

@@ -129,7 +129,7 @@ def _tell(watchers: Sequence[Callable[[T], object]], what: T) -> None:
         try:
             watcher(what)
         except Exception:
-            logger.exception("who is told of what becomes of a path failed")
+            logger.exception("a watcher of path changes or searches failed")
 
 
 def _info(lane: LaneDriver | None, state: PathState) -> PathInfo | None:

@@ -282,9 +282,9 @@ class LinkProtocol(Moving):
         if lane.pong is not None and lane is not self.lanes.active and self.incoming is not None:
             lane.ack_due = True  # the peer may ask because no ACK comes on the lane that it speaks on
         if len(self._outbox) > MAX_OUTBOX:
-            raise RemoteProtocolError("the peer makes us answer but does not read the answers")
+            raise RemoteProtocolError("too many control frames wait for a peer that does not read")
         if self.outgoing is not None and self.outgoing.frames > MAX_FRAMES:
-            raise RemoteProtocolError("the peer makes us answer but does not acknowledge the answers")
+            raise RemoteProtocolError("too many control frames are not acknowledged by the peer")
         if self.incoming is not None and self.incoming.ack_due(now):
             self._owe_ack()
         if self._trial is not None or lane is not self.lanes.active:  # `lane` may be well again, and the active one not
@@ -378,7 +378,7 @@ class LinkProtocol(Moving):
     def _receive_ack(self, lane: LaneProtocol, position: int, now: float) -> None:
         outgoing = self.outgoing
         if outgoing is None:
-            raise RemoteProtocolError("an ACK on a link that has none")
+            raise RemoteProtocolError("unexpected ACK: the link was made without acknowledgements")
         was_full = outgoing.full
         if outgoing.acknowledge(position):
             active, tail = self.lanes.active, self._tail

@@ -228,7 +228,7 @@ class Outgoing:
           RemoteProtocolError: the peer acknowledges what was not sent.
         """
         if position > self.end:
-            raise RemoteProtocolError(f"the peer acknowledges {position} of {self.end} units")
+            raise RemoteProtocolError(f"the peer acknowledges {position} units, but only {self.end} were sent")
         if position <= self.acknowledged:
             return False
         self.acknowledged = position

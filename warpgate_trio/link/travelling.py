@@ -161,7 +161,10 @@ class Travelling(Handshake):
             raise trio.BrokenResourceError(f"pipe broken: {self.protocol.failure}") from self.protocol.failure
         await self.wait_accepted()
         if self.migrator is None or not self.protocol.movable:
-            raise AttemptFailed("this pipe ends with its path: one side keeps none without")
+            raise AttemptFailed(
+                "this pipe cannot change its path and ends with it: one side keeps no link without a path"
+                " (resume_timeout = 0, or an older release)"
+            )
         return await self.migrator(phases, timeout)
 
     async def wait_path_event(self) -> None:
@@ -244,10 +247,10 @@ class Travelling(Handshake):
             has_left = self.protocol.has_left(protocol)
             protocol.left_at = min(protocol.left_at, now) if has_left else math.inf
             if has_left and now >= protocol.left_at + LEFT_FOR:
-                self._lose(lane, trio.BrokenResourceError("its relay will be shut down"))
+                self._lose(lane, trio.BrokenResourceError("the path's relay will be shut down"))
             elif not has_left and protocol.life.silence(now) >= max(LEFT_FOR, LEFT_TRIPS * (self.rtt or 0.0)):
                 self.protocol.give_way(protocol)
-                self._lose(lane, trio.BrokenResourceError("its relay will be shut down"))
+                self._lose(lane, trio.BrokenResourceError("the path's relay will be shut down"))
         return pause
 
     def _note_hint(self) -> None:
