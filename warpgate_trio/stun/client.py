@@ -228,7 +228,7 @@ async def query_stream(
     """
     if server is None:
         if not isinstance(stream, trio.SocketStream):
-            raise TypeError("server can be left out for a SocketStream only")
+            raise TypeError("server may be left out only if stream is a trio.SocketStream")
         server = plain_address(stream.socket.getpeername())
     transaction = StunTransaction(binding_request(new_transaction_id()), server, rto=timeout, tries=1, last_wait=1)
     with trio.move_on_after(timeout) as scope:
@@ -266,7 +266,7 @@ async def _exchange(stream: trio.abc.Stream, transaction: StunTransaction, serve
                 return
             strangers += 1
             if strangers > MAX_STRANGERS:
-                raise StunMalformed(f"STUN server {server[0]} sends messages that answer nothing")
+                raise StunMalformed(f"STUN server {server[0]} sends messages that match no request")
     raise StunError(f"STUN server {server[0]} closed the connection")
 
 
@@ -346,7 +346,7 @@ async def _connect(server: TransportAddress, local: TransportAddress | None) -> 
         return trio.SocketStream(sock)
     except OSError as error:
         sock.close()
-        raise StunError(f"STUN server {server[0]} port {server[1]} cannot be connected: {_reason(error)}") from error
+        raise StunError(f"STUN server {server[0]} port {server[1]} cannot be reached: {_reason(error)}") from error
     except BaseException:
         sock.close()
         raise

@@ -162,7 +162,7 @@ def _address_from_bytes(data: bytes, _: bytes) -> TransportAddress:
     elif len(data) == 20 and data[1] == 0x02:
         ip = IPv6Address(data[4:])
     else:
-        raise StunMalformed(f"no address: {len(data)} bytes of family {data[1:2].hex() or 'missing'}")
+        raise StunMalformed(f"not an address: {len(data)} bytes of family {data[1:2].hex() or 'missing'}")
     return str(ip), int.from_bytes(data[2:4], "big")
 
 
@@ -179,7 +179,7 @@ def _xor_to_bytes(value: TransportAddress, transaction_id: bytes) -> bytes:
 
 def _xor_from_bytes(data: bytes, transaction_id: bytes) -> TransportAddress:
     if len(data) not in (8, 20):
-        raise StunMalformed(f"no address: {len(data)} bytes")
+        raise StunMalformed(f"not an address: {len(data)} bytes, not 8 or 20")
     return _address_from_bytes(_xor(data, transaction_id), b"")
 
 
@@ -215,7 +215,7 @@ def opaque(type_: int, name: str, *lengths: int) -> Attribute[bytes]:
 
     def check(data: bytes) -> bytes:
         if lengths and len(data) not in lengths:
-            raise StunMalformed(f"{name} of {len(data)} bytes")
+            raise StunMalformed(f"{name} of {len(data)} bytes, not {' or '.join(map(str, lengths))}")
         return bytes(data)
 
     return Attribute(type_, name, lambda value, _: check(value), lambda data, _: check(data))
@@ -242,7 +242,7 @@ def _unknown_to_bytes(value: tuple[int, ...], _: bytes) -> bytes:
 
 def _unknown_from_bytes(data: bytes, _: bytes) -> tuple[int, ...]:
     if len(data) % 2:
-        raise StunMalformed("UNKNOWN-ATTRIBUTES of half a type")
+        raise StunMalformed("UNKNOWN-ATTRIBUTES of odd length")
     return tuple(int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2))
 
 
@@ -252,7 +252,7 @@ def _change_to_bytes(value: ChangeRequest, _: bytes) -> bytes:
 
 def _change_from_bytes(data: bytes, _: bytes) -> ChangeRequest:
     if len(data) != 4:
-        raise StunMalformed(f"CHANGE-REQUEST of {len(data)} bytes")
+        raise StunMalformed(f"CHANGE-REQUEST of {len(data)} bytes, not 4")
     return ChangeRequest(ip=bool(data[3] & 4), port=bool(data[3] & 2))
 
 
@@ -262,7 +262,7 @@ def _port_to_bytes(value: int, _: bytes) -> bytes:
 
 def _port_from_bytes(data: bytes, _: bytes) -> int:
     if len(data) not in (2, 4):  # some implementations count the two bytes of padding (RFC 5780 §7.5), some do not
-        raise StunMalformed(f"RESPONSE-PORT of {len(data)} bytes")
+        raise StunMalformed(f"RESPONSE-PORT of {len(data)} bytes, not 2 or 4")
     return int.from_bytes(data[:2], "big")
 
 
@@ -408,7 +408,7 @@ def encode(
     if len(transaction_id) != TRANSACTION_ID_LENGTH or not 0 <= method <= 0xFF:
         raise ValueError("a transaction id has 12 bytes, a method 8 bits")
     if sha256_length not in range(16, 33, 4):
-        raise ValueError(f"a SHA-256 MAC of {sha256_length} bytes; 16, 20, 24, 28 or 32")
+        raise ValueError(f"a SHA-256 MAC of {sha256_length} bytes, not 16, 20, 24, 28 or 32")
     kind = (method & 0x0F) | (method & 0x70) << 1 | (method & 0x80) << 2
     kind |= (message_class & 1) << 4 | (message_class & 2) << 7
     data = kind.to_bytes(2, "big") + bytes(2) + MAGIC_COOKIE.to_bytes(4, "big") + transaction_id
@@ -445,7 +445,7 @@ def decode(data: bytes) -> Message:
     if not looks_like_stun(data):
         raise StunMalformed("no STUN header")
     if len(data) != HEADER_LENGTH + int.from_bytes(data[2:4], "big") or len(data) % 4:
-        raise StunMalformed(f"a STUN message of {len(data)} bytes that says something else of its length")
+        raise StunMalformed(f"a STUN message of {len(data)} bytes whose length field does not match")
     data = bytes(data)
     kind = int.from_bytes(data[:2], "big")
     method = (kind & 0x000F) | (kind & 0x00E0) >> 1 | (kind & 0x0200) >> 2
@@ -466,7 +466,7 @@ def decode(data: bytes) -> Message:
             offsets.setdefault(type_, at)
             may_follow = _BEHIND.get(type_, may_follow)
         if type_ == FINGERPRINT.type and (end != len(data) or data[at + 4 :] != _crc(data[:at])):
-            raise StunMalformed("the fingerprint is not that of the message")
+            raise StunMalformed("FINGERPRINT is wrong, or not the last attribute")
         at = end + -length % 4
     return Message(method, message_class, data[8:HEADER_LENGTH], tuple(attributes), data, offsets)
 

@@ -51,7 +51,7 @@ def _algorithm_to_bytes(value: int, _: bytes) -> bytes:
 def _algorithm_from_bytes(data: bytes, _: bytes) -> int:
     algorithms = _algorithms_from_bytes(data, b"")
     if len(algorithms) != 1:
-        raise StunMalformed(f"PASSWORD-ALGORITHM that names {len(algorithms)}")
+        raise StunMalformed(f"PASSWORD-ALGORITHM with {len(algorithms)} algorithms, not one")
     return algorithms[0]
 
 
@@ -67,7 +67,7 @@ def _algorithms_from_bytes(data: bytes, _: bytes) -> tuple[int, ...]:
         found.append(int.from_bytes(data[at : at + 2], "big"))
         at += 4 + parameters + -parameters % 4
     if at != len(data):
-        raise StunMalformed("password algorithms that end in the middle of one")
+        raise StunMalformed("truncated PASSWORD-ALGORITHM or PASSWORD-ALGORITHMS")
     return tuple(found)
 
 

@@ -120,7 +120,7 @@ def plausible(mapped: TransportAddress, server: TransportAddress) -> str | None:
     if scope_of(ip) is AddressScope.LOOPBACK and not at.is_loopback:
         return "a loopback address"
     if scope_of(ip) is AddressScope.NO_HOST or unmapped(ip) is not ip:
-        return "an address that no host has"
+        return "an address that no host can have"
     return None
 
 
@@ -151,7 +151,7 @@ class StunTransaction:
         check: Check | None = None,
     ) -> None:
         if not (rto > 0 and tries >= 1 and last_wait > 0):
-            raise ValueError(f"rto {rto}, tries {tries}, last_wait {last_wait}: all of them are above zero")
+            raise ValueError(f"rto {rto}, tries {tries}, last_wait {last_wait}: all of them have to be above zero")
         parsed = decode(request)
         self.request: Final = request
         self.server: Final = server
@@ -308,9 +308,12 @@ def read_binding_answer(transaction: StunTransaction) -> StunAnswer:
     if mapped is None:
         mapped = message.get(MAPPED_ADDRESS)  # servers of RFC 3489 that copy the cookie
     if mapped is None:
-        raise StunMalformed(f"the answer of {show_address(transaction.server)} names no mapped address")
+        raise StunMalformed(f"the answer of {show_address(transaction.server)} has no mapped address")
     if reason := plausible(mapped, transaction.server):
-        raise StunMalformed(f"STUN server {show_address(transaction.server)} says {show_address(mapped)}: {reason}")
+        raise StunMalformed(
+            f"STUN server {show_address(transaction.server)} reports the implausible mapped address "
+            f"{show_address(mapped)}: {reason}"
+        )
     other = message.get(OTHER_ADDRESS)
     if other is not None and not _may_be_asked(other, transaction.server):
         other = None
