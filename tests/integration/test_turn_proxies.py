@@ -171,7 +171,7 @@ async def refusal(url: str, proxy: str, **options: str) -> str:
         with pytest.raises(StunError) as refused:
             await relays.open()
         (said,) = relays.failures
-        assert str(refused.value) == f"no TURN server gives an address: {said}"
+        assert str(refused.value) == f"no TURN server gave a relayed address: {said}"
         return said
 
 
@@ -317,9 +317,9 @@ async def test_over_udp_a_server_is_asked_directly_and_the_log_says_so(
         async with open_relays(url, *FORMS, proxy=nowhere) as relays:
             (await relays.open()).release()
     shown = nowhere.partition("@")[2]
-    assert f"TURN server {url}: directly, as the proxy {shown} takes no UDP" in caplog.text
+    assert f"TURN server {url}: directly, because the proxy {shown} does not carry UDP" in caplog.text
     for url in FORMS:
-        assert f"TURN server {url}: by the proxy {shown}" in caplog.text
+        assert f"TURN server {url}: connecting through the proxy {shown}" in caplog.text
     assert "hunter2" not in caplog.text
 
 

@@ -188,7 +188,7 @@ async def test_a_channel_that_is_refused_breaks_its_path() -> None:
         next(iter(servers[0].clients.values())).forbidden = {"127.0.0.1"}
         path = port.open_path(("127.0.0.1", 9))
         await path.send([b"x"])  # behind the request, whose answer nobody waits for
-        with pytest.raises(trio.BrokenResourceError, match=r"no way to 127\.0\.0\.1:9: .* 403"):
+        with pytest.raises(trio.BrokenResourceError, match=r"no channel to 127\.0\.0\.1:9: .* 403"):
             await path.receive()
         with pytest.raises(trio.BrokenResourceError, match="403"):
             await path.send([b"x"])
@@ -208,7 +208,7 @@ async def test_whatever_a_server_makes_us_raise_ends_its_relay_and_no_more(
     async with open_servers() as servers, open_relays(servers) as relays:
         with monkeypatch.context() as patch:
             patch.setattr(TurnClientCore, part, fail)
-            with pytest.raises(StunError, match="gives an address"):
+            with pytest.raises(StunError, match="gave a relayed address"):
                 await relays.open()
             await relays.prime()
         await settle(lambda: not len(relays))

@@ -342,7 +342,10 @@ class TurnClientCore:  # long: one state, and all that a response may change of 
     def _answered(self, request: _Request, message: Message, now: float) -> None:
         if message.message_class is MessageClass.SUCCESS:
             if unknown := message.unknown_required(_KNOWN):
-                raise StunMalformed(f"{self._name} needs attributes that this release does not know: {unknown[:8]}")
+                shown = ", ".join(f"{each:#06x}" for each in unknown[:8])
+                raise StunMalformed(
+                    f"the answer of {self._name} needs attributes that this release does not know: {shown}"
+                )
             self._succeeded(request, message, now)
             return
         error = message.get(ERROR_CODE)
@@ -404,7 +407,11 @@ class TurnClientCore:  # long: one state, and all that a response may change of 
     def _challenged(self, message: Message, now: float) -> None:
         self._login.learn(message)
         if self.state is TurnState.ASKING and self._login.credentials is None:
-            self._end(StunRefused(Code.UNAUTHENTICATED, f"{self._name} wants a name and a password"))
+            self._end(
+                StunRefused(
+                    Code.UNAUTHENTICATED, f"{self._name} asks for a username and a password, and none is configured"
+                )
+            )
             return
         self._go(_Event.CHALLENGED)
         if self._wanted and self.state is TurnState.PRIMED:
@@ -522,11 +529,13 @@ class TurnClientCore:  # long: one state, and all that a response may change of 
         """The relayed address; raises `StunMalformed` where there is none, or one that no relay can have."""
         found = [each for each in message.get_all(XOR_RELAYED_ADDRESS) if family_of(each[0]) == self.family]
         if not found:
-            raise StunMalformed(f"{self._name} gave no relayed address of IPv{self.family}")
+            raise StunMalformed(f"{self._name} gave no IPv{self.family} relayed address")
         relayed = found[0]
         ip = ip_address(relayed[0])
         scope = scope_of(ip)
         hidden = scope is AddressScope.LOOPBACK and not ip_address(self.server[0]).is_loopback
         if relayed[1] == 0 or hidden or scope is AddressScope.NO_HOST or unmapped(ip) is not ip:
-            raise StunMalformed(f"{self._name} gave {show_address(relayed)}, which no relay has")
+            raise StunMalformed(
+                f"{self._name} gave the relayed address {show_address(relayed)}, which no relay can have"
+            )
         return relayed

@@ -53,10 +53,10 @@ def decode_channel_data(data: bytes) -> tuple[int, bytes]:
       StunMalformed: it is not ChannelData, or shorter than its length field says.
     """
     if not is_channel_data(data):
-        raise StunMalformed("no ChannelData")
+        raise StunMalformed("not ChannelData")
     end = CHANNEL_HEADER_LENGTH + int.from_bytes(data[2:4], "big")
     if end > len(data):
-        raise StunMalformed("ChannelData that is shorter than it says")
+        raise StunMalformed("ChannelData that is shorter than its length field says")
     return int.from_bytes(data[:2], "big"), data[CHANNEL_HEADER_LENGTH:end]
 
 

@@ -74,10 +74,12 @@ class Login:
         realm, nonce = message.get(REALM), message.get(NONCE)
         algorithms = message.get(PASSWORD_ALGORITHMS) or ()
         if nonce is None or (realm is None and not self._realm):
-            raise StunMalformed("the server refuses without saying how to ask")
+            raise StunMalformed("the server's 401 or 438 has no realm or nonce")
         named = bool(security_features(nonce) & SecurityFeature.PASSWORD_ALGORITHMS)
         if named and not (algorithms or self._algorithms):
-            raise StunMalformed("the server's password algorithms were taken out of its answer")
+            raise StunMalformed(
+                "the nonce announces PASSWORD-ALGORITHMS, but the answer has none: it may have been tampered with"
+            )
         self._realm = realm if realm is not None else self._realm
         self._nonce = nonce
         self._algorithms = (algorithms or self._algorithms) if named else ()

@@ -81,7 +81,7 @@ def _number(type_: int, name: str, used: int, padding: int) -> Attribute[int]:
 
     def from_bytes(data: bytes, _: bytes) -> int:
         if len(data) != used + padding:
-            raise StunMalformed(f"{name} of {len(data)} bytes")
+            raise StunMalformed(f"{name} of {len(data)} bytes, not {used + padding}")
         return int.from_bytes(data[:used], "big")
 
     return Attribute(type_, name, to_bytes, from_bytes)
@@ -93,7 +93,7 @@ def _family(type_: int, name: str) -> Attribute[Family]:
 
     def from_bytes(data: bytes, _: bytes) -> Family:
         if len(data) != 4 or data[0] not in _FAMILIES:
-            raise StunMalformed(f"{name}: no address family")
+            raise StunMalformed(f"{name} without a known address family")
         return _FAMILIES[data[0]]
 
     return Attribute(type_, name, to_bytes, from_bytes)
@@ -105,7 +105,7 @@ def _even_port_to_bytes(value: bool, _: bytes) -> bytes:
 
 def _even_port_from_bytes(data: bytes, _: bytes) -> bool:
     if len(data) != 1:
-        raise StunMalformed(f"EVEN-PORT of {len(data)} bytes")
+        raise StunMalformed(f"EVEN-PORT of {len(data)} bytes, not 1")
     return bool(data[0] & 0x80)
 
 
@@ -131,7 +131,7 @@ def _icmp_to_bytes(value: tuple[int, int], _: bytes) -> bytes:
 
 def _icmp_from_bytes(data: bytes, _: bytes) -> tuple[int, int]:
     if len(data) != 8:
-        raise StunMalformed(f"ICMP of {len(data)} bytes")
+        raise StunMalformed(f"ICMP of {len(data)} bytes, not 8")
     both = int.from_bytes(data[2:4], "big")
     return both >> 9, both & 0x1FF
 

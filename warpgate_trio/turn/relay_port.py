@@ -97,7 +97,7 @@ class RelayPort:
     @property
     def local(self) -> TransportAddress:
         if self._core.relayed is None:
-            raise OSError(f"{self.name} has given no address yet")
+            raise OSError(f"{self.name} has given no relayed address yet")
         return self._core.relayed
 
     @property
@@ -340,7 +340,7 @@ class RelayPort:
     def _break_refused(self) -> None:
         for remote, path in self._paths.items():
             if (error := self._bound[remote].error) not in (None, self._core.error):
-                path.break_off(f"no way to {show_address(remote)}: {error}")
+                path.break_off(f"no channel to {show_address(remote)}: {error}")
 
     def _tell_leaving(self) -> None:
         if self._core.leaving and not self._told and not self._closed:
@@ -361,7 +361,7 @@ class RelayPort:
                 with panics_as_errors():
                     return list(self._probes(data, peer))
             except Exception:
-                logger.warning("%s: a datagram from %s was not understood", self.name, peer, exc_info=True)
+                logger.warning("%s: a datagram from %s could not be handled", self.name, peer, exc_info=True)
         elif (path := self._paths.get(peer)) is not None:
             path.take(data)
             return ()

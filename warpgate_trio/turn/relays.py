@@ -114,12 +114,12 @@ class Relays:
         if url.transport == "tcp":
             dial = ServerDial(self._proxies.to(url))
             if dial.by_proxy:
-                logger.info("TURN server %s: by %s", url.redacted, dial)
+                logger.info("TURN server %s: connecting through %s", url.redacted, dial)
         else:
             with suppress(ConfigError):  # an unusable proxy does not matter: UDP bypasses it
                 proxy = self._proxies.to(url)
                 if proxy is not None:
-                    logger.info("TURN server %s: directly, as %s takes no UDP", url.redacted, name_of(proxy))
+                    logger.info("TURN server %s: directly, because %s does not carry UDP", url.redacted, name_of(proxy))
 
     @property
     def names(self) -> list[str]:
@@ -198,7 +198,7 @@ class Relays:
         """
         targets = await self._targets(servers)
         if not targets:
-            raise StunError("there is no TURN server to ask")
+            raise StunError("there is no TURN server to ask: none is configured, or no address of one is known")
         asked: list[Target] = []
         late: list[Target] = []  # without an answer when the next target was started
         errors: dict[Target, str] = {}
@@ -231,7 +231,7 @@ class Relays:
                         if patience.cancelled_caught:
                             late.append(target)
             if not found:
-                raise StunError("no TURN server gives an address: " + "; ".join(errors.values()))
+                raise StunError("no TURN server gave a relayed address: " + "; ".join(errors.values()))
             won = found.pop(0)
             return won
         finally:
@@ -256,7 +256,7 @@ class Relays:
             alternate = port.alternate
             if alternate is None or not await self._may_follow(alternate):
                 raise
-        logger.info("%s names %s in its place", port.name, show_address(alternate))
+        logger.info("TURN server %s redirects to %s (300, Try Alternate)", port.name, show_address(alternate))
         return await self._ask(await self._connect(server, alternate, family, hop=True), permit)
 
     async def _ask(self, port: RelayPort, permit: Sequence[str]) -> RelayPort:
@@ -305,9 +305,11 @@ class Relays:
                 self._timers.start_soon(self._expire, port, until)
                 await port.wait_primed()
         except (StunError, trio.ClosedResourceError) as error:
-            logger.debug("%s cannot be primed: %s", server.url.redacted, error)
+            logger.debug(
+                "TURN server %s: its realm and nonce cannot be fetched in advance: %s", server.url.redacted, error
+            )
         except Exception:  # caused by a server or a proxy: the walk goes on without it
-            logger.exception("%s cannot be primed", server.url.redacted)
+            logger.exception("TURN server %s: its realm and nonce cannot be fetched in advance", server.url.redacted)
 
     async def _expire(self, port: RelayPort, until: float) -> None:
         await trio.sleep_until(until)
