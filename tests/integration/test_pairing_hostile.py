@@ -317,14 +317,14 @@ REGISTERED: Final = [wire.Challenge(bytes(32), 3).encode(), wire.Registered(wire
 @pytest.mark.parametrize(
     ("frames", "why"),
     [
-        ([b"junk"], "no frame of a rendezvous server"),
+        ([b"junk"], "not a frame of a rendezvous server"),
         ([wire.Challenge(bytes(32), 1).encode()], "speaks version 1 of the protocol, and pairing needs version 3"),
         ([wire.Challenge(bytes(32), 3).encode(), wire.Error(4, "go \x1b[2Jaway").encode()], r"refused: go \?\[2Jaway"),
-        ([*REGISTERED, b"junk"], "no frame of a rendezvous server"),
+        ([*REGISTERED, b"junk"], "not a frame of a rendezvous server"),
         ([*REGISTERED, wire.Message(b"hello").encode()], "sent an unexpected Message on a pairing"),
         ([*REGISTERED, Offered(0, 300).encode()], "an invalid number for the code"),
         ([*REGISTERED, Offered(100_000, 300).encode()], "an invalid number for the code"),
-        ([*REGISTERED, Settle(0, 12).encode()], "as many offers as it takes"),
+        ([*REGISTERED, Settle(0, 12).encode()], "limit of offers is reached"),
         ([*REGISTERED, Settle(0, 77).encode()], "gone"),
         ([*REGISTERED, wire.Error(4, "too many").encode()], "too many"),
         ([], "no answer within 10 s"),

@@ -100,7 +100,7 @@ def issue(identity: Identity, *, expires_at: int = 200_000_000_000) -> str:
         (["serve", "--public-url", "wss://a?token=secret"], "--public-url wss://a?token=***: expected"),
         (
             ["serve", "--host", "127.0.0.1", "--port", "0", "--stun-port", "0", "--second-host", "::1"],
-            "not two addresses of one family",
+            "have to differ, be of one family",
         ),
         (["serve", "--open", "--no-relay"], "--open, --token-file and --no-relay exclude each other"),
         (["serve", "--state-dir", "d", "--token-file", "f"], "--state-dir, where a token is kept"),

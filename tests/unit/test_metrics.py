@@ -105,7 +105,7 @@ def test_a_whole_page() -> None:
         "# HELP warpgate_ntp_answered_requests_total Requests that were answered.\n"
         "# TYPE warpgate_ntp_answered_requests_total counter\n"
         "warpgate_ntp_answered_requests_total 12345678901234567890\n"
-        "# HELP warpgate_ntp_ignored_packets_total Packets that were no request.\n"
+        "# HELP warpgate_ntp_ignored_packets_total Packets that are not a valid request.\n"
         "# TYPE warpgate_ntp_ignored_packets_total counter\n"
         "warpgate_ntp_ignored_packets_total 0\n"
         "# HELP warpgate_ntp_limited_requests_total Requests that exceeded a limit.\n"

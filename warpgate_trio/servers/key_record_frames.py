@@ -102,5 +102,5 @@ class Found(msgspec.Struct, frozen=True):
         if not 6 <= len(data) <= 6 + MAX_KEY_RECORD:
             raise RemoteProtocolError(f"FOUND frame of {len(data)} bytes, not 6 to {6 + MAX_KEY_RECORD}")
         if (data[5] == FindStatus.RECORD) is (len(data) == 6):
-            raise RemoteProtocolError("FOUND frame of another status than its record")
+            raise RemoteProtocolError("FOUND frame whose status does not match its record")
         return cls(int.from_bytes(data[1:5], "big"), data[5], data[6:])

@@ -26,10 +26,12 @@ def listening_hosts(host: str | None, second: str | None) -> list[str]:
     if second is None:
         return ["0.0.0.0", "::"] if host is None else [host]
     if host is None:
-        raise ValueError("a second address needs a first one: the host")
+        raise ValueError("a second host needs a first one (`host`)")
     one, two = ip_address(host), ip_address(second)
     if one == two or one.version != two.version or one.is_unspecified or two.is_unspecified:
-        raise ValueError(f"{host} and {second} are not two addresses of one family")
+        raise ValueError(
+            f"{host} and {second}: the two hosts have to differ, be of one family, and not be 0.0.0.0 or ::"
+        )
     return [host, second]
 
 
@@ -69,7 +71,7 @@ async def _bind_once(
             port = found[0][0].getsockname()[1]
         at = (host, port + offset if port else 0)
         if at[1] > 0xFFFF:
-            raise OSError(errno.EADDRINUSE, "there is no port above 65535 for a second one")
+            raise OSError(errno.EADDRINUSE, "the server needs two consecutive ports, and there is none above 65535")
         try:
             udp = await _socket(stack, trio.socket.SOCK_DGRAM, at)
             listener = await listen(stack, (host, udp.getsockname()[1]))

@@ -83,14 +83,14 @@ _WORDS: Final = {
     Outcome.UNKNOWN: "no code with that number is offered there",
     Outcome.USED: "the code has been used",
     Outcome.EXPIRED: "the code has expired",
-    Outcome.SPENT: "wrong codes were tried for it too often, so it is void",
-    Outcome.AWAY: "who offers it is not connected at the moment",
-    Outcome.BUSY: "others are trying it at the moment",
+    Outcome.SPENT: "the code is void, because wrong codes were tried too often",
+    Outcome.AWAY: "the side that offers the code is not connected at the moment",
+    Outcome.BUSY: "too many others are trying the code at the moment",
     Outcome.WAIT: "there were too many tries from this address",
-    Outcome.TAKEN: "its number is taken",
-    Outcome.TOO_MANY: "the server has as many offers as it takes",
-    Outcome.SLOW: "it took too long",
-    Outcome.OWN_KEY: "who offers it has the same key",
+    Outcome.TAKEN: "another offer has the code's number",
+    Outcome.TOO_MANY: "the server's limit of offers is reached, for this address or in all",
+    Outcome.SLOW: "the pairing took too long",
+    Outcome.OWN_KEY: "the side that offers the code has the same key",
 }
 
 

@@ -79,7 +79,7 @@ class ServerNames:
 def _public_name(url: ServerUrl | str) -> str:
     parsed = ServerUrl.parse(url) if isinstance(url, str) else url
     if parsed.scheme not in ("ws", "wss"):
-        raise ConfigError(f"{parsed.redacted}: not the URL of a rendezvous server")
+        raise ConfigError(f"{parsed.redacted}: not the URL of a rendezvous server (ws or wss)")
     return server_name(parsed.host, parsed.port)
 
 

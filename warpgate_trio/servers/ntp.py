@@ -146,7 +146,7 @@ async def _serve_socket(responder: NtpResponder, sock: trio.socket.SocketType, u
         try:
             data, source, at = await asked.receive(_MAX_REQUEST)
         except OSError as error:
-            logger.debug("an earlier answer was not taken: %s", error)  # "port unreachable" on Windows
+            logger.debug("ICMP error for an earlier answer: %s", error)  # "port unreachable" on Windows
             await trio.lowlevel.checkpoint()
             continue
         received = wall()

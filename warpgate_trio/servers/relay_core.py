@@ -229,7 +229,7 @@ class Circuits:
             self._end_both(leg, EndReason.OVERRUN, now)
             return
         other, caller = leg.circuit.other(leg), leg.circuit.caller
-        assert other is not None, "there is credit on answered circuits alone"
+        assert other is not None, "only answered circuits have credit"
         leg.received += size
         leg.exhausted = leg.received == leg.limit
         other.held += size

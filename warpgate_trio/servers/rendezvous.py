@@ -136,7 +136,7 @@ class Rendezvous:
 
     async def _serve(self, websocket: WebSocket) -> None:
         accepted = websocket.accepted
-        assert accepted is not None, "a client's end"
+        assert accepted is not None, "this WebSocket is a client's end, not a server's"
         connection, challenge = self._core.connect(
             machine.current().entropy(32),
             trio.current_time(),
@@ -160,7 +160,7 @@ class Rendezvous:
         except WebSocketClosed:
             pass  # the usual end
         except trio.TooSlowError:
-            logger.debug("%r does not read: closed", websocket)
+            logger.debug("%r did not accept a frame in time: closed", websocket)
 
     async def _converse(self, websocket: WebSocket, connection: ServerConnection, outbox: _Outbox) -> None:
         registration_ends = trio.current_time() + self.limits.registration

@@ -244,7 +244,9 @@ class RendezvousCore:
         if isinstance(frame, Publish | Lookup):
             return self._key_record(connection, frame, now), []
         if connection.version < CIRCUITS_SINCE or connection.key is None:
-            return self.fail(connection, ErrorCode.PROTOCOL, "a circuit of who has not registered for any", now), []
+            return self.fail(
+                connection, ErrorCode.PROTOCOL, "a circuit frame before a registration by version 3", now
+            ), []
         if isinstance(frame, Call):
             return self._call(connection, frame, now)
         if not connection.relays:
@@ -352,7 +354,7 @@ class RendezvousCore:
     ) -> tuple[bytes | None, list[ServerConnection]]:
         nonce, connection.nonce = connection.nonce, None  # one try per challenge
         if nonce is None:
-            return self.fail(connection, ErrorCode.PROTOCOL, "REGISTER a second time", now), []
+            return self.fail(connection, ErrorCode.PROTOCOL, "a second REGISTER", now), []
         refusal = self._refusal(connection, frame, nonce, now)
         if refusal is not None:
             return self.fail(connection, *refusal, now), []
@@ -363,7 +365,7 @@ class RendezvousCore:
         if not isinstance(frame, Register):
             connection.instance = frame.instance
             for other in [each for each in mailbox if each.version == 1]:
-                woken.append(self._replace(other, "the key has registered by version 2", now))
+                woken.append(self._replace(other, "this key has registered again, by version 2 or later", now))
         self._registrations += 1
         registered = Registered()
         if isinstance(frame, Register3):
@@ -383,7 +385,7 @@ class RendezvousCore:
         # Through the queue, so that no MESSAGE can overtake it.  What is in the queue already answers the early CALL.
         connection.queue.appendleft(Queued(registered.encode()))
         if len(mailbox) > self.limits.connections_per_key:
-            woken.append(self._replace(mailbox[0], "the key opened more connections than a mailbox holds", now))
+            woken.append(self._replace(mailbox[0], "this key has opened more connections than the server allows", now))
         return None, woken
 
     def _refusal(
@@ -391,7 +393,7 @@ class RendezvousCore:
     ) -> tuple[ErrorCode, str] | None:
         """Why a registration is refused; None if it is not."""
         if connection.version != _VERSIONS[type(frame)]:
-            return ErrorCode.PROTOCOL, f"a registration that is not of version {connection.version}"
+            return ErrorCode.PROTOCOL, f"a REGISTER of another version than that of the CHALLENGE, {connection.version}"
         if isinstance(frame, Register):
             good = verify(frame.key, frame.signature, CONTEXT_1, nonce + frame.key)
         elif isinstance(frame, Register2):
@@ -400,16 +402,19 @@ class RendezvousCore:
         else:
             good = verify(frame.key, frame.signature, CONTEXT_3, nonce + frame.signed)
         if not good:
-            return ErrorCode.BAD_SIGNATURE, "the signature is not by the key that wants the mailbox"
+            return ErrorCode.BAD_SIGNATURE, "the signature was not made by the key that registers"
         if not isinstance(frame, Register):
             if frame.name in connection.names:
                 return None
             return ErrorCode.UNKNOWN_NAME, (
-                f"this server does not know that it is {frame.name[:_SHOWN_NAME]!r}: "
+                f"this server does not know the name {frame.name[:_SHOWN_NAME]!r} as its own: "
                 "its operator has to start `serve` with --public-url and the URL that you use"
             )
         if self._belongs_to_2(frame.key, now):
-            return ErrorCode.OLD_VERSION, "this key has registered by version 2 lately: version 1 is refused"
+            return (
+                ErrorCode.OLD_VERSION,
+                "this key has recently registered by version 2 or later, so version 1 is refused",
+            )
         return None
 
     def _replace(self, connection: ServerConnection, why: str, now: float) -> ServerConnection:
@@ -442,16 +447,18 @@ class RendezvousCore:
 
     def _key_record(self, connection: ServerConnection, frame: Publish | Lookup, now: float) -> bytes:
         if connection.key is None or connection.version < KEY_RECORDS_SINCE:
-            return self.fail(connection, ErrorCode.PROTOCOL, "a key record of who has not registered for any", now)
+            return self.fail(
+                connection, ErrorCode.PROTOCOL, "a key record frame before a registration by version 3", now
+            )
         if not connection.sends.take(now):
-            return self.fail(connection, ErrorCode.RATE, "more key records than this server allows", now)
+            return self.fail(connection, ErrorCode.RATE, "more key record frames than this server allows", now)
         return self.key_records.receive(connection, frame, now)
 
     def _call(
         self, connection: ServerConnection, frame: Call, now: float
     ) -> tuple[bytes | None, list[ServerConnection]]:
         if frame.circuit % 2 == 0 or frame.circuit in connection.legs:
-            return self.fail(connection, ErrorCode.PROTOCOL, "a CALL by a number that is taken, or not odd", now), []
+            return self.fail(connection, ErrorCode.PROTOCOL, "a CALL whose circuit number is in use or even", now), []
         if not connection.sends.take(now):
             return self.fail(connection, ErrorCode.RATE, "more CALLs than this server allows", now), []
         if not (connection.relays if connection.registered else self.circuits.rules.for_anybody):
@@ -485,9 +492,9 @@ class RendezvousCore:
 
     def _pair(self, connection: ServerConnection, frame: PairingFrame, now: float) -> bytes | None:
         if connection.key is None or connection.version < CIRCUITS_SINCE:
-            return self.fail(connection, ErrorCode.PROTOCOL, "pairing of who has not registered by version 3", now)
+            return self.fail(connection, ErrorCode.PROTOCOL, "a pairing frame before a registration by version 3", now)
         if not connection.sends.take(now):
-            return self.fail(connection, ErrorCode.RATE, "more frames of pairing than this server allows", now)
+            return self.fail(connection, ErrorCode.RATE, "more pairing frames than this server allows", now)
         answer, told = self.pairing.receive(connection, frame, now)
         self._hand_on(told)
         return answer

@@ -413,7 +413,7 @@ def decode_from_server(data: bytes) -> FromServer:
     """
     frame = _FROM_SERVER.get(data[0]) if data else None
     if frame is None:
-        raise RemoteProtocolError(f"no frame of a rendezvous server: {data[:1].hex() or 'empty'}")
+        raise RemoteProtocolError(f"not a frame of a rendezvous server: {data[:1].hex() or 'empty'}")
     return frame.decode(data)
 
 
@@ -421,7 +421,7 @@ def decode_from_client(data: bytes) -> FromClient:
     """Decode what a client sent; raises `RemoteProtocolError` if it is not a valid frame of a client."""
     frame = _FROM_CLIENT.get(data[0]) if data else None
     if frame is None:
-        raise RemoteProtocolError(f"no frame of a rendezvous client: {data[:1].hex() or 'empty'}")
+        raise RemoteProtocolError(f"not a frame of a rendezvous client: {data[:1].hex() or 'empty'}")
     return frame.decode(data)
 
 
@@ -544,6 +544,6 @@ class Registrant:
             return register_2(identity, challenge, self.instance, name)
         if name in self._speak_2:
             raise RemoteProtocolError(
-                "the server spoke version 2 before and claims version 1 now: it may be another one"
+                "the server spoke version 2 before and claims version 1 now: it may be another server"
             )
         return register(identity, challenge)

@@ -256,9 +256,9 @@ def _relay_places(
 ) -> RelayPlaces:
     found = default_relay_hosts(host) if hosts is None else dict(hosts)
     if not found or not set(external or {}) <= set(found):
-        raise ValueError("this machine has no address for relays of that family")
+        raise ValueError("this host has no address for relays, or external_ips has a family without one")
     if any(parse_ip(ip).is_unspecified for ip in found.values()):
-        raise ValueError("relayed addresses need an address of this machine, not all of them")
+        raise ValueError("relay hosts have to be specific addresses of this host, not 0.0.0.0 or ::")
     return RelayPlaces(hosts=found, external=external or {}, ports=ports)
 
 

@@ -59,7 +59,7 @@ class TurnAuthentication:
             raise Refusal(Code.UNAUTHENTICATED)
         username, realm, nonce = message.get(USERNAME), message.get(REALM), message.get(NONCE)
         if username is None or realm is None or nonce is None:
-            raise StunMalformed("credentials that lack a part")
+            raise StunMalformed("a request with MESSAGE-INTEGRITY, but without USERNAME, REALM or NONCE")
         if not self._nonces.is_good(nonce, source, now):
             raise Refusal(Code.STALE_NONCE)
         if known is not None and known[0] == username:

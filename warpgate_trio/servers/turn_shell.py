@@ -105,7 +105,7 @@ class RelayPlaces:
                     return relay, (self.external.get(family, host), port)
                 relay.close()
                 if not tries:
-                    raise OSError(errno.EADDRINUSE, "no even port")
+                    raise OSError(errno.EADDRINUSE, "no even port is free")
 
     def _ports(self, even: bool) -> list[int]:
         """The ports to try; 0 lets the system choose."""
@@ -243,7 +243,7 @@ class TurnShell:
             try:
                 self._core.handle_timer(trio.current_time())
             except BaseException as error:
-                if not self._unforeseen.contains(error, "the end of an allocation"):
+                if not self._unforeseen.contains(error, "ending an allocation"):
                     raise
                 await trio.sleep(RETRY)
             self._settle()
@@ -254,7 +254,7 @@ class TurnShell:
             try:
                 sink.send(data, to)
             except BaseException as error:
-                if not self._unforeseen.contains(error, "what was to be sent"):
+                if not self._unforeseen.contains(error, "sending a message"):
                     raise
         for relay in self._core.take_ended():
             relay.close()
@@ -309,7 +309,7 @@ class TurnShell:
                 self._core.not_opened(allocation, trio.current_time())
                 continue
             except BaseException as error:
-                if not self._unforeseen.contains(error, "a new relayed address"):
+                if not self._unforeseen.contains(error, "opening a relayed address"):
                     raise
                 self._core.not_opened(allocation, trio.current_time())
                 continue
@@ -323,7 +323,7 @@ class TurnShell:
         now = trio.current_time()
         if now - self._reported_at >= REPORT_INTERVAL:
             self._reported_at = now
-            logger.warning("a client gets no relayed address: %s", error.strerror or error)
+            logger.warning("cannot open a relayed address for a client: %s", error.strerror or error)
 
     async def _serve_relay(self, allocation: Allocation[Sink], relay: ServerSocket) -> None:
         """Relay the datagrams that arrive at a relayed address, until its socket is closed."""
