@@ -6,7 +6,7 @@ import re
 import ssl
 import sys
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, final
@@ -27,6 +27,7 @@ from warpgate_trio.config.server_url import TurnServer as ConfiguredServer
 from warpgate_trio.limits import Budget
 from warpgate_trio.names import Names
 from warpgate_trio.nurseries import open_background_nursery
+from warpgate_trio.servers import replies
 from warpgate_trio.servers.turn import TurnServer, open_turn_server
 from warpgate_trio.servers.turn_core import MAX_MESSAGE
 from warpgate_trio.servers.turn_credentials import TurnCredentials
@@ -178,6 +179,48 @@ async def test_one_port_is_a_stun_server_too() -> None:
             await sock.bind(("127.0.0.1", 0))
             assert (await query_udp(sock, server.address)).mapped == sock.getsockname()
         assert server.stun_statistics().answered == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="all of 127/8 is this machine on Linux alone")
+async def test_requests_to_many_addresses_of_the_host_leave_a_client_its_allocation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More of them than sinks are kept: an allocation's own stays, as it is part of the client's identity."""
+    monkeypatch.setattr(replies, "MAX_SINKS", 4)
+    async with serving(host=None, relay_hosts={4: "127.0.0.1"}) as server:
+        port = server.address[1]
+        async with datagram_talk(("127.0.0.1", port)) as talk:
+            assert error_of(await talk.allocate()) == 0
+            for number in range(2, 12):
+                async with datagram_talk((f"127.0.0.{number}", port)) as other:
+                    await other.ask(BINDING)
+            assert error_of(await talk.ask(talk.requests.refresh(600))) == 0
+            assert server.statistics().allocations == 1
+            assert error_of(await talk.ask(talk.requests.refresh(0))) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="all of 127/8 is this machine on Linux alone")
+async def test_a_socket_keeps_as_many_sinks_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replies, "MAX_SINKS", 4)
+    sock = trio.socket.socket(type=trio.socket.SOCK_DGRAM)
+    await sock.bind(("0.0.0.0", 0))
+    with closing(replies.ServerSocket(sock)) as server, trio.socket.socket(type=trio.socket.SOCK_DGRAM) as us:
+        with trio.fail_after(HANG):
+
+            async def sinks(numbers: Sequence[int]) -> list[int]:
+                found = []
+                for number in numbers:
+                    await us.sendto(b"x", (f"127.0.0.{number}", server.address[1]))
+                    ((_, _, sink),) = await server.receive_batch(100)
+                    found.append(id(sink))
+                return found
+
+            kept = await sinks([1, 2, 3, 4])
+            assert len(set(kept)) == 4
+            assert await sinks([4, 3, 2, 1]) == kept[::-1]
+            await sinks(range(5, 30))
+            assert len(server._sinks) <= 4
+            assert len(server._living) <= 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="all of 127/8 is this machine on Linux alone")

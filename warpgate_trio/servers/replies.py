@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any, Final, final
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -25,8 +26,9 @@ from ..sockaddr import TransportAddress, parse_ip, socket_address
 __all__ = ["MAX_SINKS", "RECEIVE_BUFFER", "ReplySink", "ReplySocket", "ServerSocket"]
 
 MAX_SINKS: Final = 4096
-"""Local addresses of one socket whose sinks are kept.  Beyond that all sinks are replaced by new ones, and TURN clients
-have to allocate anew, since a sink is part of a client's identity."""
+"""Local addresses of one socket whose sinks are kept.  An address counts once for each interface that datagrams to it
+arrive by.  Beyond that only the sinks of TURN clients with an allocation are kept, since a sink is part of a client's
+identity."""
 
 _IP_PKTINFO: Final[int | None] = getattr(socket, "IP_PKTINFO", 8 if sys.platform == "linux" else None)  # named in 3.12
 _IPV6_RECVPKTINFO: Final[int | None] = getattr(socket, "IPV6_RECVPKTINFO", None)
@@ -82,7 +84,7 @@ class ReplySink:
       is_stream: False; it tells this sink from one over a TCP connection.
     """
 
-    __slots__ = ("_ancillary", "_sock", "is_stream")
+    __slots__ = ("__weakref__", "_ancillary", "_sock", "is_stream")
 
     def __init__(self, sock: NowaitSocket, ancillary: Ancillary) -> None:
         self._sock = sock
@@ -119,7 +121,8 @@ class ServerSocket:
         self._sock: NowaitSocket = nowait_socket(sock)
         self._receive: Callable[..., Any] | None = getattr(self._sock, "recvmsg_nowait", None) if tells else None
         self.sink: Final[ReplySink] = ReplySink(self._sock, [])
-        self._sinks: dict[bytes, ReplySink] = {}
+        self._sinks: dict[bytes, ReplySink] = {}  # by what the kernel reports: an address and an interface
+        self._living: WeakValueDictionary[bytes, ReplySink] = WeakValueDictionary()  # by address
 
     async def receive_batch(self, size: int) -> list[tuple[bytes, TransportAddress, ReplySink]]:
         """Wait for datagrams; returns the available ones, each with its source and the sink for an answer.
@@ -175,12 +178,15 @@ class ServerSocket:
         told = ancillary[0][2] if ancillary else b""
         found = self._sinks.get(told)
         if found is None:
-            if len(self._sinks) >= MAX_SINKS:
-                self._sinks.clear()
             answering = _answering(ancillary)
             # Datagrams to one address may arrive by several interfaces, and get the same sink.
             key = answering[0][2] if answering else b""
-            found = self._sinks[told] = self._sinks.setdefault(key, ReplySink(self._sock, answering))
+            found = self._living.get(key)
+            if found is None:
+                found = self._living[key] = ReplySink(self._sock, answering)
+            if len(self._sinks) >= MAX_SINKS:
+                self._sinks.clear()
+            self._sinks[told] = found
         return found
 
     def close(self) -> None:
