@@ -168,9 +168,9 @@ async def refusal(url: str, proxy: str, **options: str) -> str:
     """Why there is no relay."""
     async with open_relays(url, proxy=proxy, **options) as relays:  # type: ignore[arg-type]
         await relays.prime()  # which is nobody's business
-        with pytest.raises(StunError) as refused:
+        with relays.noting_failures() as failures, pytest.raises(StunError) as refused:
             await relays.open()
-        (said,) = relays.failures
+        (said,) = failures
         assert str(refused.value) == f"no TURN server gave a relayed address: {said}"
         return said
 
@@ -243,10 +243,10 @@ async def test_a_proxy_that_holds_the_line_is_told_from_a_silent_server(
     url: str, answers: tuple[bytes, ...], who: str
 ) -> None:
     async with says(*answers) as port, open_relays(url, proxy=f"http://127.0.0.1:{port}") as relays:
-        with trio.move_on_after(0.05) as scope:
+        with relays.noting_failures() as failures, trio.move_on_after(0.05) as scope:
             await relays.open()
         assert scope.cancelled_caught
-        assert relays.failures == (f"TURN server {url}: no answer{who.format(port)}",)
+        assert failures == [f"TURN server {url}: no answer{who.format(port)}"]
 
 
 @pytest.mark.slow("the next server is asked after a quarter of a second")
@@ -259,9 +259,10 @@ async def test_a_server_that_gives_an_address_leaves_no_failure_behind(elsewhere
     ):
         urls = [f"turn:127.0.0.1:{port}?transport=tcp" for port in (silent, server.address[1])]
         async with open_relays(*urls, proxy=proxy) as relays:
-            port = await relays.open()
+            with relays.noting_failures() as failures:
+                port = await relays.open()
             assert port.name == urls[1]
-            assert relays.failures == ()
+            assert failures == []
             port.release()
 
 

@@ -165,6 +165,43 @@ async def test_every_server_says_why_not() -> None:
             await relays.open()
 
 
+async def test_each_attempt_learns_why_it_got_no_address_itself() -> None:
+    """Not why another one did that ran at the same time, or before it."""
+    async with open_servers() as servers, open_relays(servers) as relays:
+        found: dict[int, list[str]] = {}
+        asking, over = trio.Event(), trio.Event()
+
+        async def attempt(code: int) -> None:
+            with relays.noting_failures() as failures:
+                async with trio.open_nursery() as nursery:  # a plugin's own
+                    nursery.start_soon(ask, code)
+            await trio.lowlevel.checkpoint()
+            found[code] = failures
+
+        async def ask(code: int) -> None:
+            if code == 486:
+                await asking.wait()
+            servers[0].code = code
+            with suppress(StunError):
+                await relays.open()
+            asking.set()
+            if code == 508:
+                await over.wait()
+            over.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(attempt, 486)
+            nursery.start_soon(attempt, 508)
+        assert {code: [str(code) in each for each in said] for code, said in found.items()} == {
+            486: [True],
+            508: [True],
+        }
+        servers[0].code = 0
+        with relays.noting_failures() as failures:
+            (await relays.open()).release()
+        assert failures == []
+
+
 async def test_without_a_server_there_is_none_to_ask() -> None:
     async with open_relays([]) as relays:
         await relays.prime()

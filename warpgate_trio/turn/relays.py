@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar
 from ipaddress import ip_address
 from typing import Final, TypeAlias, final
 
@@ -61,6 +62,8 @@ _ANY: Final = {4: "0.0.0.0", 6: "::"}
 _NOBODY: Final = {4: "192.0.2.1", 6: "2001:db8::1"}
 """Peers for which `Relays.measure` asks for a permission, to time the answer: documentation addresses (RFC 5737,
 RFC 3849)."""
+_noted: ContextVar[list[str] | None] = ContextVar("_noted", default=None)
+"""The list of `Relays.noting_failures`."""
 
 
 @final
@@ -93,7 +96,6 @@ class Relays:
         for server in servers:
             self._check_proxy(server.url)
         self._dials: dict[TurnServer, ServerDial] = {}
-        self._failures: tuple[str, ...] = ()
         self._nursery: trio.Nursery | None = None
         self._timers: trio.Nursery | None = None
         self._ports: dict[RelayPort, Target] = {}
@@ -129,10 +131,18 @@ class Relays:
     def _is_by_proxy(self, url: ServerUrl) -> bool:
         return url.transport == "tcp" and ServerDial(self._proxies.to(url)).by_proxy
 
-    @property
-    def failures(self) -> tuple[str, ...]:
-        """Why each server gave no address in the last `open`, a cancelled one included; empty if one succeeded."""
-        return self._failures
+    @contextmanager
+    def noting_failures(self) -> Iterator[list[str]]:
+        """Note why each server gave no address in the last `open` of the block, or of a task that it has started.
+
+        A cancelled `open` counts too.  The list is empty if a server gave one.
+        """
+        noted: list[str] = []
+        token = _noted.set(noted)
+        try:
+            yield noted
+        finally:
+            _noted.reset(token)
 
     @asynccontextmanager
     async def running(self, nursery: trio.Nursery) -> AsyncGenerator[None]:
@@ -168,7 +178,8 @@ class Relays:
         try:
             return await self._open(self.servers, family, permit, failures)
         finally:
-            self._failures = tuple(dict.fromkeys(failures))
+            if (noted := _noted.get()) is not None:
+                noted[:] = dict.fromkeys(failures)
 
     async def measure(self, server: TurnServer) -> float:
         """Measure the round-trip time to a server, in seconds, by an allocation that is freed at once.

@@ -498,8 +498,9 @@ class Walk:
         self._recorder.started(combo, trio.current_time())
         attempt = CallingAttempt.of_combo(self._home, session, combo)
         cancelled = False
+        failures: Sequence[str] = ()
         try:
-            with panics_as_errors():
+            with panics_as_errors(), self._home.view.relays.noting_failures() as failures:
                 await attempt.make_pipe(
                     self._factories.get(combo.plugin) or self._home.factory(combo.plugin),
                     hold_back=partial(self._hold_back, attempt) if first else None,
@@ -523,7 +524,7 @@ class Walk:
             elif cancelled:
                 since = session.over_at if session.over_at is not None else session.clock.deadline
                 outcome = Outcome.LOST if session.decided else Outcome.TIMED_OUT
-                why = _why_no_relay(combo, self._home.view.relays.failures) if outcome is Outcome.TIMED_OUT else None
+                why = _why_no_relay(combo, failures) if outcome is Outcome.TIMED_OUT else None
                 self._recorder.ended(combo, outcome, now, error=why, cleanup=max(now - since, 0.0))
 
 
