@@ -94,7 +94,7 @@ async def test_three_wrong_tries_end_an_offer() -> None:
                     break
                 assert refused.value.outcome == Outcome.WAIT
                 await trio.sleep(refused.value.retry_after)
-        with pytest.raises(CodeRefused, match="wrong codes were tried"):
+        with pytest.raises(CodeRefused, match="it was tried too often"):
             await offer.wait_paired()
 
 

@@ -83,7 +83,7 @@ _WORDS: Final = {
     Outcome.UNKNOWN: "no code with that number is offered there",
     Outcome.USED: "the code has been used",
     Outcome.EXPIRED: "the code has expired",
-    Outcome.SPENT: "the code is void, because wrong codes were tried too often",
+    Outcome.SPENT: "the code is void, because it was tried too often",
     Outcome.AWAY: "the side that offers the code is not connected at the moment",
     Outcome.BUSY: "too many others are trying the code at the moment",
     Outcome.WAIT: "there were too many tries from this address",
