@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
+from itertools import product
 from random import Random
 
 import pytest
@@ -17,6 +19,8 @@ from hypothesis import strategies as st
 
 from tests.sim.worlds import run
 from warpgate_trio.address.nat_profile import UNKNOWN, Allocation, Filtering, Mapping, NatProfile, TransportProfile
+from warpgate_trio.errors import StunError, StunMalformed, StunRefused, StunTimeout
+from warpgate_trio.nat import measure as measuring
 from warpgate_trio.nat.measure import measure_nat
 from warpgate_trio.servers.stun import serve_stun
 from warpgate_trio.sim import (
@@ -38,7 +42,19 @@ from warpgate_trio.sim import (
 from warpgate_trio.sim import Filtering as SimFiltering
 from warpgate_trio.sim import Mapping as Axis
 from warpgate_trio.sockaddr import TransportAddress
-from warpgate_trio.stun.codec import BINDING, OTHER_ADDRESS, XOR_MAPPED_ADDRESS, MessageClass, decode, encode
+from warpgate_trio.stun.codec import (
+    BINDING,
+    CHANGE_REQUEST,
+    ERROR_CODE,
+    OTHER_ADDRESS,
+    XOR_MAPPED_ADDRESS,
+    ChangeRequest,
+    ErrorCode,
+    MessageClass,
+    decode,
+    encode,
+)
+from warpgate_trio.stun.transaction import StunAnswer
 from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.strategies import nats
 
@@ -286,6 +302,70 @@ def test_a_server_that_names_an_address_of_ours_is_not_asked_there() -> None:
 
     run(world)
     assert heard == []
+
+
+def test_a_refusal_is_not_taken_for_silence_whatever_its_words() -> None:
+    """The server refuses from its other address and port, in the words of a timeout; it is not known what is let in."""
+    found: list[NatProfile] = []
+    refused: list[bytes] = []
+    socks: dict[TransportAddress, trio.socket.SocketType] = {}
+
+    async def serve(sock: trio.socket.SocketType) -> None:
+        while True:
+            data, source = await sock.recvfrom(2048)
+            request = decode(data)
+            change = request.get(CHANGE_REQUEST)
+            if change is not None:
+                refused.append(data)
+                no = [ERROR_CODE(ErrorCode(500, f"no answer from STUN server {FIRST}:{PORT} to 4 request(s)"))]
+                there = (SECOND if change.ip else FIRST, PORT + 1)
+                await socks[there].sendto(encode(BINDING, MessageClass.ERROR, request.transaction_id, no), source)
+                continue
+            where = [XOR_MAPPED_ADDRESS(source), OTHER_ADDRESS((SECOND, PORT + 1))]
+            await sock.sendto(encode(BINDING, MessageClass.SUCCESS, request.transaction_id, where), source)
+
+    async def world(net: Network) -> None:
+        full = net.host("full", address=(FIRST, SECOND))
+        client = net.lan("home", nat=presets.FULL_CONE).host("c")
+        async with simulated_hosts():
+            async with trio.open_nursery() as nursery:
+                with full, ExitStack() as stack:
+                    for place in product((FIRST, SECOND), (PORT, PORT + 1)):
+                        sock = socks[place] = stack.enter_context(trio.socket.socket(type=trio.socket.SOCK_DGRAM))
+                        await sock.bind(place)
+                        nursery.start_soon(serve, sock)
+                    with client:
+                        found.append(await measure_nat(client.ip, RFC5780))
+                    nursery.cancel_scope.cancel()
+
+    run(world)
+    assert refused
+    assert found[0].udp.mapping is Mapping.ENDPOINT_INDEPENDENT
+    assert found[0].udp.filtering is Filtering.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("error", "answered"),
+    [
+        (StunTimeout("silence"), False),
+        (StunRefused(420, "no answer"), None),
+        (StunMalformed("no answer"), None),
+        (StunError("no answer"), None),
+        (OSError(errno.ENETUNREACH, "no answer"), None),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+async def test_only_silence_shows_a_filter(
+    error: Exception, answered: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def query(*_: object, **__: object) -> StunAnswer:
+        raise error
+
+    monkeypatch.setattr(measuring, "query_udp", query)
+    udp = measuring._Udp("127.0.0.1", [], lambda _: None)
+    with trio.socket.socket(type=trio.socket.SOCK_DGRAM) as sock:
+        asked = udp.answered_elsewhere(sock, (FIRST, PORT), ChangeRequest(ip=True, port=True), (SECOND, PORT + 1))
+        assert await asked is answered
 
 
 async def test_without_sockets_there_is_no_profile(monkeypatch: pytest.MonkeyPatch) -> None:

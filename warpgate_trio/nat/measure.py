@@ -33,7 +33,7 @@ import trio
 from .. import host as machine
 from ..address.nat_profile import Mapping, NatProfile, TransportProfile
 from ..address.own import OwnAddresses
-from ..errors import StunError
+from ..errors import StunError, StunTimeout
 from ..sockaddr import TransportAddress, socket_family
 from ..stun.client import new_transaction_id, open_stun_stream, query_all_udp, query_stream, query_udp
 from ..stun.codec import ChangeRequest
@@ -301,9 +301,9 @@ class _Udp(_Transport):
                 change=change,
                 source=source,
             )
-        except StunError as error:
-            return False if "no answer" in str(error) else None
-        except OSError:
+        except StunTimeout:
+            return False
+        except (StunError, OSError):  # a refusal, a malformed answer, or a request that was not sent shows no filter
             return None
         return True
 
