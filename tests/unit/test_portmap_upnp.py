@@ -47,10 +47,10 @@ class TestSearch:
     @pytest.mark.parametrize(
         ("data", "why"),
         [
-            (b"", "no answer"),
-            (b"NOTIFY * HTTP/1.1\r\nLOCATION: http://192.168.1.1/\r\n\r\n", "no answer"),
-            (b"HTTP/1.1 404 No\r\nLOCATION: http://192.168.1.1/\r\n\r\n", "no answer"),
-            (b"HTTP/1.1 200 OK\r\nST: x\r\n\r\n", "no place"),
+            (b"", "not a search answer"),
+            (b"NOTIFY * HTTP/1.1\r\nLOCATION: http://192.168.1.1/\r\n\r\n", "not a search answer"),
+            (b"HTTP/1.1 404 No\r\nLOCATION: http://192.168.1.1/\r\n\r\n", "not a search answer"),
+            (b"HTTP/1.1 200 OK\r\nST: x\r\n\r\n", "no LOCATION header"),
             (b"HTTP/1.1 200 OK\r\nLOCATION: " + b"a" * 3000, "3027 bytes"),
         ],
     )

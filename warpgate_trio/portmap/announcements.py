@@ -99,4 +99,4 @@ async def _listen(
                 if source[0] == str(gateway) and says(data, source):
                     announced()
     except OSError as error:  # no bind to a group, or for one program only: mappings are checked all the same
-        logger.debug("announcements of %s are not heard: %s", gateway, error)
+        logger.debug("announcements of %s cannot be received: %s", gateway, error)

@@ -78,7 +78,7 @@ class NatPmpClient:
     async def map(self, claim: Claim, lifetime: int) -> Grant:
         answer = await self._mapped(claim, claim.external, lifetime)
         if not answer.lifetime:
-            raise PortMapMalformed("the gateway maps for 0 seconds")
+            raise PortMapMalformed("the gateway granted a lifetime of 0 seconds")
         try:
             ip, _ = await self._address()
         except PortMapRefused:  # the gateway has no external address now, but has made the mapping
@@ -150,7 +150,7 @@ class PcpClient:
     async def map(self, claim: Claim, lifetime: int) -> Grant:
         answer = await self._mapped(claim, claim.external, lifetime)
         if not answer.lifetime:
-            raise PortMapMalformed("the gateway maps for 0 seconds")
+            raise PortMapMalformed("the gateway granted a lifetime of 0 seconds")
         return Grant(claim, answer.external, answer.ip, answer.lifetime)
 
     async def unmap(self, claim: Claim) -> None:
@@ -195,5 +195,5 @@ def _pcp_refused(answer: pcp.Refused) -> PortMapError:
     known = answer.result in pcp.Result.__members__.values()
     name = pcp.Result(answer.result).name if known else f"result {answer.result}"
     if answer.result == pcp.Result.CANNOT_PROVIDE_EXTERNAL:
-        return Conflict(answer.result, f"the gateway refuses by PCP: {name}")
+        return Conflict(answer.result, f"the gateway refuses the PCP request: {name}")
     return refused("PCP", answer.result, name)

@@ -111,4 +111,4 @@ class Client(Protocol):
 def refused(protocol: str, code: int, name: str) -> PortMapError:
     """The error for a result of NAT-PMP or PCP."""
     kind = Denied if code == 2 else PortMapRefused  # NOT_AUTHORIZED, in both
-    return kind(code, f"the gateway refuses by {protocol}: {name}")
+    return kind(code, f"the gateway refuses the {protocol} request: {name}")

@@ -75,7 +75,7 @@ async def _services(local: IpAddress, location: Url) -> list[Service]:
     wanted = WAN if local.version == 4 else (FIREWALL,)
     status, data = await request(local, "GET", location)
     if status != 200:
-        raise PortMapMalformed(f"{location.authority} answers its description's place with HTTP {status}")
+        raise PortMapMalformed(f"{location.authority} answers the request for its description with HTTP {status}")
     services = [each for each in read_description(data, location) if each.kind in wanted]
     if not services:
         raise PortMapMalformed(f"{location.authority} has no service that opens ports")
@@ -98,7 +98,7 @@ async def _choose(local: IpAddress, services: list[Service]) -> tuple[Client, bo
                 if ip is not None and is_public(ip):
                     return client, True
         except PortMapRefused as error:
-            logger.debug("%s tells nothing of its state: %s", service.control.authority, error)
+            logger.debug("%s does not report its connection status: %s", service.control.authority, error)
         except Gone as error:
             gone = error
             continue
@@ -140,7 +140,7 @@ async def _search(sock: trio.socket.SocketType, there: list[str]) -> None:
                 try:
                     await sock.sendto(ssdp.search(target, show_address((group, ssdp.PORT))), (to, ssdp.PORT))
                 except OSError as error:  # no route for multicast: the gateway may answer all the same
-                    logger.debug("%s cannot be searched: %s", to, error)
+                    logger.debug("the search for gateways cannot be sent to %s: %s", to, error)
 
 
 async def _hear(

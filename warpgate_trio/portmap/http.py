@@ -74,8 +74,8 @@ async def _talk(
         elif isinstance(event, h11.Data):
             answer += event.data
             if len(answer) > MAX_DOCUMENT:
-                raise PortMapMalformed(f"{url.authority} sends more than {MAX_DOCUMENT} bytes")
+                raise PortMapMalformed(f"{url.authority} sent an answer of more than {MAX_DOCUMENT} bytes")
         elif isinstance(event, h11.EndOfMessage):
             return status, answer
         elif isinstance(event, h11.ConnectionClosed):
-            raise PortMapMalformed(f"{url.authority} closes without an answer")
+            raise PortMapMalformed(f"{url.authority} closed the connection without an answer")

@@ -51,12 +51,12 @@ def read_description(data: bytes, location: Url) -> list[Service]:
     """
     root = parse(data)
     if root.name != "root":
-        raise PortMapMalformed("a gateway's description is none")
+        raise PortMapMalformed("the gateway's description is not a UPnP description")
     base, found, foreign = location, list[Service](), 0
     if text := root.find("URLBase"):
         base = parse_url(text, location)
         if base.ip != location.ip:
-            raise PortMapMalformed(f"a gateway's description points to {base.ip}")
+            raise PortMapMalformed(f"the gateway's description points to another host, {base.ip}")
     for element in root.iterate():
         kind = element.find("serviceType")
         if element.name != "service" or kind not in (*WAN, FIREWALL) or len(found) >= MAX_SERVICES:
@@ -67,7 +67,7 @@ def read_description(data: bytes, location: Url) -> list[Service]:
         else:
             foreign += 1
     if foreign and not found:
-        raise PortMapMalformed("a gateway's description points to another host")
+        raise PortMapMalformed("the gateway's description points to another host")
     return found
 
 
@@ -107,7 +107,7 @@ def read_answer(status: int, data: bytes, action: str) -> dict[str, str]:
     for element in root.iterate():
         if element.name == f"{action}Response":
             return {child.name: child.text for child in element.children[:MAX_VALUES]}
-    raise PortMapMalformed(f"the gateway's answer to {action} is none")
+    raise PortMapMalformed(f"the gateway sent no valid answer to {action}")
 
 
 def _http_error(status: int, action: str) -> PortMapError:

@@ -159,7 +159,7 @@ class Keeper:
         name = client.protocol
         if self._last[name] is client:
             self.clients.pop(name, None)
-            self.problems[name] = "does not answer any more"
+            self.problems[name] = "no longer answers"
             self._missing[name].set()
 
     # -- the mappings ------------------------------------------------------------------------------------------------
@@ -202,7 +202,9 @@ class Keeper:
             self._granted(kept, name, grant)
             return
         if kept.problem is not None and denied:
-            logger.warning("the router has to be told to let this machine open ports: %s", kept.problem)
+            logger.warning(
+                "the router does not let this host open ports; allow it in the router's settings: %s", kept.problem
+            )
         kept.lease.failed(trio.current_time(), conflict=conflict, denied=denied)
 
     async def _renew(self, kept: Kept) -> None:
@@ -231,7 +233,7 @@ class Keeper:
             return
         now = trio.current_time()
         if not found.stands:
-            logger.info("the gateway has forgotten a mapping: it is asked for again")
+            logger.info("the gateway has lost a mapping; requesting it again")
             for each in self.kept:  # the epoch shows a restart only once
                 if each.protocol == kept.protocol and each is not kept:
                     each.lease.lost(now)
@@ -280,6 +282,6 @@ class Keeper:
         try:
             await self._last[name].unmap(claim)
         except (PortMapError, OSError) as error:
-            logger.info("a mapping stays until its lifetime is over: %s", error)
+            logger.info("a mapping could not be deleted, and stays until its lifetime ends: %s", error)
         else:
             self._claims.pop((name, claim), None)

@@ -98,11 +98,11 @@ def decode(data: bytes) -> Answer:
       PortMapMalformed: it is no answer of NAT-PMP.
     """
     if not _HEAD.size <= len(data) <= MAX_ANSWER:
-        raise PortMapMalformed(f"a NAT-PMP answer has {len(data)} bytes")
+        raise PortMapMalformed(f"a NAT-PMP answer cannot have {len(data)} bytes")
     version, opcode, result, epoch = _HEAD.unpack_from(data)
     transport = _TRANSPORTS.get(opcode - _RESPONSE)
     if version != _VERSION or (transport is None and opcode != _RESPONSE + _ADDRESS):
-        raise PortMapMalformed(f"version {version}, opcode {opcode} is no answer of NAT-PMP")
+        raise PortMapMalformed(f"version {version}, opcode {opcode} is not a NAT-PMP answer")
     body = data[_HEAD.size :]
     if result:
         internal = None if transport is None or len(body) < 2 else int.from_bytes(body[:2], "big")

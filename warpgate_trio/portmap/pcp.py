@@ -115,10 +115,10 @@ def decode(data: bytes) -> Answer:
       PortMapMalformed: it is no answer of PCP, or answers a request that this module does not make.
     """
     if len(data) > MAX_MESSAGE or len(data) < _HEAD.size or len(data) % 4:
-        raise PortMapMalformed(f"a PCP answer has {len(data)} bytes")
+        raise PortMapMalformed(f"a PCP answer cannot have {len(data)} bytes")
     version, opcode, _, result, lifetime, epoch = _HEAD.unpack_from(data)
     if version != _VERSION or opcode not in (_RESPONSE + _ANNOUNCE, _RESPONSE + _MAP):
-        raise PortMapMalformed(f"version {version}, opcode {opcode} is no answer of PCP")
+        raise PortMapMalformed(f"version {version}, opcode {opcode} is not a PCP answer")
     if opcode == _RESPONSE + _ANNOUNCE:
         return Refused(None, epoch, None, lifetime, result) if result else Announced(epoch)
     if len(data) < _HEAD.size + _BODY.size:
@@ -131,7 +131,9 @@ def decode(data: bytes) -> Answer:
         return Refused(nonce, epoch, None if ip.is_unspecified else ip, lifetime, result)
     transport = _TRANSPORTS.get(protocol)
     if transport is None or not internal or (lifetime and not external):
-        raise PortMapMalformed(f"a PCP answer maps port {internal} of protocol {protocol}")
+        raise PortMapMalformed(
+            f"a PCP answer has an invalid mapping: protocol {protocol}, port {internal} to {external}"
+        )
     return Mapped(nonce, transport, epoch, internal, external, ip, lifetime)
 
 

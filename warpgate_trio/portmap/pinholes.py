@@ -85,7 +85,7 @@ class PinholeClient:
             raise
         number = told.get("UniqueID", "")
         if not number.isdecimal() or len(number) > _MAX_ID:
-            raise PortMapMalformed("the gateway says that it has opened a pinhole, and gives it no number")
+            raise PortMapMalformed("the gateway reports success, but gives the pinhole no valid number (UniqueID)")
         return number
 
     async def _call(self, action: str, **arguments: str) -> dict[str, str]:

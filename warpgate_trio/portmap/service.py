@@ -155,7 +155,7 @@ class PortMaps:
         try:
             wanted = self._places()
         except Exception as error:  # no ports are opened where the system does not list its gateways
-            logger.debug("the machine's gateways cannot be told: %s", error)
+            logger.debug("the host's gateways cannot be determined: %s", error)
             return
         for place in [place for place in self._keepers if place not in wanted]:
             self._keepers.pop(place)[1].cancel()
@@ -244,7 +244,7 @@ class PortMaps:
             try:
                 await keeper.run()
             except Exception:
-                logger.exception("no more ports are opened by %s", place.gateway)
+                logger.exception("opening ports at gateway %s ended with an unexpected error", place.gateway)
             keeper.settled.set()
 
 
@@ -293,7 +293,7 @@ def _state(place: _Place, keeper: Keeper) -> GatewayState:
         mapped=mapped,
         problems=(
             *(
-                "it opens ports for ever: a program that is killed leaves its own open"
+                "it opens ports without a time limit: the ports of a killed program stay open"
                 for each in mapped
                 if each.permanent
             ),

@@ -97,13 +97,13 @@ def parse_reply(data: bytes) -> Reply:
       PortMapMalformed: it is no answer, or has no location.
     """
     if len(data) > MAX_REPLY:
-        raise PortMapMalformed(f"an answer to a search has {len(data)} bytes")
+        raise PortMapMalformed(f"a search answer has {len(data)} bytes, more than {MAX_REPLY}")
     first, *lines = data.decode("ascii", "replace").replace("\r\n", "\n").split("\n")
     if not first.startswith("HTTP/1.") or " 200" not in first:
-        raise PortMapMalformed("that is no answer to a search")
+        raise PortMapMalformed("the datagram is not a search answer")
     headers = {name.strip().lower(): value.strip() for name, found, value in (x.partition(":") for x in lines) if found}
     if not headers.get("location"):
-        raise PortMapMalformed("an answer to a search names no place")
+        raise PortMapMalformed("a search answer has no LOCATION header")
     return Reply(headers["location"], headers.get("st", ""))
 
 
@@ -115,7 +115,7 @@ def parse_url(text: str, base: Url | None = None) -> Url:
     """
     text = text.strip()
     if len(text) > MAX_URL or not text.isascii() or not text.isprintable() or " " in text:
-        raise PortMapMalformed("a gateway names a URL that is none")
+        raise PortMapMalformed("a gateway sent an invalid URL")
     try:
         parts = urlsplit(text)
         port = parts.port
@@ -124,9 +124,9 @@ def parse_url(text: str, base: Url | None = None) -> Url:
             return Url(base.ip, base.port, _target(path, parts.query), base.scope)
         ip = ip_address((parts.hostname or "").partition("%")[0])
     except ValueError as error:
-        raise PortMapMalformed(f"a gateway names a URL that is none: {error}") from None
+        raise PortMapMalformed(f"a gateway sent an invalid URL: {error}") from None
     if parts.scheme.lower() != "http" or port == 0 or parts.username is not None:
-        raise PortMapMalformed("a gateway names a URL that is not asked")
+        raise PortMapMalformed("a gateway sent a URL that is not allowed (only http://, without a login)")
     scope = base.scope if base is not None and base.ip == ip else ""
     return Url(ip, port or 80, _target(parts.path, parts.query), scope)
 
@@ -154,5 +154,5 @@ def judge_location(text: str, *, gateway: IpAddress, local: IpAddress, prefix: i
     on_link = scope_of(url.ip) is AddressScope.LINK_LOCAL
     bad = scope_of(url.ip) in (AddressScope.LOOPBACK, AddressScope.NO_HOST) or (on_link and url.ip.version == 4)
     if not near or bad or url.ip == local:
-        raise PortMapMalformed(f"an answer to a search points to {url.authority}, which is no gateway of this network")
+        raise PortMapMalformed(f"a search answer points to {url.authority}, which cannot be a gateway of this network")
     return msgspec.structs.replace(url, scope=f"%{index}") if on_link else url

@@ -70,7 +70,7 @@ class UpnpClient:
         except (PortMapRefused, Gone):  # some gateways have another error for a missing entry
             known = None
         if known is not None and known.client != str(self._local):
-            raise Conflict(718, f"port {claim.external} is {known.client or 'somebody'}'s already")
+            raise Conflict(718, f"port {claim.external} is already mapped to {known.client or 'another host'}")
         if known is not None and not known.is_for(self._local, claim.internal):
             await self._delete(claim)  # our own, from an earlier run
             known = None
@@ -78,7 +78,7 @@ class UpnpClient:
         try:
             return await self._read_back(claim, lifetime, known)
         except PortMapRefused as error:  # a refusal of the later request: the mapping was made
-            raise PortMapError(f"the gateway says that it has mapped a port, and no more of it: {error}") from error
+            raise PortMapError(f"the gateway reports success, but the mapping cannot be read back: {error}") from error
 
     async def _read_back(self, claim: Claim, lifetime: int, known: _Entry | None) -> Grant:
         """Read the entry that was made, or renewed if `known`; one that was not extended is deleted and made again."""
@@ -89,7 +89,7 @@ class UpnpClient:
             await self._add(claim, lifetime)
             entry = await self._entry(claim)
         if entry is None or not entry.is_for(self._local, claim.internal):
-            raise PortMapMalformed("the gateway says that it has mapped a port, and has not")
+            raise PortMapMalformed("the gateway reports success, but the mapping does not exist")
         left = entry.lease if entry.lease is not None else asked
         return Grant(claim, claim.external, await self.external(), left)
 

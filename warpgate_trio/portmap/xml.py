@@ -54,7 +54,7 @@ def parse(data: bytes) -> Element:
       PortMapMalformed: it is no XML, has a document type, or exceeds the bounds.
     """
     if len(data) > MAX_DOCUMENT:
-        raise PortMapMalformed(f"a gateway sends a document of {len(data)} bytes")
+        raise PortMapMalformed(f"a gateway sent a document of {len(data)} bytes, more than {MAX_DOCUMENT}")
     root = Element("")
     stack = [root]
     count = 0
@@ -63,7 +63,7 @@ def parse(data: bytes) -> Element:
         nonlocal count
         count += 1
         if count > MAX_ELEMENTS or len(stack) > MAX_DEPTH:
-            raise PortMapMalformed("a gateway sends a document of too many elements")
+            raise PortMapMalformed("a gateway sent a document with too many or too deeply nested elements")
         element = Element(name.rpartition(":")[2])
         stack[-1].children.append(element)
         stack.append(element)
@@ -73,7 +73,7 @@ def parse(data: bytes) -> Element:
         stack.pop().text = "".join(texts.pop()).strip()
 
     def refuse(*_arguments: object) -> int:
-        raise PortMapMalformed("a gateway sends a document type")
+        raise PortMapMalformed("a gateway's XML has a document type declaration, which is refused")
 
     texts: list[list[str]] = [[]]
     parser = expat.ParserCreate()
@@ -86,9 +86,9 @@ def parse(data: bytes) -> Element:
     try:
         parser.Parse(data.strip(b"\0 \t\r\n"), True)
     except expat.ExpatError as error:
-        raise PortMapMalformed(f"a gateway sends what is no XML: {error}") from None
+        raise PortMapMalformed(f"a gateway sent invalid XML: {error}") from None
     except (LookupError, ValueError, UnicodeError) as error:  # an unknown encoding
         if isinstance(error, PortMapMalformed):
             raise
-        raise PortMapMalformed(f"a gateway sends XML that cannot be read: {error}") from None
+        raise PortMapMalformed(f"a gateway sent XML that cannot be decoded: {error}") from None
     return root.children[0]
