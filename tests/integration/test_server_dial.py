@@ -94,7 +94,7 @@ class TestRealProxies:
         assert "guess" not in said
 
     async def test_a_port_is_forbidden(self, proxies: tuple[int, int, int]) -> None:
-        assert "does not let through to 127.0.0.1:25 (403" in await refusal(by(proxies[0]), port=25)
+        assert "does not allow connections to 127.0.0.1:25 (403" in await refusal(by(proxies[0]), port=25)
 
     async def test_a_target_refuses(self, proxies: tuple[int, int, int]) -> None:
         said = await refusal(by(proxies[0]), port=proxies[2])
@@ -136,11 +136,11 @@ class TestStrangeProxies:
         ("answer", "said"),
         [
             (b"HTTP/1.1 401 Unauthorized\r\n\r\n", "wants a login"),
-            (b"HTTP/1.1 403 Forbidden\r\n\r\n", "does not let through to a.example:443"),
+            (b"HTTP/1.1 403 Forbidden\r\n\r\n", "does not allow connections to a.example:443"),
             (b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic\r\n\r\n", "wants a login"),
             (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "could not connect to a.example:443"),
             (b"\xff\x00garbage\r\n\r\n", "does not answer in HTTP"),
-            (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000, "answers without end"),
+            (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000, "sent 16 KiB without a complete response header"),
         ],
     )
     async def test_its_answer_is_its_own(self, answer: bytes, said: str) -> None:
@@ -149,12 +149,12 @@ class TestStrangeProxies:
 
     async def test_it_hangs_up(self) -> None:
         async with says(None) as port:
-            assert "hung up before it answered" in await refusal(by(port), "a.example")
+            assert "closed the connection without an answer" in await refusal(by(port), "a.example")
 
     async def test_it_is_not_there(self) -> None:
         said = await refusal(by(free_port()), "a.example")
         assert "cannot be reached: " in said
-        assert ": Connection refused; which one is used says [network] proxy, or HTTPS_PROXY in" in said
+        assert ": Connection refused; the proxy is set by [network] proxy, or by HTTPS_PROXY in" in said
 
     async def test_its_name_is_unknown(self, monkeypatch: pytest.MonkeyPatch) -> None:
         names = Names()

@@ -61,7 +61,7 @@ class TestStrangeOnes:
             ((b"HTTP/1.1 400 Bad Request\r\n\r\n",), "did not connect to a.example:443 (Unexpected SOCKS version"),
             ((b"\x05\xff",), "did not connect to a.example:443 ("),
             ((b"\x05\x02",), "did not connect to a.example:443 ("),
-            ((b"\x05\x00\x05\x02\x00\x01" + bytes(6),), "does not let through to a.example:443 ("),
+            ((b"\x05\x00\x05\x02\x00\x01" + bytes(6),), "does not allow connections to a.example:443 ("),
             ((b"\x05\x00\x05\x04\x00\x01" + bytes(6),), "could not connect to a.example:443 ("),
             ((b"\x05\x00\x05\x63\x00\x01" + bytes(6),), "did not connect to a.example:443 (Invalid reply code"),
             ((b"\x05\x00\x05\x00\x00\x07" + bytes(6),), "did not connect to a.example:443 (Invalid address type"),

@@ -153,7 +153,7 @@ async def test_what_a_real_proxy_refuses_is_said_in_its_name(
     for by, to, said in (
         (f"http://{at}", port, "wants a login"),
         (f"http://{USER}:guess@{at}", port, f"does not accept the login of '{USER}'"),
-        (proxy, 25, f"does not let through to {host}:25 (403"),
+        (proxy, 25, f"does not allow connections to {host}:25 (403"),
         (proxy, port, f"could not connect to {host}:{port} (50"),
     ):
         assert f"TURN server turns:{host}:{to} cannot be reached: the proxy {at} {said}" in await refusal(
@@ -183,11 +183,11 @@ FORMS = (f"turn:{NAME}?transport=tcp", f"turns:{NAME}:443")
     ("answer", "said"),
     [
         (b"HTTP/1.1 401 Unauthorized\r\n\r\n", "wants a login"),
-        (b"HTTP/1.1 403 Forbidden\r\n\r\n", "does not let through to relay.example"),
+        (b"HTTP/1.1 403 Forbidden\r\n\r\n", "does not allow connections to relay.example"),
         (b"HTTP/1.1 407 No\r\nProxy-Authenticate: Basic\r\n\r\n", "wants a login"),
         (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "could not connect to relay.example"),
         (b"\xff\x00garbage\r\n\r\n", "does not answer in HTTP"),
-        (None, "hung up before it answered"),
+        (None, "closed the connection without an answer"),
     ],
 )
 async def test_what_a_proxy_says_is_said_in_its_name(url: str, answer: bytes | None, said: str) -> None:

@@ -87,7 +87,7 @@ class TestRefusals:
             b'Proxy-Authenticate: NTLM abc, Digest realm="x"\r\n\r\n',
             LOGIN,
         )
-        assert "wants a login by Negotiate or NTLM or Digest, and only Basic is known here (407 No)" in said
+        assert "wants a login by Negotiate or NTLM or Digest, but only Basic is supported (407 No)" in said
 
     def test_basic_among_others_will_do(self) -> None:
         said = refusal(b'HTTP/1.1 407 No\r\nProxy-Authenticate: Negotiate, basic realm="a, b"\r\n\r\n')
@@ -95,8 +95,8 @@ class TestRefusals:
 
     def test_a_port_is_forbidden(self) -> None:
         said = refusal(b"HTTP/1.1 403 Forbidden\r\n\r\n")
-        assert "does not let through to signal.example.org:443 (403 Forbidden)" in said
-        assert "port 443 alone" in said
+        assert "does not allow connections to signal.example.org:443 (403 Forbidden)" in said
+        assert "allow only port 443" in said
 
     @pytest.mark.parametrize("status", [500, 502, 503, 504])
     def test_the_server_cannot_be_reached(self, status: int) -> None:
@@ -132,7 +132,7 @@ class TestNonsense:
         request = ask()
         if before:
             assert not request.receive(before)
-        with pytest.raises(ProxyError, match="hung up before it answered"):
+        with pytest.raises(ProxyError, match="closed the connection without an answer"):
             request.receive(b"")
 
     @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ class TestNonsense:
     def test_a_header_without_end_is_not_read_to_it(self, piece: bytes) -> None:
         request = ask()
         taken = 0
-        with pytest.raises(ProxyError, match=r"(answers without end|does not answer in HTTP)"):
+        with pytest.raises(ProxyError, match=r"(without a complete response header|does not answer in HTTP)"):
             request.receive(b"HTTP/1.1 100 Continue\r\n")
             while taken < 10 * MAX_ANSWER:
                 taken += len(piece)
@@ -150,5 +150,5 @@ class TestNonsense:
 
     def test_nor_is_what_comes_in_one_piece(self) -> None:
         pauses = b"HTTP/1.1 100 Continue\r\n\r\n" * (MAX_ANSWER // 20)
-        with pytest.raises(ProxyError, match=r"(answers without end|does not answer in HTTP)"):
+        with pytest.raises(ProxyError, match=r"(without a complete response header|does not answer in HTTP)"):
             ask().receive(pauses + WORDS["the way"])

@@ -73,7 +73,7 @@ class ConnectRequest:
         """
         name = name_of(self._proxy)
         if not data:
-            raise ProxyError(f"{name} hung up before it answered; does it allow CONNECT, the way through it?")
+            raise ProxyError(f"{name} closed the connection without an answer; does it allow CONNECT?")
         fed, beyond = data[: self._room], data[self._room :]
         self._room -= len(fed)
         self._start = (self._start + fed)[: len(_START)]
@@ -91,7 +91,7 @@ class ConnectRequest:
             self.rest = self._http.trailing_data[0] + beyond
             return True
         if not self._room:
-            raise ProxyError(f"{name} answers without end: {MAX_ANSWER // 1024} KiB of header, and no answer in it")
+            raise ProxyError(f"{name} sent {MAX_ANSWER // 1024} KiB without a complete response header")
         return False
 
     def _no_proxy(self) -> ProxyError:
@@ -107,8 +107,8 @@ class ConnectRequest:
             return f"{name} {self._login_refused(answer)} ({said})"
         if status == 403:
             return (
-                f"{name} does not let through to {self._target} ({said}): proxies often allow port 443 alone; use a "
-                "server at that port, or ask who runs the proxy"
+                f"{name} does not allow connections to {self._target} ({said}): many proxies allow only port 443; "
+                "use a server at that port, or ask the administrator of the proxy"
             )
         if status >= 500:
             return f"{name} could not connect to {self._target} ({said}): check the server's name and port"
@@ -117,7 +117,7 @@ class ConnectRequest:
     def _login_refused(self, answer: h11.Response) -> str:
         schemes = _schemes([value for key, value in answer.headers if key.endswith(b"-authenticate")])
         if schemes and "basic" not in map(str.lower, schemes):
-            return f"wants a login by {printable(' or '.join(schemes), _MAX_SAID)}, and only Basic is known here"
+            return f"wants a login by {printable(' or '.join(schemes), _MAX_SAID)}, but only Basic is supported"
         if self._proxy.username is None:
             return "wants a login: put it into the proxy's URL, as http://name:password@host:port"
         return f"does not accept the login of {self._proxy.username!r}: check name and password in the proxy's URL"

@@ -288,7 +288,7 @@ class DatagramSocket:
         if not waited:
             await trio.lowlevel.cancel_shielded_checkpoint()
         if not batch:
-            raise trio.BrokenResourceError(f"the socket gives nothing but errors: {dict(self.errors)}")
+            raise trio.BrokenResourceError(f"every read of the socket fails: {dict(self.errors)}")
         return batch
 
     def _drain(self, batch: list[Datagram], limit: int) -> int:

@@ -78,8 +78,8 @@ class ServerDial:
         except OSError as error:
             self._waiting = False
             raise ProxyError(
-                f"{name_of(proxy)} cannot be reached: {reason_of(error)}; which one is used says [network] proxy, "
-                "or HTTPS_PROXY in the environment"
+                f"{name_of(proxy)} cannot be reached: {reason_of(error)}; the proxy is set by [network] proxy, "
+                "or by HTTPS_PROXY in the environment"
             ) from error
         try:
             return await _connect(stream, proxy, host, port)

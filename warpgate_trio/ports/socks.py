@@ -65,7 +65,7 @@ async def ask_socks(stream: trio.abc.Stream, proxy: ServerUrl, host: str, port: 
 def _refusal(code: int | None, said: str, target: str) -> str:
     said = printable(said, _MAX_SAID)
     if code == _FORBIDDEN:
-        return f"does not let through to {target} ({said}): ask who runs the proxy"
+        return f"does not allow connections to {target} ({said}): ask the administrator of the proxy"
     if code == _REFUSED or code in _UNREACHABLE:
         return f"could not connect to {target} ({said}): check the server's name and port"
     return f"did not connect to {target} ({said}); is it a SOCKS5 proxy, and is the login in its URL right?"

@@ -192,7 +192,7 @@ class UdpPort:
                 return list(self._sort(data, source))
         except Exception:
             log = logger.debug if self.dropped else logger.warning  # anybody can send such datagrams by the thousand
-            log("UDP port %s: a datagram from %s was not understood", self.local, source, exc_info=True)
+            log("UDP port %s: handling a datagram from %s failed", self.local, source, exc_info=True)
             self.dropped += 1
             return ()
 
@@ -370,7 +370,7 @@ class UdpPorts:
         """
         self._check_room()
         if machine.current().spare_descriptors() <= 0:
-            raise OSError(errno.EMFILE, "the last file descriptors are not for UDP ports")
+            raise OSError(errno.EMFILE, "too few file descriptors are left for another UDP port")
         sock = await DatagramSocket.bind((ip, port))
         try:
             nursery = self._check_room()  # again: other tasks may have opened ports, and the node may have closed
