@@ -410,7 +410,7 @@ class TestFromBytes:
         with pytest.raises(AddressMalformed, match="IPv6 is 0 to 128"):
             PeerAddress.from_bytes(with_endpoints([1, 1, bytes(15) + b"\1", 129, 1, None, None]))
 
-    @pytest.mark.parametrize(("base", "reason"), [(2, "has no such"), (1, "not an interface's own"), (-1, "base")])
+    @pytest.mark.parametrize(("base", "reason"), [(2, "does not exist"), (1, "not an interface's own"), (-1, "base")])
     def test_base_is_an_endpoint_of_the_interface_itself(self, base: int, reason: str) -> None:
         with pytest.raises(AddressMalformed, match=reason):
             PeerAddress.from_bytes(with_endpoints(ENDPOINT, [1, 2, b"\xc6\x33\x64\x01", None, 4433, base, None]))

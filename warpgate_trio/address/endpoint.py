@@ -123,7 +123,7 @@ def check_endpoint(endpoint: Endpoint) -> Endpoint:
     if bits not in (32, 128):
         raise AddressMalformed(f"an endpoint's address has 4 or 16 bytes, not {len(endpoint.address)}")
     if bits == 128 and endpoint.address.startswith(_V4_MAPPED):
-        raise AddressMalformed("an endpoint hides an IPv4 address in an IPv6 one; it has to be written as IPv4")
+        raise AddressMalformed("an endpoint has an IPv4-mapped IPv6 address; it has to be written as IPv4")
     if not 1 <= endpoint.port <= 65535:
         raise AddressMalformed(f"an endpoint's port is 1 to 65535, not {endpoint.port}")
     if endpoint.prefix is not None and not 0 <= endpoint.prefix <= bits:
@@ -131,5 +131,5 @@ def check_endpoint(endpoint: Endpoint) -> Endpoint:
     if endpoint.base is not None and (endpoint.base < 0 or endpoint.kind is EndpointKind.NIC):
         raise AddressMalformed("only an endpoint that is not an interface's own is derived from another (base)")
     if endpoint.observed_at is not None and not 0 <= endpoint.observed_at <= LATEST:
-        raise AddressMalformed(f"an endpoint was seen at {endpoint.observed_at}, which is no time")
+        raise AddressMalformed(f"an endpoint has an invalid observation time, {endpoint.observed_at}")
     return endpoint

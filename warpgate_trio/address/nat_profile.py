@@ -430,8 +430,8 @@ def describe(profile: TransportProfile) -> str:
         return name
     ports = {
         Allocation.UNKNOWN: "",
-        Allocation.PRESERVING: f"keeps ports, plus {profile.delta}" if profile.delta else "keeps ports",
-        Allocation.SEQUENTIAL: f"each port {profile.delta:+d}",
+        Allocation.PRESERVING: f"keeps ports, offset {profile.delta:+d}" if profile.delta else "keeps ports",
+        Allocation.SEQUENTIAL: f"sequential ports, step {profile.delta:+d}",
         Allocation.RANDOM: f"random ports of {profile.low} to {profile.high}",
     }[profile.allocation]
     return f"{name}, {ports}" if ports else name

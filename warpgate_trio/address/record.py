@@ -293,7 +293,9 @@ class PeerAddress:
             raise AddressExpired(f"the address of {self.peer_id} expired {late:.0f} s ago: ask for a fresh one")
         if now < self.issued_at - leeway:
             early = self.issued_at - now
-            raise AddressNotYetValid(f"the address of {self.peer_id} begins in {early:.0f} s: a clock is wrong")
+            raise AddressNotYetValid(
+                f"the address of {self.peer_id} becomes valid in {early:.0f} s: one of the two clocks is wrong"
+            )
 
     @property
     def nat_profiles(self) -> NatProfiles:
@@ -361,7 +363,9 @@ def _parse_interface(wire: _WireInterface) -> AddressInterface:
         base = endpoint.base
         if base is not None:
             if base >= len(wire.endpoints):
-                raise AddressMalformed(f"an endpoint is derived from number {base} of its interface, which has no such")
+                raise AddressMalformed(
+                    f"an endpoint is derived from one that does not exist, number {base} of its interface"
+                )
             base = place.get(base)
             # A base is a local endpoint (RFC 8445 section 2), so bases never form a chain or a loop.
             if base is not None and known[base].kind is not EndpointKind.NIC:
