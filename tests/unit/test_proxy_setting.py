@@ -43,9 +43,9 @@ class TestTheSetting:
         ("value", "why"),
         [
             ("https://proxy.example", "expected one of the schemes http"),
-            ("http://proxy.example/pac", "a http URL has no path"),
-            ("http://proxy.example:0", "the port is 1 to 65535"),
-            ("http://a%3Ab:c@proxy.example", "has no colon"),
+            ("http://proxy.example/pac", "a http URL cannot have a path"),
+            ("http://proxy.example:0", "the port has to be 1 to 65535"),
+            ("http://a%3Ab:c@proxy.example", "cannot contain a colon"),
             ("", 'expected "env", "none", or the URL'),
             ("Env", 'expected "env", "none", or the URL'),
             (5, 'expected "env", "none", or the URL'),
@@ -107,7 +107,7 @@ class TestTheEnvironment:
             proxies.to(ServerUrl.parse(WSS))
         assert str(refused.value) == (
             "environment HTTPS_PROXY = 'gopher://***@a:1': expected one of the schemes http, socks5, socks5h; "
-            'network.proxy = "none" does without it'
+            'set network.proxy = "none" to use no proxy'
         )
 
 

@@ -418,7 +418,7 @@ def _read_token(value: object, source: Source) -> str | None:
 
 def _read_glob(value: object) -> str:
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise Unfit("expected a glob of interface names, as 'wg*'")
+        raise Unfit("expected a glob of interface names, such as 'wg*'")
     return value
 
 

@@ -38,7 +38,7 @@ def read_proxy(value: object) -> ProxySetting:
     if value == "none":
         return "none"
     if not isinstance(value, str) or ":" not in value:  # more likely a misspelt word than a host
-        raise Unfit('expected "env", "none", or the URL of a proxy, as http://proxy:3128')
+        raise Unfit('expected "env", "none", or the URL of a proxy, such as http://proxy:3128')
     return parse_proxy_url(value)
 
 
@@ -71,7 +71,7 @@ class Proxies:
             return parse_proxy_url(text) if text else None
         except Unfit as error:
             raise ConfigError(
-                f'environment {name} = {shown_value(text)}: {error}; network.proxy = "none" does without it'
+                f'environment {name} = {shown_value(text)}: {error}; set network.proxy = "none" to use no proxy'
             ) from None
 
     def _is_exempt(self, host: str) -> bool:

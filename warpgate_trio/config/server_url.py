@@ -255,10 +255,10 @@ def _turn_values(url: object, username: object, password: object) -> tuple[Serve
 def parse_proxy_url(text: str) -> ServerUrl:
     """Read a proxy's URL, or only its host and port, as curl accepts them; raises `Unfit`."""
     if ":" not in text:  # more likely a misspelt word than a host
-        raise Unfit("expected the URL of a proxy, as http://proxy:3128")
+        raise Unfit("expected the URL of a proxy, such as http://proxy:3128")
     url = _parse_url((text if "://" in text else f"http://{text}").removesuffix("/"), _PROXY_PORTS)
     if ":" in (url.username or ""):
-        raise Unfit("the name of a login has no colon (RFC 7617)")
+        raise Unfit("the name of a login cannot contain a colon (RFC 7617)")
     return url
 
 
@@ -276,13 +276,13 @@ def _parse_url(text: str, ports: Mapping[str, int] = _DEFAULT_PORTS) -> ServerUr
     port = match["port"] or ("" if match["port"] is not None else str(ports[scheme]))
     if not re.fullmatch("[0-9]{1,5}", port, re.ASCII) or not 1 <= int(port) <= 65535:
         hint = "; in a login, write : / ? # and @ percent-encoded" if "@" in text else ""
-        raise Unfit(f"the port is 1 to 65535{hint}")
+        raise Unfit(f"the port has to be 1 to 65535{hint}")
     username, password = _parse_login(match["login"])
     path, query = match["path"] or "", match["query"] or ""
     if username is not None and scheme not in _WITH_LOGIN:
-        raise Unfit(f"a {scheme} URL has no login")
+        raise Unfit(f"a {scheme} URL cannot have a login")
     if path and scheme not in _WITH_PATH:
-        raise Unfit(f"a {scheme} URL has no path")
+        raise Unfit(f"a {scheme} URL cannot have a path")
     try:
         params = tuple(parse_qsl(query, keep_blank_values=True, errors="strict"))
     except ValueError:
@@ -323,7 +323,7 @@ def _no_host() -> NoReturn:
 
 def _check_params(scheme: str, params: tuple[tuple[str, str], ...]) -> None:
     if scheme not in ("turn", "turns"):
-        raise Unfit(f"a {scheme} URL has no query")
+        raise Unfit(f"a {scheme} URL cannot have a query")
     if params not in ((("transport", "udp"),), (("transport", "tcp"),)):
         raise Unfit("the only query of a TURN URL is transport=udp or transport=tcp")
     if scheme == "turns" and params[0][1] == "udp":

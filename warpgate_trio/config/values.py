@@ -90,7 +90,7 @@ def expanded(path: Path) -> Path:
     except RuntimeError:
         raise Unfit("the home directory that '~' stands for is not known") from None
     except ValueError:  # a name after '~' that no user can have, with a NUL or half of a surrogate pair
-        raise Unfit("'~' is followed by what is no user's name") from None
+        raise Unfit("'~' is followed by an invalid user name") from None
 
 
 def read_urls(*schemes: str) -> Reader:
