@@ -148,8 +148,8 @@ REJECTED = {
     "root delay": (answer(root_delay=40.0), "20 s off"),
     "both": (answer(root_delay=20.0, dispersion=6.5), "16 s off|17 s off"),
     "precision": (answer(precision=3), r"2\^3 s"),
-    "held before it came": (answer(received=NOW + 5, sent=NOW + 4), "no time"),
-    "held longer than we waited": (answer(received=NOW, sent=NOW + 2), "longer than we waited"),
+    "held before it came": (answer(received=NOW + 5, sent=NOW + 4), "a negative time"),
+    "held longer than we waited": (answer(received=NOW, sent=NOW + 2), "longer than the round trip"),
 }
 
 

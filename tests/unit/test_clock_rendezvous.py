@@ -97,9 +97,9 @@ def test_no_period_or_lead(period: float, lead: float) -> None:
 
 def test_a_bucket_of_a_peers_invention() -> None:
     for bucket in (-1, 1 << 64, 1 << 5000):
-        with pytest.raises(ValueError, match="no bucket"):
+        with pytest.raises(ValueError, match="is out of range"):
             boundaries_left(bucket, 3.0, 100.0, 1.0, 0.0)
-    with pytest.raises(ValueError, match="not negative"):
+    with pytest.raises(ValueError, match="cannot be negative"):
         boundaries_left(34, 3.0, 100.0, 1.0, -1)
 
 
@@ -149,14 +149,14 @@ def test_every_port_is_equally_likely() -> None:
     ("secret", "bucket", "n", "low", "high", "why"),
     [
         (b"short", 0, 1, 1024, 2048, "at least 16 bytes"),
-        (SECRET, -1, 1, 1024, 2048, "no bucket"),
-        (SECRET, 1 << 64, 1, 1024, 2048, "no bucket"),
-        (SECRET, 0, 1, 0, 2048, "no range"),
-        (SECRET, 0, 1, 2048, 1024, "no range"),
-        (SECRET, 0, 1, 1024, 65536, "no range"),
-        (SECRET, 0, -1, 1024, 2048, "no -1 usable"),
-        (SECRET, 0, 12, 1024, 1034, "no 12 usable"),
-        (SECRET, 0, 2, 5060, 5062, "no 2 usable"),
+        (SECRET, -1, 1, 1024, 2048, "is out of range"),
+        (SECRET, 1 << 64, 1, 1024, 2048, "is out of range"),
+        (SECRET, 0, 1, 0, 2048, "is not a range"),
+        (SECRET, 0, 1, 2048, 1024, "is not a range"),
+        (SECRET, 0, 1, 1024, 65536, "is not a range"),
+        (SECRET, 0, -1, 1024, 2048, "cannot choose -1 ports"),
+        (SECRET, 0, 12, 1024, 1034, "cannot choose 12 ports"),
+        (SECRET, 0, 2, 5060, 5062, "cannot choose 2 ports"),
     ],
 )
 def test_what_no_ports_are_made_of(secret: bytes, bucket: int, n: int, low: int, high: int, why: str) -> None:
@@ -186,14 +186,14 @@ def test_the_peers_clock_is_within_half_the_round_trip(true: float, there: float
 def test_a_peer_whose_clock_runs_faster_than_ours_held_it_for_a_little_longer_than_we_waited() -> None:
     found = from_signal(1.8e9, 1.8e9, 1.8e9 + 10.0009, 1.8e9 + 10)
     assert found.uncertainty >= abs(found.offset - 0.00045) - 1e-6
-    with pytest.raises(ValueError, match="no round trip"):
+    with pytest.raises(ValueError, match="claims to have held"):
         from_signal(1.8e9, 1.8e9, 1.8e9 + 10.1, 1.8e9 + 10)
 
 
 def test_timestamps_of_whole_milliseconds() -> None:
     """Cut off, two of a loopback's may lie in the wrong order; the resolution allows for it, and it is in the bound."""
     assert from_signal(0.0009, 0.001, 0.001, 0.0008, resolution=0.001).uncertainty >= 0.001
-    with pytest.raises(ValueError, match="no round trip"):
+    with pytest.raises(ValueError, match="claims to have held"):
         from_signal(0.0009, 0.001, 0.001, 0.0008, resolution=0)
 
 
@@ -208,7 +208,7 @@ def test_timestamps_of_whole_milliseconds() -> None:
     ],
 )
 def test_no_round_trip(stamps: tuple[float, float, float, float]) -> None:
-    with pytest.raises(ValueError, match=r"no round trip|not a finite number"):
+    with pytest.raises(ValueError, match=r"claims to have held|not a finite number"):
         from_signal(*stamps, resolution=0.001)
 
 
@@ -240,5 +240,5 @@ def test_the_less_uncertain_one_counts(
 
 @pytest.mark.parametrize(("ours", "theirs"), [(-1.0, 5.0), (5.0, -1.0), (math.nan, 1.0)])
 def test_no_uncertainty(ours: float, theirs: float) -> None:
-    with pytest.raises(ValueError, match="not negative"):
+    with pytest.raises(ValueError, match="cannot be negative"):
         combine(ours, theirs, None)

@@ -133,9 +133,9 @@ async def keep_measured(
                 estimate = await measure_offset(servers, timeout=timeout, host=host, names=names)
         except Exception as error:  # any failure caused by a server only means that the clock is not measured
             if not isinstance(error, ClockUnavailable):
-                logger.exception("the clock could not be measured")
+                logger.exception("measuring the clock ended with an unexpected error")
                 error = ClockUnavailable(f"unexpected {type(error).__name__}")
-            logger.warning("no time server: %s", error)
+            logger.warning("the clock could not be measured: %s", error)
             clock.note_asked()
             on_failure(error)
             await trio.sleep(pause * host.random.uniform(0.9, 1.1))  # jitter, against synchronised nodes

@@ -130,7 +130,7 @@ class NtpExchange:
           ValueError: the nonce has another length.
         """
         if len(nonce) != 8:
-            raise ValueError("a nonce has eight bytes")
+            raise ValueError("a nonce must have eight bytes")
         if not any(nonce):
             nonce = b"\0\0\0\0\0\0\0\1"  # zero means "never" to a server
         self._pending.put(nonce, now)
@@ -148,7 +148,7 @@ class NtpExchange:
         sent = self._pending.pop(data[_ORIGIN])
         if sent is None or len(data) < PACKET_SIZE:
             # Checked first: a sender that has not seen the request must not even be able to end the exchange.
-            raise WrongOrigin("something came that answers no request of ours")
+            raise WrongOrigin("a packet came that answers no request of this host")
         packet = ntplib.NTPPacket()
         packet.from_data(data)
         return _sample(packet, sent, now)
@@ -178,7 +178,9 @@ def _sample(packet: ntplib.NTPPacket, sent: float, now: float) -> NtpSample:
     held = answered - received
     delay = (now - sent) - held
     if held < -precision or delay < -precision - _MIN_DELAY:
-        raise NtpRejected("the server claims to have had the request for longer than we waited, or less than no time")
+        raise NtpRejected(
+            "the server claims to have held the request for longer than the round trip, or for a negative time"
+        )
     delay = max(delay, _MIN_DELAY)
     return NtpSample(
         offset=((received - sent) + (answered - now)) / 2,

@@ -79,10 +79,10 @@ async def measure_offset(
     """
     for url in servers:
         if url.scheme != "ntp":
-            raise ValueError(f"{url.redacted} is no time server")
+            raise ValueError(f"{url.redacted} is not the URL of an NTP server")
     chosen = list(dict.fromkeys(str(url) for url in servers))[:MAX_SERVERS]
     if not chosen:
-        raise ClockUnavailable("no time server is configured")
+        raise ClockUnavailable("no NTP server is configured")
     wall_at, started = host.wall_time(), trio.current_time()
     readings = [_Reading(name) for name in chosen]
 
@@ -100,12 +100,12 @@ async def measure_offset(
     if offset is None:
         for each in readings:
             if each.best is not None:
-                faults[each.name] = f"answered {each.best.offset:+.3f} s, on which no majority agrees"
+                faults[each.name] = f"answered an offset of {each.best.offset:+.3f} s, on which no majority agrees"
         raise ClockUnavailable("; ".join(f"{name}: {fault}" for name, fault in faults.items()))
     for name in offset.outvoted:
         faults[name] = "outvoted: contradicts what most servers say"
     for name, fault in faults.items():
-        logger.info("time server %s: %s", name, fault)
+        logger.info("NTP server %s: %s", name, fault)
     return ClockEstimate(
         offset=offset.offset,
         uncertainty=offset.uncertainty,
@@ -140,7 +140,7 @@ async def _ask_all(
             late = (
                 f"no answer within {timeout:g} s"
                 if scope.cancelled_caught
-                else f"not waited for: {SETTLE:g} s after another"
+                else f"no answer within {SETTLE:g} s after that of another server"
             )
             reading.fault = late if reading.fault is None else f"{late} ({reading.fault})"
 
@@ -212,7 +212,7 @@ async def _ask_address(reading: _Reading, address: TransportAddress, local: Call
         if good == 0:
             reading.fault = (error.strerror if isinstance(error, OSError) else None) or str(error)
         elif isinstance(error, KissOfDeath):
-            logger.debug("time server %s: %s, after %d answers", reading.name, error, good)
+            logger.debug("NTP server %s: %s, after %d answers", reading.name, error, good)
         return good > 0
     if good == 0:
         late = f"no answer to {MAX_REQUESTS} requests"

@@ -67,7 +67,7 @@ def from_signal(
         raise ValueError("a timestamp is not a finite number")
     held, waited = peer_sent - peer_received, received - sent
     if waited < -resolution or held < -resolution or waited - held < -2 * resolution - _MAX_RATE * abs(waited):
-        raise ValueError(f"no round trip: the peer held for {held:.3f} s what took {waited:.3f} s")
+        raise ValueError(f"the peer claims to have held the signal for {held:.3f} s of a round trip of {waited:.3f} s")
     offset = ((peer_received - sent) + (peer_sent - received)) / 2
     uncertainty = max(waited - held, 0.0) / 2 + resolution + 2 * DRIFT * max(waited, 0.0)
     return PeerOffset(offset, uncertainty, "signal")
@@ -87,7 +87,7 @@ def combine(ours: float | None, theirs: float | None, signal: PeerOffset | None)
     if ours is not None and theirs is not None:
         total = ours + theirs
         if not (ours >= 0 and theirs >= 0):
-            raise ValueError(f"an uncertainty is not negative: {ours}, {theirs}")
+            raise ValueError(f"an uncertainty cannot be negative: {ours}, {theirs}")
     if signal is None:
         return PeerOffset(0.0, total, "ntp") if math.isfinite(total) else None
     contradicts = abs(signal.offset) > total + signal.uncertainty

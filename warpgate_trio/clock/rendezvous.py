@@ -108,7 +108,7 @@ def boundaries_left(bucket: int, period: float, now: float, lead: float, uncerta
     """
     _check(now, period, lead)
     if not uncertainty >= 0:
-        raise ValueError(f"an uncertainty is not negative: {uncertainty}")
+        raise ValueError(f"an uncertainty cannot be negative: {uncertainty}")
     named = (_boundary(bucket, period), _boundary(bucket + 1, period))
     return tuple(each for each in named if each.instant - (now + uncertainty) >= lead)
 
@@ -127,15 +127,15 @@ def bucket_ports(secret: bytes, bucket: int, n: int, low: int, high: int) -> tup
         of range.
     """
     if len(secret) < _MIN_SECRET:
-        raise ValueError(f"a secret has at least {_MIN_SECRET} bytes")
+        raise ValueError(f"a secret must have at least {_MIN_SECRET} bytes")
     if not 1 <= low <= high <= 65535:
-        raise ValueError(f"{low} to {high} is no range of ports")
+        raise ValueError(f"{low} to {high} is not a range of ports")
     if not 0 <= bucket <= _MAX_BUCKET:
-        raise ValueError(f"{bucket} is no bucket")
+        raise ValueError(f"the bucket {bucket} is out of range")
     size = high - low + 1
     usable = size - sum(low <= port <= high for port in AVOIDED_PORTS)
     if not 0 <= n <= usable:
-        raise ValueError(f"there are no {n} usable ports from {low} to {high}")
+        raise ValueError(f"cannot choose {n} ports from {low} to {high}: {usable} are usable")
     # A partial Fisher-Yates shuffle: every choice is equally likely, and the cost does not depend on the size of the
     # range.  Swapped elements are kept in a dict.
     numbers = _numbers(secret, bucket)
@@ -169,10 +169,10 @@ def _below(limit: int, numbers: Iterator[int]) -> int:
 
 def _boundary(bucket: int, period: float) -> Boundary:
     if not 0 <= bucket <= _MAX_BUCKET:
-        raise ValueError(f"{bucket} is no bucket")
+        raise ValueError(f"the bucket {bucket} is out of range")
     return Boundary(bucket, bucket * period)
 
 
 def _check(now: float, period: float, lead: float) -> None:
     if not (0 <= now <= _LATEST and _SHORTEST <= period <= _LATEST and 0 <= lead <= _LATEST):
-        raise ValueError(f"no rendezvous at {now} + {lead} with period {period}")
+        raise ValueError(f"no rendezvous is possible at {now} + {lead} with period {period}")
