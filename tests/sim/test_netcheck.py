@@ -117,7 +117,7 @@ CANNOT: dict[str, tuple[str, ...]] = {
     "address-dependent": (NO_TCP,),
     "symmetric-sequential": (f"{RELAY} with random ports",),
     "udp-blocked": ("UDP is blocked",),
-    "web-only": ("UDP is blocked", "TCP is blocked but for some ports", "needs a relay with every peer outside"),
+    "web-only": ("UDP is blocked", "TCP is blocked except for some ports", "needs a relay with every peer outside"),
 }
 
 
@@ -135,7 +135,7 @@ def test_every_preset_gets_the_right_words(name: str) -> None:
         assert all(each.startswith(start) for each, start in zip(sentences, starts, strict=True)), sentences
 
     said(path.can, CAN[name])
-    hairpin = "leads no packet back in"
+    hairpin = "does not hairpin"
     said([each for each in path.cannot if not each.startswith(hairpin)], CANNOT.get(name, ()))
     assert set(path.can) < set(report.can)
     assert set(path.cannot) < set(report.cannot)  # IPv6 is missing too
@@ -151,7 +151,7 @@ def test_every_preset_gets_the_right_words(name: str) -> None:
 def test_in_the_open() -> None:
     report, _ = run(None)
     (path,) = report.paths
-    assert path.can[0].startswith("is open: over UDP, any peer gets through")
+    assert path.can[0].startswith("is open: any peer can reach")
     assert path.udp.nat_type == "open_internet"
     assert report.external == (path.address,)
 

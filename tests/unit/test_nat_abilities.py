@@ -143,7 +143,7 @@ def test_examples() -> None:
     lets_all_in = replace(SYM, filtering=Filtering.ENDPOINT_INDEPENDENT)
     assert not any("relay" in each for each in of(lets_all_in, SYM)[2])
     assert any(each.startswith("may meet peers") for each in of(SEQ)[2])
-    assert any(each.startswith("leads no packet back in") for each in of(PR)[1])
+    assert any(each.startswith("does not hairpin") for each in of(PR)[1])
     assert any(each.startswith("does not punch TCP") for each in of(SYM)[1])
     assert any("(RFC 5780)" in each for each in of(FIREWALL6)[2])
     assert any(each.startswith("the one STUN server") for each in of(replace(PR, mapping=Mapping.UNKNOWN))[2])

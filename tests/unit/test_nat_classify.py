@@ -327,7 +327,7 @@ class TestContradicts:
     @pytest.mark.parametrize(
         ("profile", "evidence", "why"),
         [
-            (TransportProfile(blocked=True), Evidence(received=True), "something came in where all was blocked"),
+            (TransportProfile(blocked=True), Evidence(received=True), "though everything seemed blocked"),
             (LINUX, Evidence(bindings=tuple(one_socket([("192.0.2.9", 5)]))), "the external address is 192.0.2.9 now"),
             (LINUX, Evidence(bindings=tuple(one_socket([500, 501, 600, 700]))), "turned out to be address-and-port"),
             (LINUX, Evidence(bindings=tuple(fresh_sockets([7, 8, 9]))), "ports are not preserved any more"),

@@ -203,9 +203,9 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         "cannot",
         lambda f: bool(f.udp.profile.blocked),
-        "UDP is blocked: no server answers over it, though one is there",
+        "UDP is blocked: no STUN server answers over UDP, though the network works",
     ),
-    Rule("can", lambda f: _open(f.udp), "is open: over UDP, any peer gets through to its own addresses"),
+    Rule("can", lambda f: _open(f.udp), "is open: any peer can reach this host's own addresses over UDP"),
     Rule("can", lambda f: _any_nat(f.udp), "connects over UDP to peers behind any NAT"),
     Rule(
         "can",
@@ -237,19 +237,19 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         "unknown",
         lambda f: not f.udp.silent and f.udp.cone is LIKELY and f.udp.stepping is DOUBTFUL,
-        "may meet peers behind symmetric NATs whose ports follow one another: each side has to guess the other's next",
+        "may meet peers behind symmetric NATs with sequential ports: each side has to guess the other's next port",
     ),
     Rule(
         "unknown",
         lambda f: _any_but_random(f.udp) and f.udp.symmetric is DOUBTFUL and not f.udp.hidden,
-        "how UDP is filtered is not known, for which a STUN server takes two addresses (RFC 5780): peers behind "
+        "UDP filtering is unknown; measuring it takes a STUN server with two addresses (RFC 5780): peers behind "
         "symmetric NATs may get through at once",
     ),
     # TCP.
     Rule(
         "cannot",
         lambda f: bool(f.tcp.profile.blocked),
-        "TCP is blocked but for some ports, such as the web's: no STUN server answers over it, though one is there",
+        "TCP is blocked except for some ports, such as 443: no STUN server answers over TCP, though the network works",
     ),
     Rule("can", lambda f: _any_nat(f.tcp), "punches TCP with peers behind any NAT"),
     Rule(
@@ -261,13 +261,15 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         "cannot",
         lambda f: not f.tcp.silent and not f.tcp.profile.blocked and f.tcp.cone is HOPELESS,
-        "does not punch TCP with peers whose NAT filters by port: the port of its own next connection is not foreseen",
+        "does not punch TCP with peers whose NAT filters by port: the external port of its next connection cannot be "
+        "predicted",
     ),
     # Both.
     Rule(
         "unknown",
         lambda f: f.udp.hidden or f.tcp.hidden,
-        "the one STUN server that answers does not show whether the NAT is symmetric: it takes a second one, elsewhere",
+        "the one STUN server that answers does not show whether the NAT is symmetric: a second STUN server at another "
+        "address is needed",
     ),
     Rule(
         "cannot",
@@ -287,18 +289,19 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         "unknown",
         _may_need_relay,
-        "may need a relay with peers behind symmetric NATs with random ports: too little is known of what comes in",
+        "may need a relay with peers behind symmetric NATs with random ports: its filtering is unknown",
     ),
     Rule(
         "cannot",
         lambda f: f.udp.profile.hairpin is False and bool(f.udp.profile.translated),
-        "leads no packet back in: peers behind the same NAT meet by their private addresses alone",
+        "does not hairpin: peers behind the same NAT can reach each other only by their private addresses",
     ),
     Rule(
         "unknown",
         lambda f: len(f.external) > 1,
         lambda f: (
-            f"leaves by several addresses ({', '.join(map(str, f.external))}): a peer may see another than servers do"
+            f"has several external addresses ({', '.join(map(str, f.external))}): a peer may see another one than STUN "
+            "servers do"
         ),
     ),
 )

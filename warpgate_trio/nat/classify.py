@@ -376,11 +376,11 @@ def contradicts(profile: TransportProfile, evidence: Evidence) -> str | None:
     """
     bindings = _credible(evidence.bindings)
     if profile.blocked and (bindings or evidence.received or evidence.sightings):
-        return "something came in where all was blocked"
+        return "packets come in, though everything seemed blocked"
     if bindings and (why := _contradicted_by(bindings, profile)):
         return why
     if profile.endpoint_independent and any(each.announced != each.observed for each in evidence.sightings):
-        return "a peer saw another endpoint than servers did"
+        return "a peer saw another external endpoint than the STUN servers"
     return None
 
 

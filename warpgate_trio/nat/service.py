@@ -216,7 +216,7 @@ class NatService:
             return
         why = contradicts(self.profiles.get(None, af).udp, evidence)
         if why is not None:
-            logger.info("IPv%d: measured anew, since %s", af, why)
+            logger.info("IPv%d: the NAT is measured again: %s", af, why)
             self._observed_at[af] = now
             self.doubt(af)
 
@@ -390,7 +390,7 @@ class NatService:
         try:
             port = await supply.make(af, supply.servers.nearest.get(af))
         except OSError as error:
-            logger.debug("no prediction: %s", error)
+            logger.debug("no port can be predicted: %s", error)
             return []
         try:
             return _next_mappings(profile, port)
@@ -405,7 +405,7 @@ class NatService:
             try:
                 port = await supply.make(af)
                 if not port.mapped:
-                    raise StunError("no server answers")
+                    raise StunError("no STUN server answers")
             except (OSError, StunError) as error:
                 logger.debug("no warm %s port over IPv%d: %s", supply.kind, af, error)
                 if port is not None:
