@@ -34,7 +34,7 @@ async def test_what_it_prints(tmp_path: Path) -> None:
             "clock: ",
             "can: ",
             "unknown: ",
-            "only where every server is (--servers)",
+            "TURN servers are tested only with --servers",
         ):
             assert words in plain, plain
         assert "secret" not in plain

@@ -633,7 +633,7 @@ def netcheck_report() -> NetcheckReport:
         ),
         clock=ClockCheck(),
         can=(),
-        cannot=("no signal server answers: peers can be dialled, and nothing that both sides have to agree on works",),
+        cannot=("no signal server answers: only direct dialling works; punching and relays need signals",),
         unknown=(),
     )
 

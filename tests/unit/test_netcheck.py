@@ -87,10 +87,10 @@ def test_the_node_as_a_whole() -> None:
     assert nothing.cannot[0].startswith("no signal server is configured: ")
     assert nothing.cannot[1] == "this machine has no address but its own loopback"
     assert nothing.unknown[0].startswith("no STUN server is configured")
-    assert nothing.unknown[1].startswith("no time server is configured")
+    assert nothing.unknown[1].startswith("no NTP server is configured")
     bad = whole([], [down], Servers(stun=["stun:a"]), [down])
     assert bad.cannot[0].startswith("no signal server answers: ")
-    assert bad.unknown == ("no time server answers: how wrong the clock is, only peers tell",)
+    assert bad.unknown == ("no NTP server answers: the clock's error can be measured only against peers",)
     good = whole([], [down, up], Servers(stun=["stun:a"]), [up])
     assert good.can == ("exchanges signals with peers that use the same servers",)
     assert good.unknown == ()

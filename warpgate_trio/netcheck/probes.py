@@ -145,7 +145,7 @@ async def check_network(
       ValueError: the timeout is not more than 0.
     """
     if not timeout > 0:
-        raise ValueError(f"a timeout is more than 0 s, not {timeout}")
+        raise ValueError(f"a timeout has to be more than 0 s, not {timeout}")
     check = _Check(servers, hub, nat, names, relays, portmaps, host, everything)
     started = trio.current_time()
     with trio.move_on_after(timeout) as scope:
@@ -282,7 +282,7 @@ class _Check:
         if not there:
             why = f"no STUN server can be asked over IPv{af}"
             if self._stun and all(url.host in self._unresolved for url in self._stun):
-                why = "DNS resolves the name of no STUN server"
+                why = "no STUN server's name can be resolved"
             for path in paths:
                 path.why = f"was not measured: {why}"
             return
@@ -373,12 +373,12 @@ class _Check:
 
     def report(self, *, complete: bool, elapsed: float) -> NetcheckReport:
         later = [
-            _Row(url, "tcp", not_tested="not tested: STUN over TLS comes later")
+            _Row(url, "tcp", not_tested="not tested: STUN over TLS is not supported")
             for url in dict.fromkeys(self._servers.stun)
             if url.scheme == "stuns"
         ]
         for row in self._turn.values():
-            row.not_tested = None if self._everything else "not tested: only where every server is (--servers)"
+            row.not_tested = None if self._everything else "not tested: TURN servers are tested only with --servers"
         signals = self._signal_rows()
         ntp = [row.check() for row in self._ntp.values()]
         stun = [row.check() for row in self._rows.values()]

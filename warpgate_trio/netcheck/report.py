@@ -235,7 +235,7 @@ def whole(
     can: list[str] = []
     cannot = [sentence(each) for each in describe_failures(unresolved or {})]
     unknown: list[str] = []
-    alone = "peers can be dialled, and nothing that both sides have to agree on works"
+    alone = "only direct dialling works; punching and relays need signals"
     if not signals:
         cannot.append(f"no signal server is configured: {alone}")
     elif not any(each.reachable for each in signals):
@@ -251,8 +251,8 @@ def whole(
     if not any(each.reachable for each in ntp):
         why = "answers" if ntp else "is configured"
         if any(each.error is not None and UNSYNCHRONISED in each.error for each in ntp):
-            why = "has the time (those that answer are not synchronised themselves)"
-        unknown.append(f"no time server {why}: how wrong the clock is, only peers tell")
+            why = "that answers is synchronised"
+        unknown.append(f"no NTP server {why}: the clock's error can be measured only against peers")
     return Abilities(can=tuple(can), cannot=tuple(cannot), unknown=tuple(unknown))
 
 
