@@ -289,7 +289,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule(
         "unknown",
         _may_need_relay,
-        "may need a relay with peers behind symmetric NATs with random ports: its filtering is unknown",
+        "may need a relay with peers behind symmetric NATs with random ports: this NAT's filtering is unknown",
     ),
     Rule(
         "cannot",
