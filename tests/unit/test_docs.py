@@ -162,7 +162,7 @@ def test_a_limit_has_its_unit_and_its_first_sentence() -> None:
     stun = rows["servers.stun_core.StunLimits.silence"]
     assert (stun["value"], stun["meaning"]) == (
         "300 s",
-        "Seconds without a request until a connection is closed; keepalives come far more often",
+        "Seconds without a request after which a connection is closed; keep-alives come far more often",
     )
     assert "link.frame_codec.HEADER_SIZE" not in rows  # the format's, nobody's choice
 
