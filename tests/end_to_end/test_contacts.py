@@ -181,7 +181,7 @@ async def test_a_peer_id_is_enough(server: Server, home: dict[str, str], tmp_pat
     assert absent.process.returncode == 1
     event = checked_event(bytes(absent.out))
     assert event["verdict"] == "peer_not_found"
-    assert f"no server of yours knows it ({server.url}: it knows no such peer)" in event["error"]
+    assert f"none of your servers has a usable record of it ({server.url}: it knows no such peer)" in event["error"]
     nobody = await ran("ping", *common, BOB.peer_id, env=home)
     assert nobody.process.returncode == 2
     added = await ran("contacts", "add", *common, "bob", BOB.peer_id, env=home)

@@ -136,7 +136,7 @@ def test_an_address_comes_from_the_peer_alone_and_to_whom_it_lets_in() -> None:
             alice = await here.node("alice", ALICE, config(FIRST))
             assert await alice.find_address(BOB.peer_id) == bob.address
             carol = await here.node("carol", CAROL, config(FIRST))
-            with pytest.raises(PeerNotFound, match="could not be asked by that: no answer") as caught:
+            with pytest.raises(PeerNotFound, match="asking the peer for its address failed: no answer") as caught:
                 await carol.auto_connect(BOB.peer_id)
             assert [each.outcome for each in caught.value.lookups] == [LookupOutcome.RECORD]
 
@@ -151,7 +151,9 @@ def test_who_is_absent_or_not_findable_is_not_found(known: bool) -> None:
             if known:
                 await here.node("bob", BOB, config(FIRST, findable=False), listens=True)
             alice = await here.node("alice", ALICE, config(FIRST))
-            with pytest.raises(PeerNotFound, match=r"no server of yours knows it .*it knows no such peer") as caught:
+            with pytest.raises(
+                PeerNotFound, match=r"none of your servers has a usable record of it .*it knows no such peer"
+            ) as caught:
                 await alice.auto_connect(BOB.peer_id)
             assert [(each.server, each.outcome) for each in caught.value.lookups] == [
                 ("ws://first:443", LookupOutcome.NOBODY)
@@ -345,7 +347,7 @@ def test_a_server_that_lies_hides_a_peer_at_worst(outcome: LookupOutcome) -> Non
             lie(liar, lambda _: LIES[outcome](net.epoch + net.wire.now))
             bob = await here.node("bob", BOB, config(FIRST, SECOND), listens=True)
             alice = await here.node("alice", ALICE, config(FIRST))
-            with pytest.raises(PeerNotFound, match="no server of yours knows it") as caught:
+            with pytest.raises(PeerNotFound, match="none of your servers has a usable record of it") as caught:
                 await alice.auto_connect(BOB.peer_id)
             assert [each.outcome for each in caught.value.lookups] == [outcome]
             carol = await here.node("carol", CAROL, config(FIRST, SECOND))
@@ -389,7 +391,7 @@ def test_presence_of_who_is_absent_leads_to_nobody() -> None:
             lie(liar, lambda _: record_of(BOB, net.epoch + net.wire.now))
             await here.node("carol", CAROL, config(FIRST), listens=True)
             alice = await here.node("alice", ALICE, config(FIRST))
-            with pytest.raises(PeerNotFound, match="has a record of it, and the peer could not be asked by that"):
+            with pytest.raises(PeerNotFound, match="has a record of it, but asking the peer for its address failed"):
                 await alice.auto_connect(BOB.peer_id)
 
     run(body)

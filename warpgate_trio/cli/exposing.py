@@ -49,5 +49,5 @@ class Exposing:
         except trio.BrokenResourceError as error:
             self._settings.say(f"{pipe.peer_id[:8]}… {pipe.label}: {error}")
         except Exception as error:
-            logger.exception("%s failed in a way that nobody foresaw", pipe.label)
+            logger.exception("%s failed unexpectedly", pipe.label)
             self._settings.warn(f"{pipe.peer_id[:8]}… {pipe.label}: {type(error).__name__}: {error}")

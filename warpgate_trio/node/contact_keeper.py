@@ -68,7 +68,7 @@ class ContactKeeper:
             try:
                 self._contacts.learn(peer_id, address=news.get(peer_id), seen=seen.get(peer_id, 0))
             except ContactsFileError as error:
-                logger.warning("where a contact is now cannot be written down: %s", error)
+                logger.warning("a contact's address could not be stored: %s", error)
                 return
 
 

@@ -111,7 +111,7 @@ class Finder:
                 with trio.fail_at(deadline):
                     return await self._by_key.find(callee.public_key, patience=patience)
             except trio.TooSlowError:
-                raise PeerNotFound(callee.peer_id, "the time for that is up") from None
+                raise PeerNotFound(callee.peer_id, "the lookup timed out") from None
         try:
             callee.address.check_fresh(self._clock.now())
         except (AddressExpired, AddressNotYetValid) as wrong:

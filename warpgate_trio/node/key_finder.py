@@ -39,21 +39,21 @@ LOOKUP_PATIENCE: Final = 3.0
 MAX_SEEN: Final = 1024
 """Keys whose newest record is remembered, as many as peers whose addresses are."""
 GET_ADDR: Final = "get_addr"
-NO_ANSWER: Final = "no answer; it is not there, or does not let us in"
+NO_ANSWER: Final = "no answer; the peer is not connected, or does not admit this node"
 
 _WORDS: Final = {
     LookupOutcome.RECORD: "it has a record",
     LookupOutcome.NOBODY: "it knows no such peer",
-    LookupOutcome.TOO_MANY: "it takes no further lookups from here now",
-    LookupOutcome.UNSUPPORTED: "it keeps no key records",
-    LookupOutcome.FORBIDDEN: "its rules (ACL) do not let us look there",
+    LookupOutcome.TOO_MANY: "it accepts no further lookups from this node for now",
+    LookupOutcome.UNSUPPORTED: "it does not store key records",
+    LookupOutcome.FORBIDDEN: "its access rules (ACL) do not let this node read key records",
     LookupOutcome.SILENT: "it does not answer",
-    LookupOutcome.OTHER_KEY: "it shows the record of another key",
-    LookupOutcome.FORGED: "it shows a record that the peer has not signed",
-    LookupOutcome.MALFORMED: "it shows what is no record",
+    LookupOutcome.OTHER_KEY: "it returned the record of another key",
+    LookupOutcome.FORGED: "it returned a record that the peer has not signed",
+    LookupOutcome.MALFORMED: "it returned bytes that are not a record",
     LookupOutcome.UNKNOWN_VERSION: "the peer's record is of a later release",
-    LookupOutcome.EXPIRED: "its record is too old",
-    LookupOutcome.NOT_YET_VALID: "its record is from the future: a clock is wrong",
+    LookupOutcome.EXPIRED: "its record has expired",
+    LookupOutcome.NOT_YET_VALID: "its record is dated in the future: a clock is wrong",
     LookupOutcome.ROLLED_BACK: "its record is older than one that was seen before",
 }
 
@@ -102,7 +102,7 @@ class KeyFinder:
         """
         peer_id = peer_id_from_key(peer_key)
         if GET_ADDR not in self._factories:
-            raise PeerNotFound(peer_id, "this node has no get_addr, which asks peers where they are")
+            raise PeerNotFound(peer_id, "the plugin get_addr, which asks peers for their address, is not enabled")
         with trio.move_on_after(LOOKUP_PATIENCE):
             await self._hub.wait_tried()
         answers = await self._hub.look_up(peer_key, patience=LOOKUP_PATIENCE)
@@ -115,7 +115,7 @@ class KeyFinder:
         except (AttemptFailed, SignalError, trio.TooSlowError) as error:
             reason = NO_ANSWER if isinstance(error, trio.TooSlowError) else str(error)
             known = next(each.server for each in lookups if each.outcome is LookupOutcome.RECORD)
-            why = f"{known} has a record of it, and the peer could not be asked by that: {reason}"
+            why = f"{known} has a record of it, but asking the peer for its address failed: {reason}"
             raise PeerNotFound(peer_id, why, lookups) from error
 
     def judge(self, peer_key: bytes, answers: Sequence[Answer]) -> tuple[KeyRecord | None, list[Lookup]]:
@@ -149,7 +149,7 @@ class KeyFinder:
         await question.ask()
         fresh = self._book.heard(record.public_key)
         if fresh is None:
-            raise AttemptFailed("the peer answered without an address that could be used")
+            raise AttemptFailed("the peer answered without a usable address")
         return fresh
 
 
@@ -191,7 +191,7 @@ class _Question:
                 elif isinstance(message, Refused):
                     raise refusal(message)
                 elif isinstance(message, Failed):
-                    raise AttemptFailed("the peer tried, and it did not work there")
+                    raise AttemptFailed("the peer's side of the attempt failed")
                 else:
                     return
         finally:
@@ -212,6 +212,6 @@ class _Question:
 
 def _why(lookups: Sequence[Lookup]) -> str:
     if not lookups:
-        return "no signal server is configured that could be asked"
+        return "no signal server is configured, so no record can be looked up"
     said = "; ".join(f"{each.server}: {_WORDS[each.outcome]}" for each in lookups)
-    return f"no server of yours knows it ({said})"
+    return f"none of your servers has a usable record of it ({said})"

@@ -43,9 +43,9 @@ async def keep_off(link: Link, search: Search, replace_standby: Search) -> None:
     try:
         await _keep_off(link, search, replace_standby)
     except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-        logger.debug("%r: nothing is left any more: %s", link, error)
+        logger.debug("%r: the relay watch ended: %s", link, error)
     except Exception:
-        logger.exception("%r: leaving a relay failed in a way that nobody foresaw", link)
+        logger.exception("%r: leaving a relay failed unexpectedly", link)
 
 
 async def _keep_off(link: Link, search: Search, replace_standby: Search) -> None:

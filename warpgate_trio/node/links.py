@@ -205,7 +205,7 @@ class Links:
     async def _ask_again(self, link: Link) -> None:
         """Ask `authorize` again while the Link goes on, and revoke the Link if the peer is not admitted any more."""
         if not await self._admission.readmit(link):
-            logger.info("%r: the peer is not let in any more", link)
+            logger.info("%r: the peer is no longer admitted", link)
             link.revoke_nowait()
 
     def _bound_waiting(self, link: Link) -> None:
@@ -223,7 +223,7 @@ class Links:
         excess = excess or counted[: max(len(counted) - MAX_WAITING, 0)]
         for each in excess:
             del self._waiting[each]
-            logger.info("%r is given up: too many wait", each)
+            logger.info("%r is closed: too many Links wait for a path", each)
             each.evict_nowait()
 
     def _says_goodbye(self, link: Link) -> bool:
@@ -264,7 +264,7 @@ class Links:
         try:
             self._nursery.start_soon(self._goodbye, task)
         except RuntimeError:  # Trio's error for a nursery that has ended; the node has waited for as long as it may
-            logger.debug("a goodbye came after the end of its node")
+            logger.debug("a goodbye task was dropped: the node has closed")
 
     def close_nowait(self, *, abort: bool) -> None:
         """Adopt no more Links, and end the present ones, orderly or by an abort; they have their goodbye time."""
@@ -297,4 +297,4 @@ class Links:
                 with panics_as_errors():
                     await task()
             except Exception:
-                logger.exception("a background task of a plugin failed")
+                logger.exception("a goodbye task failed")

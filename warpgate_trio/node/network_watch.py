@@ -59,7 +59,7 @@ class NetworkWatch:
             try:
                 moved = self.has_moved()
             except Exception as error:
-                logger.debug("the machine's addresses cannot be told: %s", error)
+                logger.debug("the machine's addresses cannot be listed: %s", error)
                 return
             if moved:
                 logger.info("the machine's addresses have changed")
@@ -69,7 +69,7 @@ class NetworkWatch:
                 try:
                     await self._host.wait_change()
                 except Exception as error:
-                    logger.debug("nothing tells when the machine's addresses change: %s", error)
+                    logger.debug("the system does not notify of address changes: %s", error)
                     await trio.sleep_forever()  # until the next check is due
                 await trio.sleep(DAMPING)
 

@@ -121,9 +121,9 @@ class PathKeeper:
         try:
             await kept.keep()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            logger.debug("%r: no more searches: %s", link, error)
+            logger.debug("%r: searches for a path ended: %s", link, error)
         except Exception:
-            logger.exception("%r: a search failed in a way that nobody foresaw", link)
+            logger.exception("%r: a search failed unexpectedly", link)
 
     async def ask(self, peer: PeerAddress) -> PeerAddress:
         """Ask a peer for its present address, once a signal server is connected."""
@@ -137,7 +137,7 @@ class PathKeeper:
             try:
                 await self.refresh(peer)
             except EXPECTED as error:
-                logger.debug("%s… does not say where it is: %s", peer.peer_id[:8], error)
+                logger.debug("%s… did not answer with its address: %s", peer.peer_id[:8], error)
 
     async def wait_back(self, peer: PeerAddress) -> None:
         """Wait until a peer that did not answer signals does."""
@@ -149,7 +149,7 @@ class PathKeeper:
                 await self.ask(peer)
                 return
             except EXPECTED as error:
-                logger.debug("%s… does not say where it is: %s", peer.peer_id[:8], error)
+                logger.debug("%s… did not answer with its address: %s", peer.peer_id[:8], error)
 
 
 @final
@@ -208,7 +208,7 @@ class _Kept:
                 reach.peer, AddressUpdate(), owner=OWNER, session=link.session_id, attempt=None
             )
         except SignalError as error:
-            logger.debug("%r: the peer cannot be told where we are: %s", link, error)
+            logger.debug("%r: our address could not be sent to the peer: %s", link, error)
             return
         link.say_news(update)
 
@@ -240,7 +240,7 @@ class _Kept:
         """One search for any path; tasks in the nursery cancel `outdated` when a new search should begin at once."""
         peer = self._find_peer()
         if peer is None:
-            logger.debug("%r: nothing is known of where the peer is", self._link)
+            logger.debug("%r: no address of the peer is known", self._link)
             return
         silent = False
 
@@ -311,9 +311,9 @@ class _Kept:
                     logger.debug("%r: no better path was found: %s", link, error)
                 schedule.searched(trio.current_time())
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            logger.debug("%r: nothing better is looked for any more: %s", link, error)
+            logger.debug("%r: searches for a better path ended: %s", link, error)
         except Exception:
-            logger.exception("%r: a search for a better path failed in a way that nobody foresaw", link)
+            logger.exception("%r: a search for a better path failed unexpectedly", link)
 
     async def _has_peer_moved(self) -> bool:
         """Ask the peer for its address, since it may have moved without telling; whether the relay may now be left."""
@@ -398,7 +398,7 @@ class _Kept:
         async with _turn(self._searching, self._link, deadline):
             peer = self._find_peer()
             if peer is None:
-                raise AttemptFailed("nothing is known of where the peer is")
+                raise AttemptFailed("no address of the peer is known")
             with panics_as_errors():
                 walk = self._plan_walk(
                     peer,

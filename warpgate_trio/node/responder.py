@@ -113,7 +113,7 @@ class Responder:
         elif entry is None:
             self._refuse(request, RefusalReason.UNSUPPORTED)
         elif header.attempt is None or self._inbound.is_spent(header.sender, header.session):
-            logger.debug("a %s for no attempt, or for a session that is over", header.type)
+            logger.debug("a %s is dropped: it names no attempt, or its session is over", header.type)
         elif not self._dials.take(header.sender, trio.current_time()):
             self._admission.count_refusal(RefusalReason.BUSY.value)
             if self.has_let_in(header.sender):
@@ -154,7 +154,9 @@ class Responder:
         waiting = self._waiting[self.has_let_in(header.sender)]
         shut = not self._listening and not self._is_linked(header.sender)
         if shut or waiting.total() >= MAX_QUESTIONS or waiting[header.sender] >= MAX_QUESTIONS_PER_PEER:
-            logger.debug("a %s is dropped unjudged", header.type)
+            logger.debug(
+                "a %s is dropped: the node does not listen, or too many signals wait for authorize", header.type
+            )
             return False
         waiting[header.sender] += 1
         scope = self._work.begin(header)  # before the task runs: the peer's Cancel may be the next signal
@@ -171,7 +173,7 @@ class Responder:
             with self._work.running(header, scope), panics_as_errors():
                 await work()
         except Exception:
-            logger.exception("a %s failed in a way that nobody foresaw", header.type)
+            logger.exception("a %s failed unexpectedly", header.type)
         finally:
             self._early.pop(_key(header), None)
             if circuit is not None and not circuit.answered:

@@ -322,7 +322,7 @@ class NodeRuntime:
     async def _present_address(self, peer: PeerAddress) -> PeerAddress:
         """Ask a peer for its present address; `AttemptFailed` where there is no plugin for it."""
         if "get_addr" not in self.factories:
-            raise AttemptFailed("this node has no get_addr, which asks peers where they are")
+            raise AttemptFailed("the plugin get_addr, which asks peers for their address, is not enabled")
         address = await self.ask(peer, "get_addr")
         assert isinstance(address, PeerAddress)
         return address
