@@ -95,7 +95,7 @@ async def test_a_stale_address_is_refreshed_and_the_walk_goes_on() -> None:
         async with await both.alice.auto_connect(stale, plugins=["direct_connect"]) as pipe:
             report = pipe.report
             assert report is not None
-            assert report.notes == ("the peer's address was old; it told us the present one",)
+            assert report.notes == ("the peer's address was out of date; the peer sent its present one",)
             assert report.winner is not None
             assert report.winner.target.endswith(f":{pipe.path.remote[1]}")
         # The next walk begins where the first one ended.
@@ -323,7 +323,7 @@ async def test_fan_out_that_fails_says_why() -> None:
             await alice.connect(address_of(BOB, port=await closed_port()), plugin=["direct_connect"])
         (combo,) = caught.value.report.combos
         assert combo.error is not None
-        assert combo.error.startswith("none of them made a path: ")
+        assert combo.error.startswith("no plugin made a path: ")
         assert "refused" in combo.error
         with pytest.raises(ValueError, match="no plugin 'nonsense'"):
             await alice.connect(address_of(BOB, port=1), plugin=["direct_connect", "nonsense"])

@@ -315,7 +315,7 @@ async def test_a_responder_that_refuses_or_fails_is_heard() -> None:
         with pytest.raises(ConnectError) as caught:
             await both.alice.connect(both.bob.address, plugin="unwilling", af=4)
         (combo,) = caught.value.report.combos
-        assert combo.error == "the peer tried, and it did not work there"
+        assert combo.error == "the peer's side of the attempt failed"
 
 
 async def test_a_plugin_that_the_peer_does_not_have() -> None:

@@ -75,7 +75,7 @@ def assert_judged_once(report: ConnectReport) -> None:
 async def call(nodes: NodePair, **options: Any) -> Pipe:
     pipe = await nodes.alice.auto_connect(as_of_yesterday(nodes.bob.address), **options)
     assert pipe.report is not None
-    assert pipe.report.notes == ("the peer's address was old; it told us the present one",)
+    assert pipe.report.notes == ("the peer's address was out of date; the peer sent its present one",)
     return pipe
 
 

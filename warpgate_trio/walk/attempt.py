@@ -199,7 +199,7 @@ class Attempt(ABC):
         link = await Link.receive_proof(carrier)
         if link.peer_key != self.peer.public_key or link.session_id != self.session_id:
             link.close_nowait()
-            raise WrongPeer("somebody else dialled on this path")
+            raise WrongPeer("another node or session dialled on this path")
         link.set_role(initiator=not self.inbound)
         return link
 
@@ -310,7 +310,7 @@ class Attempt(ABC):
                 raise refusal(arrival)
             if isinstance(arrival, Failed):
                 self._given_up = True
-                raise AttemptFailed("the peer tried, and it did not work there")
+                raise AttemptFailed("the peer's side of the attempt failed")
             return arrival
 
     @abstractmethod

@@ -142,7 +142,7 @@ class CallingAttempt(Attempt):
     async def circuit(self) -> Circuit:
         """See `Plugin.circuit`."""
         if not self.path.server:
-            raise AttemptFailed("the two have no server in common that relays")
+            raise AttemptFailed("the two sides have no server in common that relays")
         return await self._home.circuit(self.path.server)
 
     async def call(self, circuit: Circuit, message: Message) -> Message:
@@ -220,7 +220,7 @@ class CallingAttempt(Attempt):
         async with session.commit_lock:
             await standing.wait_accepted()
             if not standing.movable:
-                raise AttemptFailed("the link is over, or ends with its path")
+                raise AttemptFailed("the Link has ended or cannot change its path")
             link.path = link.path or self._path_info(link.carrier)
             try:
                 with session.clock.suspended():
@@ -231,7 +231,7 @@ class CallingAttempt(Attempt):
                         preferred=session.preferred,
                     )
                     if session.preferred and not await standing.wait_trial(link):
-                        raise AttemptFailed("the path did not carry as much as is sent on one")
+                        raise AttemptFailed("the new path failed its trial under load")
             except PeerRefused as refusal:
                 if refusal.reason == RefuseReason.UNKNOWN_LINK:
                     standing.forget_nowait()
@@ -355,4 +355,4 @@ async def _first_link(
     for error in errors:
         if isinstance(error, PeerRefused):
             raise error
-    raise AttemptFailed("none of them made a path: " + "; ".join(str(error) for error in errors))
+    raise AttemptFailed("no plugin made a path: " + "; ".join(str(error) for error in errors))

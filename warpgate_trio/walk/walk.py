@@ -176,7 +176,7 @@ class Walk:
                 if not self._session.spent or not left:
                     self._home.count_walk(error.verdict)
                     raise
-                self._note("a path broke between the peer's accept and ours; tried again")
+                self._note("a path broke before the peer's ACCEPT arrived; tried again")
             finally:
                 if self._session.evidence.signalled and self._session.pipe is None and not self._session.attached:
                     self._home.say_goodbye(partial(self._tell_that_it_is_over, self._session))
@@ -469,7 +469,7 @@ class Walk:
         session.evidence.answered = True
         if fresh != session.peer:
             session.peer = fresh
-            self._note("the peer's address was old; it told us the present one")
+            self._note("the peer's address was out of date; the peer sent its present one")
             self._join(self._plan.add_new(self._plan_with(fresh)), beside)
         self._refreshed.set()
 
