@@ -67,7 +67,11 @@ def with_servers(*relays: RelayServer, peer_has_servers: bool = True, takes_call
         (with_servers(server()), Likelihood.DOUBTFUL, "not known to work, nor to fail"),
         (with_servers(server(relays=None)), Likelihood.DOUBTFUL, "not known to work, nor to fail"),
         (with_servers(server(relays=False)), Likelihood.HOPELESS, "that server does not relay"),
-        (with_servers(server(), takes_calls=False), Likelihood.HOPELESS, "the peer's node takes no calls by a server"),
+        (
+            with_servers(server(), takes_calls=False),
+            Likelihood.HOPELESS,
+            "the peer's node accepts no calls through a server",
+        ),
         (with_servers(server(shared=False)), Likelihood.HOPELESS, "the two have no rendezvous server in common"),
     ],
 )
@@ -130,7 +134,7 @@ def test_it_yields_to_turn_where_that_is_there() -> None:
 
 def test_a_request_has_to_be_a_call() -> None:
     assert judge_request(with_servers(), WS_RELAY, WANTED, server="ws://one").server == "ws://one"
-    with pytest.raises(PathRefused, match="it did not call by a server"):
+    with pytest.raises(PathRefused, match="not a call through a server"):
         judge_request(with_servers(), WS_RELAY, WANTED, server=None)
 
 

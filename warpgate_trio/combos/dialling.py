@@ -107,13 +107,17 @@ def _same_host(f: Facts) -> Opinion:
     """
     if not f.here:
         return None
-    return (Likelihood.LIKELY, "both are on one machine") if f.same_host else (INVALID, "only the dialler is there")
+    return (
+        (Likelihood.LIKELY, "both are on one machine")
+        if f.same_host
+        else (INVALID, "an address of the dialling side's own host")
+    )
 
 
 def _no_route(f: Facts) -> Opinion:
     if f.dialler.reaches is not None:
         if f.target.address not in f.dialler.reaches:
-            return (Likelihood.HOPELESS, "the routing table has no way there")
+            return (Likelihood.HOPELESS, "the routing table has no route there")
     elif all(endpoint.af != f.af for endpoint in f.dialler.endpoints()):
         return (Likelihood.HOPELESS, f"the dialling side has published no IPv{f.af} address")
     return None
@@ -280,7 +284,7 @@ def judge_request(
                 target=endpoint,
                 source=None if facts.here else source,
             )
-    raise PathRefused(f"not dialled for a peer: {why}")
+    raise PathRefused(f"the peer's request to dial is refused: {why}")
 
 
 def _bounded(combos: Iterable[Combo], phase: str | None) -> list[Combo]:

@@ -183,7 +183,7 @@ def judge_request(pair: Pair, technique: Technique, wanted: RequestedPath) -> Ju
     facts = _facts(pair, technique, wanted.af, wanted.route_type)
     likelihood, why = judge_meeting(facts)
     if likelihood is Likelihood.INVALID:
-        raise PathRefused(f"not done for a peer: {why}")
+        raise PathRefused(f"the peer's request is refused: {why}")
     return JudgedPath(af=wanted.af, route_type=wanted.route_type, target=None, source=facts.source)
 
 

@@ -80,7 +80,7 @@ def _nothing_in_common(f: RendezvousFacts) -> Opinion:
 
 
 def _peer_cannot(f: RendezvousFacts) -> Opinion:
-    return None if f.peer_takes_calls else (Likelihood.HOPELESS, "the peer's node takes no calls by a server")
+    return None if f.peer_takes_calls else (Likelihood.HOPELESS, "the peer's node accepts no calls through a server")
 
 
 def _server_cannot(f: RendezvousFacts) -> Opinion:
@@ -261,10 +261,10 @@ def judge_request(pair: Pair, technique: Technique, wanted: RequestedPath, *, se
     if technique.transport is Transport.UDP:
         likelihood, why = _judge_turn(pair, technique, wanted.route_type)
         if likelihood is Likelihood.INVALID:
-            raise PathRefused(f"not done for a peer: {why}")
+            raise PathRefused(f"the peer's request is refused: {why}")
         return JudgedPath(af=wanted.af, route_type=wanted.route_type, target=None, source=None)
     if server is None:
-        raise PathRefused("not done for a peer: it did not call by a server")
+        raise PathRefused("the peer's request is refused: it is a signal, not a call through a server")
     return JudgedPath(af=wanted.af, route_type=RouteType.EXT_BIND, target=None, source=None, server=server)
 
 

@@ -189,7 +189,7 @@ class Plugin(ABC):
     def dest(self) -> Endpoint:
         target = self._attempt.path.target
         if target is None:
-            raise PluginError(f"{self.name} meets its peer, so there is no endpoint to dial")
+            raise PluginError(f"{self.name} does not dial: it has no target endpoint")
         return target
 
     @property
