@@ -106,13 +106,13 @@ class TestPunch:
     @pytest.mark.parametrize(
         ("ours", "peers", "chance", "words"),
         [
-            (PR, SYM, HOPELESS, "neither NAT lets"),
+            (PR, SYM, HOPELESS, "each NAT filters"),
             (PR, replace(SYM, allocation=Allocation.UNKNOWN), DOUBTFUL, "not enough is known"),
             (PR, replace(SYM, allocation=Allocation.PRESERVING), LIKELY, "one next port has to be predicted"),
             (PR, replace(SYM, allocation=Allocation.SEQUENTIAL, delta=1), LIKELY, "one next port"),
             (2 * (replace(SYM, allocation=Allocation.SEQUENTIAL, delta=1),), None, DOUBTFUL, "both sides' next ports"),
-            (BLOCKED, FC, HOPELESS, "our network lets nothing"),
-            (FC, BLOCKED, HOPELESS, "the peer's network lets nothing"),
+            (BLOCKED, FC, HOPELESS, "our network blocks"),
+            (FC, BLOCKED, HOPELESS, "the peer's network blocks"),
             (FIREWALL6, FIREWALL6, LIKELY, "the NATs allow it: no NAT"),
             (PR, FC, LIKELY, "the NATs allow it"),
         ],

@@ -124,12 +124,12 @@ def _barred(ours: TransportProfile, peers: TransportProfile, shared_address: boo
     """The outlook where something decides before mapping and filtering do; else None."""
     if ours.blocked or peers.blocked:
         side = "our" if ours.blocked else "the peer's"
-        return _hopeless(f"{side} network lets nothing of this transport out")
+        return _hopeless(f"{side} network blocks this transport")
     if shared_address:
         if ours.hairpin is False and peers.hairpin is False:
-            return _hopeless("both are behind one NAT, which does not lead packets back in")
+            return _hopeless("both are behind one NAT, which has no hairpinning")
         if not (ours.hairpin and peers.hairpin):
-            return _doubtful("both are behind one NAT, which may not lead packets back in")
+            return _doubtful("both are behind one NAT, which may have no hairpinning")
     return None
 
 
@@ -150,7 +150,7 @@ def punch_outlook(
     if possible is None:
         return _doubtful(f"not enough is known of the NATs: {pair}")
     if not possible:
-        return _hopeless(f"neither NAT lets the other's first packet in: {pair}")
+        return _hopeless(f"each NAT filters the other side's first packet: {pair}")
     guessed = sum(each.endpoint_independent is not True and each.predictable for each in (ours, peers))
     if guessed == 2:
         return _doubtful(f"both sides' next ports have to be predicted: {pair}")
@@ -171,7 +171,7 @@ def spray_outlook(
     role = spray_roles(ours, peers, we_are_lower=we_are_lower)
     if role is None:
         return SprayOutlook(
-            likelihood=Likelihood.HOPELESS, why="both sides keep their ports: whatever works needs no spray"
+            likelihood=Likelihood.HOPELESS, why="both mappings are endpoint-independent: no spray is needed"
         )
     if role is Role.BOTH:
         plan = plan_both_hard(ours, peers)
@@ -179,12 +179,12 @@ def spray_outlook(
             known = Allocation.UNKNOWN not in (ours.allocation, peers.allocation)
             likelihood = Likelihood.HOPELESS if known else Likelihood.DOUBTFUL
             size = (
-                "their ranges too large to meet in"
+                "their port ranges are too large for a spray"
                 if known
-                else "their ranges not known, so that no packet is worth it"
+                else "their port ranges are not known, so a spray is not worth it"
             )
             if known and seen_at_one_address(ours, peers):
-                size = "the one that both are behind would have to lead packets back in, too"
+                size = "the one that both are behind would have to hairpin, too"
             return SprayOutlook(likelihood=likelihood, why=f"both NATs are symmetric, and {size}", role=role)
     else:
         plan = plan_spray(peers if role is Role.EASY else ours)
