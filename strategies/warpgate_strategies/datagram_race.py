@@ -205,7 +205,7 @@ class DatagramRace:
                 carrier = await self._plugin.node.serve_quic(path)
                 link = await self._plugin.receive_proof(carrier)
         except (CarrierError, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            logger.debug("the peer chose another way than %s: %s", path.remote, error)
+            logger.debug("the peer chose another path than %s: %s", path.remote, error)
             return
         except Exception:
             logger.warning("serving %s failed; the race goes on", path.remote, exc_info=True)
@@ -231,7 +231,7 @@ class DatagramRace:
         self._ends_at = trio.current_time() + LINGER
         self._tell_what_was_seen()
         logger.info(
-            "%s: %d packets sent unasked from %d sockets, %d pairs tried",
+            "%s: %d unsolicited packets sent from %d sockets, %d pairs tried",
             self._plugin.name,
             self.checks.packets,
             len(self.ports),

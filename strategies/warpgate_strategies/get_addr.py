@@ -42,5 +42,5 @@ class GetAddr(Plugin):
         await self.receive_signal()
         fresh = self.node.known_address(self.peer.public_key)
         if fresh is None:
-            raise AttemptFailed("the peer answered without an address that could be used")
+            raise AttemptFailed("the peer answered without a usable address")
         return fresh

@@ -146,7 +146,7 @@ class RandomProbe(Plugin):
             await self.send_signal(request)
             answer = await self.receive_signal()
         if not isinstance(answer, SprayAgreed):
-            raise AttemptFailed("the peer answered with something else")
+            raise AttemptFailed("the peer answered with an unexpected message")
         role = _COUNTERPART[answer.role]
         target = self._admitted(race, number, answer.candidates)[0][0]
         while True:
@@ -172,7 +172,7 @@ class RandomProbe(Plugin):
     async def _answer(self, race: DatagramRace, number: int, request: SprayForMe, mine: Candidates) -> Carrier | Link:
         role = self._role()
         if role is None:
-            raise AttemptFailed("both sides keep their ports, so there is nothing to spray for")
+            raise AttemptFailed("both mappings are endpoint-independent: no spray is needed")
         for _ in range(MAX_ASKS):
             theirs = self._admitted(race, number, request.candidates)
             with self.node.nat.sprays.hold(theirs[0][0], self.session_id, for_peer=True) as free:
@@ -184,9 +184,9 @@ class RandomProbe(Plugin):
             await self.send_signal(SprayBusy(retry_after=RETRY_AFTER))
             again = await self.receive_signal()
             if not isinstance(again, SprayForMe):
-                raise AttemptFailed("the peer answered with something else")
+                raise AttemptFailed("the peer answered with an unexpected message")
             request = again
-        raise AttemptFailed("the peer does not wait while other sprays are under way")
+        raise AttemptFailed("the peer did not wait for this side's other sprays")
 
     async def _wait_opened(self, race: DatagramRace, role: Role) -> None:
         while True:
@@ -216,7 +216,7 @@ class RandomProbe(Plugin):
     def _admitted(self, race: DatagramRace, number: int, candidates: Candidates) -> list[TransportAddress]:
         theirs = admitted(self, candidates, race.ports[number].mapped)
         if not theirs:
-            raise AttemptFailed("the peer named no place that may be sent to")
+            raise AttemptFailed("none of the peer's candidates is allowed")
         return theirs
 
     async def _prepare(self, race: DatagramRace, number: int, role: Role, candidates: Candidates) -> None:
@@ -243,7 +243,7 @@ class RandomProbe(Plugin):
             plan = plan_both_hard(self._ours(), self._theirs())
             if not plan.worth_it:
                 raise AttemptFailed(
-                    "both NATs are symmetric, and to meet is too unlikely: by their ranges, or behind one NAT"
+                    "both NATs are symmetric, and a spray is too unlikely to meet: large port ranges, or one shared NAT"
                 )
             numbers = await self._open_sockets(race, plan.sockets)
             ports = draw_ports(self.node.host.random, plan.openers, low=plan.low, high=plan.high)
@@ -264,5 +264,5 @@ class RandomProbe(Plugin):
         return numbers
 
 
-_NO_PORTS: Final = "sprays have lately taken so many of our NAT's ports that no more can be spared"
+_NO_PORTS: Final = "recent sprays used up our share of the NAT's ports"
 _COUNTERPART: Final = {Role.EASY: Role.HARD, Role.HARD: Role.EASY, Role.BOTH: Role.BOTH}

@@ -189,7 +189,7 @@ class StreamRace:
             unsent = somebody_else = False
             try:
                 if not self._plugin.node.nat.allowance.take(remote[0], began, syns(patience)):
-                    logger.debug("%s has been connected to often enough", remote)
+                    logger.debug("%s: packet limit of this address reached", remote)
                     return
                 with trio.move_on_after(patience) as waiting:
                     try:
@@ -223,7 +223,7 @@ class StreamRace:
                     plugin.hold_phase()
                     proven = await TlsCarrier.dial(sock, plugin.node.tls, peer_key=plugin.peer.public_key)
         except (CarrierError, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            logger.debug("%s is not the peer, or not the way it chose: %s", remote, error)
+            logger.debug("%s is not the peer, or not the connection it chose: %s", remote, error)
             return False
         except Exception:
             logger.warning("the handshake with %s failed; the race goes on", remote, exc_info=True)

@@ -174,7 +174,7 @@ class TcpPunch(Plugin):
         received_at = self.clock.now()
         unanswered.cancel(reason="the answer has come")
         if not isinstance(answer, MeetMeByTcp):
-            raise AttemptFailed("the peer answered with something else")
+            raise AttemptFailed("the peer answered with an unexpected message")
         signal = None
         with suppress(ValueError):  # the timestamps are inconsistent: only NTP is left
             signal = from_signal(sent_at, answer.received_at, answer.sent_at, received_at)
@@ -229,7 +229,7 @@ class TcpPunch(Plugin):
         """Connect to all candidates of the peer in `wait` seconds; returns the address of the first one."""
         theirs = admitted(self, candidates, port.mapped)
         if not theirs:
-            raise AttemptFailed("the peer named no place that may be sent to")
+            raise AttemptFailed("none of the peer's candidates is allowed")
         at = trio.current_time() + min(max(wait, 0.0), MAX_WAIT)
         race.connect(port, theirs, at, round_trip=round_trip)
         if self._our_mapping_alone_varies():

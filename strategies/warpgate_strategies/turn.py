@@ -192,7 +192,7 @@ class _Meeting:
     async def _hear(self) -> MeetMeByRelay:
         theirs = await self._plugin.receive_signal()
         if not isinstance(theirs, MeetMeByRelay):
-            raise AttemptFailed("the peer answered with something else")
+            raise AttemptFailed("the peer answered with an unexpected message")
         return theirs
 
     async def _fall_back(self, theirs: MeetMeByRelay) -> None:
@@ -224,7 +224,7 @@ class _Meeting:
         try:
             self._direct = await self._plugin.node.nat.take_udp(family_of(self._plugin))
         except OSError as error:
-            raise AttemptFailed(f"no UDP port to send to the peer's relay from: {error}") from error
+            raise AttemptFailed(f"no UDP port could be opened to send to the peer's relay: {error}") from error
         self._numbers[self._direct] = self._race.use(self._direct)
 
     def _relayed(self) -> Candidates:
@@ -260,7 +260,7 @@ class _Meeting:
             grants = self._relay.permit_nowait(ip for ip, _ in (*relayed, *seen))
             self._plugin.nursery.start_soon(self._probe_when_permitted, self._relay, grants, [*relayed, *seen])
         elif theirs.relayed and not relayed:  # with an allocation, arriving probes would still tell the peer's address
-            raise AttemptFailed("the peer named no place that may be sent to")
+            raise AttemptFailed("none of the peer's candidates is allowed")
 
     async def _probe_when_permitted(
         self, relay: RelayPort, grants: Sequence[Grant], remotes: Sequence[TransportAddress]
@@ -288,4 +288,4 @@ def _refusal(relay: RelayPort, refused: dict[str, StunError]) -> AttemptFailed:
     ip, error = next(iter(refused.items()))
     if isinstance(error, StunRefused) and error.code == Code.FORBIDDEN:
         return RelayForbidden(f"the TURN server {relay.name} forbids its relays to send to {ip}, where the peer is")
-    return AttemptFailed(f"the TURN server {relay.name} lets nothing pass to {ip}: {error}")
+    return AttemptFailed(f"the TURN server {relay.name} grants no permission for {ip}: {error}")

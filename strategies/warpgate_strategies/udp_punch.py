@@ -98,7 +98,7 @@ class UdpPunch(Plugin):
             )
             theirs = await self.receive_signal()
             if not isinstance(theirs, MeetMeByUdp):
-                raise AttemptFailed("the peer answered with something else")
+                raise AttemptFailed("the peer answered with an unexpected message")
             self._aim(race, number, theirs.candidates)
             race.checks.probe(trio.current_time())
             await race.send_now()
@@ -146,7 +146,7 @@ class UdpPunch(Plugin):
     def _aim(self, race: DatagramRace, number: int, candidates: Candidates) -> None:
         remotes = admitted(self, candidates, race.ports[number].mapped)
         if not remotes:
-            raise AttemptFailed("the peer named no place that may be sent to")
+            raise AttemptFailed("none of the peer's candidates is allowed")
         pairs = [(number, remote) for remote in remotes]
         waits = self._waits_to_be_heard()
         race.checks.add(pairs, trio.current_time(), silent=waits, opening=not waits)

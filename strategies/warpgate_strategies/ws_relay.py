@@ -77,7 +77,7 @@ class WsRelay(Plugin):
                 circuit, ClientHello(af=family_of(self), route_type=self.route_type, flight=flight)
             )
             if not isinstance(answer, ServerFlight):
-                raise AttemptFailed("the peer answered the call with something else")
+                raise AttemptFailed("the peer answered the call with an unexpected message")
             carrier.local, carrier.remote = circuit.local, circuit.remote  # it may have been connected to meanwhile
             carrier.take_flight(answer.flight)
             if answer.has_room:
@@ -89,7 +89,7 @@ class WsRelay(Plugin):
 
     async def _take_call(self, hello: Message | None) -> Carrier:
         if not isinstance(hello, ClientHello):
-            raise AttemptFailed("the peer called with something else")
+            raise AttemptFailed("the peer called with an unexpected message")
         circuit = await self.circuit()
         carrier, _ = TlsCarrier.begin(circuit, self.node.tls, peer_key=None, local=circuit.local, remote=circuit.remote)
         try:
