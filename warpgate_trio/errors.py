@@ -139,7 +139,8 @@ class ContactKeyChanged(ContactError):
     def __init__(self, name: str, *, known: str, offered: str) -> None:
         super().__init__(
             f"the key of {name!r} has changed: it is known as {known}, and this is {offered}.  Either the peer has a "
-            f"new key, or this is somebody else.  Ask it by another way; if it has, remove {name!r} and add it again"
+            f"new key, or this is somebody else.  Verify the key with the peer by another channel; if it is right, "
+            f"remove {name!r} and add it again"
         )
         self.name = name
         self.known = known
@@ -172,7 +173,7 @@ class PeerNotFound(WarpgateError):
     """
 
     def __init__(self, peer_id: str, why: str, lookups: Sequence[Lookup] = ()) -> None:
-        super().__init__(f"{peer_id} is not found: {why}")
+        super().__init__(f"peer {peer_id} cannot be located: {why}")
         self.peer_id = peer_id
         self.why = why
         self.lookups: tuple[Lookup, ...] = tuple(lookups)

@@ -494,7 +494,7 @@ def _keeping_what_was() -> Iterator[None]:
     except OSError as error:
         if error.errno not in EXHAUSTED:
             raise
-        logger.debug("the machine cannot be asked for its network: %s", error)
+        logger.debug("the system's network state cannot be read, the last known one is kept: %s", error)
 
 
 @functools.cache  # logged once

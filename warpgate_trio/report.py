@@ -87,7 +87,7 @@ class Verdict(Enum):
     UNSUPPORTED = "unsupported"
     """The two releases have no common protocol version, or the peer lacks a plugin that was needed."""
     WRONG_PEER = "wrong_peer"
-    """Every path that opened led to another node."""
+    """A path led to another node, and no other path made a Pipe."""
     NOTHING_TO_TRY = "nothing_to_try"
     """No combo was valid: no common address family, or the options exclude everything."""
     CLOCK_OFF = "clock_off"
@@ -157,10 +157,10 @@ class Known(Enum):
     NO_SIGNAL_HERE = "this side has no signal server configured"
     NO_STUN_HERE = "this side has no STUN server configured, and would have punched"
     NO_STUN_THERE = "the peer's address says nothing of its NAT, and this side would have punched"
-    UDP_BLOCKED_HERE = "this side's network lets nothing come back over UDP"
-    UDP_BLOCKED_THERE = "the peer's network lets nothing come back over UDP"
-    BOTH_SYMMETRIC = "both NATs are symmetric, and nobody foretells their ports"
-    TAKEN = "the peer serves one Pipe, and has it"
+    UDP_BLOCKED_HERE = "this side's network blocks UDP"
+    UDP_BLOCKED_THERE = "the peer's network blocks UDP"
+    BOTH_SYMMETRIC = "both NATs are symmetric, and their ports cannot be predicted"
+    TAKEN = "the peer accepts only one Pipe, which is taken"
 
     def __str__(self) -> str:
         """The value."""
@@ -179,10 +179,10 @@ REMEDIES: Final = {
     Known.NO_STUN_THERE: (
         "Have the peer name a STUN server in its [servers], to get through NATs; `warpgate-trio serve` runs one."
     ),
-    Known.UDP_BLOCKED_HERE: "Let UDP out of this network (its firewall), and what answers it back in.",
-    Known.UDP_BLOCKED_THERE: "Have UDP let out of the peer's network (its firewall), and what answers it back in.",
+    Known.UDP_BLOCKED_HERE: "Allow outgoing UDP, and the replies to it, in this network's firewall.",
+    Known.UDP_BLOCKED_THERE: "Have outgoing UDP, and the replies to it, allowed in the firewall of the peer's network.",
     Known.BOTH_SYMMETRIC: "Forward a port to one side (`listen --port`), give it IPv6, or another router.",
-    Known.TAKEN: "Wait until the peer is free: it serves one caller at a time, and has one.",
+    Known.TAKEN: "Wait until the peer is free: it serves one caller at a time, and another one is connected.",
 }
 """What would help against each obstacle."""
 

@@ -204,7 +204,9 @@ def test_the_screen_has_a_line_for_each_step(stdout: bytearray, capsys: pytest.C
     assert stdout == b""
     assert " by ws_relay, IPv4 EXT_BIND, at 11.0.0.1 port 443: " in lines[0]
     at = next(i for i, line in enumerate(lines) if " punch: " in line)
-    assert lines[at].startswith("failed   both    punch: both NATs are symmetric, and nobody foretells their ports; ")
+    assert lines[at].startswith(
+        "failed   both    punch: both NATs are symmetric, and their ports cannot be predicted; "
+    )
     assert lines[at + 1].strip() == f"→ {REMEDIES[Known.BOTH_SYMMETRIC]}"
     assert sum("→" in line for line in lines) == 1
 

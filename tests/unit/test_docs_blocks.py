@@ -311,7 +311,7 @@ HERE: dict[Key, Callable[[Block], Awaitable[None] | None]] = {
     ("command_line.md", 'eval "$(_WARPGATE_TRIO_COMPLETE=bash_source warpgate-trio)"'): (try_completion),
     (
         "command_line.md",
-        "failed   here    NAT: this side's network lets nothing come",
+        "failed   here    NAT: this side's network blocks UDP; IPv4 b",
     ): (try_a_step),
     (
         "forwarding.md",
