@@ -33,7 +33,14 @@ from warpgate_trio import (
 from warpgate_trio.carrier import Carrier
 from warpgate_trio.config import Budgets, ServerUrl
 from warpgate_trio.contacts import Contacts
-from warpgate_trio.errors import AddressExpired, AddressNotYetValid, AttemptFailed, PeerNotFound, SignalUnavailable
+from warpgate_trio.errors import (
+    AddressExpired,
+    AddressNotYetValid,
+    AttemptFailed,
+    ConfigError,
+    PeerNotFound,
+    SignalUnavailable,
+)
 from warpgate_trio.link import Link
 from warpgate_trio.node.runtime import NodeRuntime
 from warpgate_trio.plugin import Message, Plugin, plugin_registry, register
@@ -73,6 +80,13 @@ async def test_get_addr_of_a_peer_that_is_not_there() -> None:
     async with loopback_node(ALICE, config(dead)) as alice:
         with pytest.raises(trio.TooSlowError):
             await alice.refresh_address(address_of(BOB, port=1), timeout=0.05)
+
+
+@pytest.mark.parametrize("peer", [address_of(BOB, port=1), BOB.peer_id], ids=["address", "peer id"])
+async def test_a_node_without_get_addr_cannot_ask(peer: PeerAddress | str) -> None:
+    async with loopback_node(ALICE, config(), plugins=["direct_connect"]) as alice:
+        with pytest.raises(ConfigError, match="no plugin 'get_addr'"):
+            await alice.refresh_address(peer)
 
 
 def test_an_answer_that_nobody_waits_for_any_more_is_not_answered() -> None:

@@ -388,6 +388,7 @@ class NodeRuntime:
     async def refresh(self, callee: Callee) -> PeerAddress:
         """See `Node.refresh_address`."""
         with self.home.call():
+            self._check_has("get_addr")
             if callee.address is None:
                 return await self.by_key.find(callee.public_key, patience=self.config.budgets.signal)
             fresh = await self.ask(callee.address, "get_addr")
@@ -404,13 +405,16 @@ class NodeRuntime:
 
     async def ask(self, peer: PeerAddress, plugin: str) -> object:
         """Run an auxiliary plugin towards a peer; errors come out bare."""
-        if plugin not in self.factories:
-            raise ConfigError(f"this node has no plugin {plugin!r}")
+        self._check_has(plugin)
         recorder = Recorder(peer=peer.peer_id, now=trio.current_time())
         session = Session(peer, self.host.entropy(16), recorder)
         attempt = CallingAttempt(self.home, session, plugin=plugin, phase=None, path=None)
         with self.home.call():
             return await attempt.ask(self.factories[plugin][1])
+
+    def _check_has(self, plugin: str) -> None:
+        if plugin not in self.factories:
+            raise ConfigError(f"this node has no plugin {plugin!r}")
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
