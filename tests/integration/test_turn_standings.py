@@ -35,7 +35,7 @@ async def test_a_server_that_failed_is_not_asked_before_the_others_any_more(
 ) -> None:
     """It refuses allocations, or says nothing at all."""
     monkeypatch.setattr(standing, "PASSED_OVER", HANG)
-    monkeypatch.setattr(relays_module, "STAGGER", 0.04)
+    monkeypatch.setattr(relays_module, "STAGGER", 0.04 if code is None else HANG)
     async with open_servers(2) as servers, open_relays(servers) as relays:
         servers[0].dead, servers[0].code = code is None, code or 0
         assert await who_is_asked(relays, servers) == [0, 1]
