@@ -68,7 +68,9 @@ def open_area(into: Folder) -> Folder:
     status = area.status()
     if os.name == "posix" and (status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022):
         area.close()
-        raise PermissionError(errno.EPERM, f"others may write in {into.path / AREA}")
+        raise PermissionError(
+            errno.EPERM, f"{into.path / AREA} is owned by another user, or others can write to it; refusing to use it"
+        )
     return area
 
 
@@ -166,7 +168,7 @@ def lock_room(room: Folder) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise refusal(Reason.BUSY, "the same is being received already") from None
+        raise refusal(Reason.BUSY, "the same files are already being received") from None
     except OSError:  # a file system without locks
         pass
     try:

@@ -77,7 +77,7 @@ _EVERYWHERE: Final[tuple[tuple[Callable[[str], bool], str], ...]] = (
 """Checks of one component, in this order, each with the problem that it finds."""
 _ON_WINDOWS: Final[tuple[tuple[Callable[[str], bool], str], ...]] = (
     (lambda name: ":" in name, "has a colon: a drive or a stream on Windows"),
-    (lambda name: not _FORBIDDEN_BY_WINDOWS.isdisjoint(name), "has a character that Windows has no names with"),
+    (lambda name: not _FORBIDDEN_BY_WINDOWS.isdisjoint(name), "has a character that Windows does not allow in names"),
     (lambda name: name.endswith((".", " ")), "ends with a dot or a space, which Windows drops"),
     (_device, "is the name of a device on Windows"),
 )
@@ -97,7 +97,7 @@ def why_not(path: str, destination: Destination) -> str | None:
             if is_wrong(name):
                 return why
     if names[0].startswith(".") and not destination.hidden:
-        return "is hidden: programs obey such files"
+        return "is hidden (begins with a dot), which the receiver does not accept without --hidden"
     return None
 
 

@@ -312,11 +312,15 @@ class Receiver:
 
     def _judge_size(self, offer: Offer) -> Refusal | None:
         if offer.version != VERSION:
-            return Refusal(Reason.UNSUPPORTED, f"version {offer.version}, and {VERSION} is known here")
+            return Refusal(
+                Reason.UNSUPPORTED, f"protocol version {offer.version} is not supported; this side speaks {VERSION}"
+            )
         if offer.entries > self._max_entries:
-            return Refusal(Reason.TOO_MANY, f"{offer.entries:,} files, and {self._max_entries:,} are taken")
+            return Refusal(
+                Reason.TOO_MANY, f"the offer has {offer.entries:,} files; at most {self._max_entries:,} are accepted"
+            )
         if offer.size > MAX_BYTES:
-            return Refusal(Reason.TOO_LARGE, f"{offer.size:,} bytes")
+            return Refusal(Reason.TOO_LARGE, f"the offer has {offer.size:,} bytes; at most {MAX_BYTES:,} are accepted")
         return None
 
     def _list(self, message: Entries) -> Offered | None:

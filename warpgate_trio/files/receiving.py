@@ -240,7 +240,7 @@ class _Receiving:
             if withdrawn.index is not None:
                 await trio.to_thread.run_sync(staging.discard, withdrawn.index)
             text = printable(withdrawn.text, MAX_TEXT)
-            raise TransferFailed(withdrawn.reason, f"the sender gives up: {text}", by_peer=True)
+            raise TransferFailed(withdrawn.reason, f"the sender cannot continue: {text}", by_peer=True)
 
     async def _read_all(self, staging: Staging, inlet: trio.MemorySendChannel[_Batch]) -> Withdraw | None:
         while True:

@@ -159,7 +159,7 @@ async def serve_inbox(
         except (TransferRefused, TransferFailed, RemoteProtocolError, trio.BrokenResourceError) as error:
             tell(pipe, error)
         except Exception as error:
-            logger.exception("receiving failed in a way that nobody foresaw")
+            logger.exception("receiving failed unexpectedly")
             tell(pipe, error)
         finally:
             if running.get(pipe.peer_id) is mine:

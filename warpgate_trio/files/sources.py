@@ -117,16 +117,16 @@ def look_at(paths: Iterable[str | Path], *, run: bytes | None = None) -> Outgoin
     for path in named:
         name = os.path.basename(path)
         if not name:
-            raise ValueError(f"{path} has no name that it could have elsewhere")
+            raise ValueError(f"{path} has no file name")
         if name in scan.tops:
-            raise ValueError(f"two of them are called {name}")
+            raise ValueError(f"two of the paths have the name {name}")
         scan.tops.add(name)
         scan.add(os.path.realpath(path), name, os.stat(path), named=True)
     if not scan.entries:
         raise ValueError("nothing to send: " + "; ".join(f"{each.path} {each.why}" for each in scan.skipped[:4]))
     problem = judge_names(((each.path, each.is_folder) for each in scan.entries), Destination(hidden=True))
     if problem is not None:
-        raise ValueError(f"{problem}; no receiver takes that")
+        raise ValueError(f"{problem}; no receiver accepts such a name")
     key = hashlib.blake2b("\0".join(named).encode("utf-8", "surrogatepass"), digest_size=16).digest()
     offer = Offer(
         VERSION,

@@ -160,7 +160,7 @@ class Staging:
     ) -> Staging:
         offer, entries = offered.offer, offered.entries
         if max_size is not None and offer.size > max_size:
-            raise refusal(Reason.TOO_LARGE, f"{offer.size:,} bytes, and {max_size:,} are taken")
+            raise refusal(Reason.TOO_LARGE, f"the offer has {offer.size:,} bytes; at most {max_size:,} are accepted")
         into.mkdir(parents=True, exist_ok=True)
         folder = Folder.open(into)
         room, lock = None, -1
@@ -320,7 +320,9 @@ class Staging:
         record = self.records.setdefault(end.index, FileRecord())
         if record.blocks != block_count(entry.size) or record.digest != end.digest:
             self.discard(end.index)
-            raise TransferFailed(Reason.DAMAGED, f"{entry.path!r} is not what its checksum says", by_peer=False)
+            raise TransferFailed(
+                Reason.DAMAGED, f"the data of {entry.path!r} does not match its checksum", by_peer=False
+            )
         self._tree.finish(entry, record.blocks)
         record.complete = True
         return complete_record(end.index, end.digest)

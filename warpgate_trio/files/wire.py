@@ -315,7 +315,9 @@ class FileReader:
         try:
             kind = Kind(number)
         except ValueError:
-            raise RemoteProtocolError(f"the peer speaks no file transfer: a message of kind {number}") from None
+            raise RemoteProtocolError(
+                f"the peer does not run a file transfer: it sent a message of kind {number}"
+            ) from None
         if kind not in self._kinds:
             raise RemoteProtocolError(f"{kind.name} comes from the wrong side")
         least, most = (_BLOCK.size + 1, _BLOCK.size + BLOCK) if kind is Kind.BLOCK else (1, MAX_MESSAGE)
