@@ -117,5 +117,5 @@ async def _lead(
     except (TargetRefused, PeerRefused, trio.BrokenResourceError, trio.ClosedResourceError) as error:
         tell(error)
     except Exception as error:
-        logger.exception("a connection to %s failed in a way that nobody foresaw", target)
+        logger.exception("a connection to %s failed unexpectedly", target)
         tell(error)

@@ -96,4 +96,4 @@ async def _bring(connection: trio.SocketStream, pipe: Pipe, target: Target) -> N
     except (PeerRefused, trio.BrokenResourceError, trio.ClosedResourceError) as error:
         logger.info("a connection to %s ended: %s", target, error)
     except Exception:
-        logger.exception("a connection to %s failed in a way that nobody foresaw", target)
+        logger.exception("a connection to %s failed unexpectedly", target)

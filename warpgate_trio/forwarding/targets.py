@@ -77,10 +77,10 @@ def _split(text: str) -> tuple[str, str]:
         except ValueError:
             raise ValueError(f"{text!r} names no host: {host[1:-1]!r} is no IPv6 address") from None
         if ip.scope_id is not None:
-            raise ValueError(f"{text!r} names no host: a link of one machine is none of another's")
+            raise ValueError(f"{text!r} names no host: a scope id is valid on one machine only")
         return str(ip), port
     if ":" in host:
-        raise ValueError(f"{text!r}: an IPv6 address stands in brackets")
+        raise ValueError(f"{text!r}: write an IPv6 address in brackets")
     host = host.removesuffix(".")
     if len(host) > MAX_HOST or _NAME.fullmatch(host) is None:
         raise ValueError(f"{text!r} names no host")
@@ -165,7 +165,7 @@ class Bindable:
         self._entries: Final = tuple(map(_Entry.parse, texts))
         for entry in self._entries:
             if entry.network is None:
-                raise ValueError(f"{entry.host!r} is no address to listen on")
+                raise ValueError(f"{entry.host!r} is not an address to listen on")
 
     def __bool__(self) -> bool:
         return bool(self._entries)
