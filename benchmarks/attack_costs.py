@@ -1,10 +1,10 @@
-"""What a stranger's message costs whom it is sent to, in CPU, and how many bytes his byte has that one hold.
+"""What a message of an attacker costs its victim: CPU per message, and memory per byte that the attacker sent.
 
-Nodes and servers run in processes of their own, with the limits that everybody has; the attacker is this one, on
-loopback, under as many of its addresses as he needs.  CPU is the victim's process time between two quiet moments,
-divided by the messages: the median of some rounds.  Where a limit comes in between, most of a round costs what a
-refusal costs, which is what a flood costs.  Bytes are what the victim's process grew by (what the kernel holds for a
-socket comes on top), beside what the attacker sent, packet headers included.
+Nodes and servers run in processes of their own, with the default limits.  The attacker is this process, on loopback,
+from as many of its addresses as it needs.  CPU is the victim's process time between two quiet moments,
+divided by the messages: the median of some rounds.  Where a limit is reached within a round, most messages
+are refused, and the figure is that of a refusal, as in a flood.  Bytes are the growth of the victim's process, without
+the kernel's socket memory, beside the bytes that the attacker sent, packet headers included.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How long a living TCP transfer stands still, on the nine links of `presets.LINKS`; in virtual time.
+"""How long a TCP transfer pauses while its path works, on the nine links of `presets.LINKS`; in virtual time.
 
-Alice, on such a link, sends in bulk to bob, who has no delay and says of each KiB that it has come.  A pause is the
-time between two such words that reach alice, or between the last one and the end.  Losses come in three ways, of the
-same share of what a steady stream sends:
+Alice, on such a link, sends bulk data to bob, who has no delay and acknowledges each KiB.  A pause is the time between
+two acknowledgements that reach alice, or between the last one and the end.  Losses are of three kinds, each with the
+same share of the packets of a steady stream:
 
 * independent;
-* bursts in packets (`Link(burst=…)`): they last until enough packets were lost, however few are sent;
-* bursts in time: they last as long as so many full packets take on the link, sent or not.
+* bursts in packets (`Link(burst=…)`): each lasts until a number of packets was lost, however slowly they are sent;
+* bursts in time: each lasts as long as that number of full packets takes on the link, sent or not.
 
     python -m benchmarks.link_pauses [--seconds 60] [--runs 3] [LINK ...]
 """

@@ -1,9 +1,9 @@
-"""For how long nothing comes where a Pipe's new direct path turns into a hole, in the simulator (virtual time).
+"""How long a Pipe is silent after its new direct path becomes a hole (loses all packets); simulated, in virtual time.
 
-A Pipe began by a relay and has bulk on it, one way, the other way, or both ways; of these the worst receiver counts.
-The rows say when the new path becomes a hole, and what vanishes: what the caller's network sends (out), what the
-listener's does (back), or all (both).  Each column is a plugin that makes the path: seconds of silence, and by how much
-that is longer than in the same world without the hole.  `tests.sim.holes` has the worlds.
+A Pipe that began on a relay carries bulk data one way, the other way, or both ways; the worst receiver of these counts.
+The rows say when the new path becomes a hole, and which packets are lost: what the caller's network sends (out),
+what the listener's does (back), or all (both).  Each column is a plugin that makes the path: seconds of silence,
+and by how much that is longer than in the same world without the hole.  `tests.sim.holes` has the worlds.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""One rendezvous server that relays: its speed, what many circuits and idle nodes cost it, and what it holds of those
-that nobody reads.
+"""One rendezvous server as a relay: its throughput, its cost for many circuits and idle nodes, and the memory that it
+holds for circuits whose receiver does not read.
 
 The server is alone in its process, nodes and channels in others, on loopback.  CPU and memory are the server process's,
 as Linux counts them.
 
-* *stream*: channels with a circuit each, whose sender writes 64 KiB at a time, without TLS inside.  MB/s is what came
-  through; *a core* is what the server alone would carry by the CPU that it took for a MB: its clients cost about as
-  much.  On a machine with other work, CPU is to be trusted.
-* *many*: idle nodes, and Pipes by `ws_relay` of nodes that know this server alone, each with 1 KiB a second there and
-  back.  What a Pipe costs is what the server takes beyond the idle nodes.
-* *stop*: circuits, each between two connections of its own, whose receiver reads nothing while its sender writes all
-  that it is let.  *Held* is what the server counts, *in memory* what it grows by.
+* *stream*: channels with a circuit each, whose sender writes 64 KiB at a time, without TLS inside.  MB/s is the
+  throughput; *a core* is what the server could relay with one core of its own, by its CPU per MB.  The clients take
+  about as much CPU.  On a machine with other work, CPU is to be trusted.
+* *many*: idle nodes, and Pipes over `ws_relay` of nodes that know only this server, each with 1 KiB a second each way.
+  The cost of a Pipe is what the server takes beyond the cost of the idle nodes.
+* *stop*: circuits, each between two connections of its own, whose receiver reads nothing while its sender writes
+  until it is stopped.  *Held* is what the server counts, *in memory* the growth of its process.
 
     python -m benchmarks.relay_server                       all three
     python -m benchmarks.relay_server stream --rounds 5

@@ -1,10 +1,10 @@
-"""The embedded TURN server beside coturn: MB/s of 1,200-byte datagrams over UDP, and the server's CPU for each MB.
+"""The embedded TURN server and coturn compared: MB/s of 1,200-byte datagrams over UDP, and CPU of the server per MB.
 
 Each server is a process of its own on loopback.  A sender offers datagrams at a rate, a receiver counts those that
 arrive, and the server's process time is read before and after.  *Up*: client to peer; *down*: peer to client; *relay*:
-client to client, both with allocations.  The speed told is the highest offered one at which less than 2 % was lost.
-Rounds of the two servers alternate, and medians are told: on a machine with other work, CPU is to be trusted, and of
-speeds the comparison.
+client to client, both with allocations.  The speed printed is the highest offered rate with less than 2 % loss.
+Rounds of the two servers alternate, and medians are printed.  On a machine with other work, trust the CPU figures, and
+of the speeds only the comparison.
 
     python -m benchmarks.turn_server                     both, if coturn is installed
     python -m benchmarks.turn_server --rates 40 --rounds 5
