@@ -116,8 +116,8 @@ async def test_what_is_interrupted_says_how_to_go_on(server: Server, tmp_path: P
             await wait_bytes(into, 2 * MIB)
             send.interrupt()
             assert await send.code() == 130
-            assert "send the same again" in send.stderr_text
-        await receive.wait_err("what has come is kept")
+            assert "run the same command again to resume" in send.stderr_text
+        await receive.wait_err("the data so far is kept")
         receive.interrupt()
         assert await receive.code() == 130
         assert "is kept" in receive.stderr_text.splitlines()[-2] + receive.stderr_text.splitlines()[-1]
@@ -130,8 +130,8 @@ async def test_what_is_not_taken(server: Server, tmp_path: Path) -> None:
     async with receiving(server, into, "--max-size", "1kB") as (receive, address):
         large = await ran(*sending(server, key, address, root / "x"))
         assert large.process.returncode == 3
-        assert "too large: 2,000 bytes, and 1,000 are taken" in large.stderr_text
-        await receive.wait_err("was told no: 2,000 bytes, and 1,000 are taken")
+        assert "too large: the offer has 2,000 bytes; at most 1,000 are accepted" in large.stderr_text
+        await receive.wait_err(": the offer has 2,000 bytes; at most 1,000 are accepted")
         (root / "x").write_bytes(b"small")
         hidden = await ran(*sending(server, key, address, root))
         assert hidden.process.returncode == 3

@@ -144,7 +144,7 @@ async def test_a_peer_that_was_started_again_is_called_again(server: Server, tmp
     ("words", "problem"),
     [
         (["8080"], "give PEER:[HOST:]PORT alone with --stdio"),
-        (["8080", "wg1abc"], "names no port of the peer's"),
+        (["8080", "wg1abc"], "has no port; expected PEER:[HOST:]PORT"),
         (["wg1abc:22"], "give PEER:[HOST:]PORT alone with --stdio"),
         (["--stdio", "8080", "wg1abc:22"], "give PEER:[HOST:]PORT alone with --stdio"),
         (["--stdio", "--reverse", "wg1abc:22"], "exclude each other"),
@@ -170,7 +170,7 @@ async def test_a_port_that_is_taken(server: Server) -> None:
     async with echoing() as port, exposing(server, "--expose", str(port)) as (_, address):
         failed = await ran("forward", "--config", server.config, "--ephemeral", str(port), f"{address}:{port}")
         assert failed.process.returncode == 2
-        assert f"127.0.0.1:{port} cannot be listened on: Address already in use" in failed.stderr_text
+        assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in failed.stderr_text
 
 
 # --- programs of others ---

@@ -13,7 +13,7 @@ from tests.end_to_end.processes import ran, started
 pytestmark = pytest.mark.slow("starts processes; each imports Trio and cryptography for 0.4 s")
 
 WARNING = "another process listens with this key"
-ITS_OWN = "this call has an identity of its own"
+ITS_OWN = "this call uses a temporary identity"
 
 
 async def test_a_first_try_in_two_terminals_of_one_user(server: Server, tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ async def test_a_first_try_in_two_terminals_of_one_user(server: Server, tmp_path
         for command in ("connect", "ping"):  # a key that is named is what it says
             pinned = await ran(command, address, *common, "--key-file", key, env=home)
             assert pinned.process.returncode == 2, pinned.stderr_text
-            assert "that is this node's own address" in pinned.stderr_text
+            assert "this is the node's own address" in pinned.stderr_text
 
 
 async def test_a_caller_takes_nothing_of_a_listeners_calls(server: Server, tmp_path: Path) -> None:

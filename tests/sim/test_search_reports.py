@@ -170,7 +170,7 @@ def test_connect_tells_of_the_upgrade_in_words(capsys: pytest.CaptureFixture[str
 
 def test_connect_tells_why_it_stays_on_a_relay(capsys: pytest.CaptureFixture[str]) -> None:
     first, *lines = told_of(Settings(), SYMMETRIC, capsys)
-    assert re.fullmatch(r"no better path was found, \d+\.\d ms after the call; it stays by ws_relay", first)
+    assert re.fullmatch(r"no better path was found, \d+\.\d ms after the call; the Pipe stays on ws_relay", first)
     assert [line.partition(",")[0] for line in lines[:2]] == ["  punch", "  spray"]
     assert "both NATs are symmetric" in lines[1]
 

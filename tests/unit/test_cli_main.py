@@ -53,12 +53,12 @@ def issue(identity: Identity, *, expires_at: int = 200_000_000_000) -> str:
         (["lisen"], "the nearest is 'listen'"),
         (["listen", "--allow-any", "--allow", "x"], "exclude each other"),
         (["listen", "--allow-any", "--code"], "exclude each other"),
-        (["listen", "--allow-any", "--save", "x"], "--save goes with --code"),
-        (["listen"], "say whom to let in"),
+        (["listen", "--allow-any", "--save", "x"], "--save needs --code"),
+        (["listen"], "name the peers to let in"),
         (["receive", "--allow-any", "--allow-contacts"], "exclude each other"),
         (["receive", "--allow-any", "--code", "7-guitar-orbit"], "exclude each other"),
-        (["receive", "--allow-contacts", "--save", "x"], "--save goes with --code"),
-        (["receive"], "say whom to let in"),
+        (["receive", "--allow-contacts", "--save", "x"], "--save needs --code"),
+        (["receive"], "name the peers to let in"),
         (
             ["listen", "--echo"],
             "--allow PEER_ID, which `warpgate-trio id` prints over there, or --allow-any;",
@@ -703,7 +703,7 @@ def test_a_fault_of_the_program_is_70_without_a_traceback(monkeypatch: pytest.Mo
     monkeypatch.setattr("warpgate_trio.cli.show._sources", fail)
     assert call(["config"]) == 70
     assert capfd.readouterr().err == (
-        "error: a fault of warpgate-trio itself, RuntimeError: a bug; --debug shows where\n"
+        "error: internal error of warpgate-trio: RuntimeError: a bug; --debug shows where\n"
     )
     assert call(["config", "--debug"]) == 70
     assert "Traceback" in capfd.readouterr().err

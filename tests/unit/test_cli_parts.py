@@ -736,10 +736,10 @@ async def test_the_time_server_takes_the_first_port_that_it_can_have(capfd: pyte
         assert capfd.readouterr().err == ""
         assert await start_ntp(Settings(), nursery, "127.0.0.1", (one.port, other.port)) is None
         assert capfd.readouterr().err == (
-            f"no time server: cannot listen on 127.0.0.1 UDP port {other.port}: Address already in use\n"
+            f"no NTP server: cannot listen on 127.0.0.1 UDP port {other.port}: Address already in use\n"
         )
         assert await start_ntp(Settings(), nursery, "127.0.0.1", ()) is None
         assert capfd.readouterr().err == ""
-        with pytest.raises(UsageProblem, match="--no-ntp does without"):
+        with pytest.raises(UsageProblem, match="--no-ntp runs no NTP server"):
             await start_ntp(Settings(), nursery, "127.0.0.1", (one.port,))
         nursery.cancel_scope.cancel()

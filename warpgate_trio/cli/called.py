@@ -65,7 +65,7 @@ def allow_options(function: Callable[..., Any]) -> Callable[..., Any]:
         help="Let this peer in, a contact or peer id; may be given several times.",
     )
     @click.option("--allow-contacts", is_flag=True, help="Let your contacts in.")
-    @click.option("--allow-any", is_flag=True, help="Let everybody in who has the address.")
+    @click.option("--allow-any", is_flag=True, help="Let every caller in.")
     @save_paired_option
     @functools.wraps(function)
     def wrapper(
@@ -81,10 +81,10 @@ def allow_options(function: Callable[..., Any]) -> Callable[..., Any]:
         if allow_any and (allow or allow_contacts or by_code):
             raise click.UsageError("--allow-any and --allow, --allow-contacts or --code exclude each other")
         if save is not None and not by_code:
-            raise click.UsageError("--save goes with --code, which tells whose key it is")
+            raise click.UsageError("--save needs --code")
         if not (allow or allow_contacts or allow_any or by_code):
             raise click.UsageError(
-                "say whom to let in: --code, --allow PEER_ID, which `warpgate-trio id` prints over there, "
+                "name the peers to let in: --code, --allow PEER_ID, which `warpgate-trio id` prints over there, "
                 "or --allow-any"
             )
         allowing = AllowOptions(peers=allow, contacts=allow_contacts, anybody=allow_any)

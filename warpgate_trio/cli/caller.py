@@ -43,8 +43,10 @@ def caller_identity(config: NodeConfig, peer: PeerAddress | Callee) -> Identity:
     if identity.public_key != peer.public_key:
         return identity
     if wanted.key_file is not None:
-        raise UsageProblem("that is this node's own address: the peer has the key that is named here")
-    logger.info("that peer has this user's default key: this call has an identity of its own")
+        raise UsageProblem(
+            "this is the node's own address: the peer uses the same key file; use another --key-file or --ephemeral"
+        )
+    logger.info("the peer uses this user's default key, so this call uses a temporary identity")
     return Identity.generate()
 
 

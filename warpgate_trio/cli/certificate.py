@@ -65,7 +65,7 @@ async def reload_on_hangup(
         task_status.started()
         async for _ in hangups:
             if certificate is None:
-                settings.say("SIGHUP: there is no certificate to be read again")
+                settings.say("SIGHUP ignored: no certificate is configured")
                 continue
             try:
                 certificate.reload()

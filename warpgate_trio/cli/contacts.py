@@ -137,7 +137,7 @@ async def _ask(settings: Settings, config: NodeConfig, callee: Callee, timeout: 
         except (AttemptFailed, PeerNotFound, SignalError) as error:
             problem = str(error)
         except PeerRefused as error:
-            raise CommandFailed(ExitCode.REFUSED, f"the peer said no: {error}") from error
+            raise CommandFailed(ExitCode.REFUSED, f"the call was refused: {error}") from error
     raise CommandFailed(ExitCode.NO_PATH, f"not added: {problem}.  --offline adds it without asking")
 
 

@@ -139,11 +139,11 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, PeerNotFound):
         return ExitCode.NO_PATH, str(error)
     if isinstance(error, PeerRefused):
-        return ExitCode.REFUSED, f"the peer said no: {error}"
+        return ExitCode.REFUSED, f"the call was refused: {error}"
     if isinstance(error, ConnectError):
         return exit_code_of_verdict(error.verdict.value), _no_pipe(error)
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return ExitCode.INTERNAL, f"a fault of warpgate-trio itself, {text}; --debug shows where"
+    return ExitCode.INTERNAL, f"internal error of warpgate-trio: {text}; --debug shows where"
 
 
 def _code_of_pairing(error: PairingError) -> ExitCode:

@@ -87,7 +87,7 @@ def forward(
     peer, colon, rest = words[-1].partition(":")
     try:
         if not colon:
-            raise ValueError(f"{words[-1]!r} names no port of the peer's: PEER:[HOST:]PORT")
+            raise ValueError(f"{words[-1]!r} has no port; expected PEER:[HOST:]PORT")
         far = Target.parse(rest, least=0 if reverse else 1)
         near = None if stdio else Target.parse(words[0], least=1 if reverse else 0)
     except ValueError as error:
@@ -165,7 +165,7 @@ class _Forwarding:
         except OSError as error:
             from ..nurseries import reason_of
 
-            raise UsageProblem(f"{near} cannot be listened on: {reason_of(error)}") from error
+            raise UsageProblem(f"cannot listen on {near}: {reason_of(error)}") from error
 
     async def _call(self, node: Node, peer: Callee, config: NodeConfig) -> Pipe:
         from .caller import call_peer

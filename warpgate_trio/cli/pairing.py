@@ -177,7 +177,7 @@ async def paired_node(
                     paired = await node.accept_code(code)
             except CodeRefused as refused:
                 if refused.outcome == Outcome.OWN_KEY and number < len(identities):
-                    logger.info("that peer has this user's default key: this call has an identity of its own")
+                    logger.info("the peer uses this user's default key, so this call uses a temporary identity")
                     continue
                 raise
             settings.say(f"paired with {paired.peer_id}, as {node.peer_id}")

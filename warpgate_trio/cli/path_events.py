@@ -99,7 +99,7 @@ class PathTeller:
 
         settings = self._settings
         after = report.began_ms + report.elapsed_ms
-        settings.say(f"no better path was found, {after:.1f} ms after the call; it stays by {pipe.path.plugin}")
+        settings.say(f"no better path was found, {after:.1f} ms after the call; the Pipe stays on {pipe.path.plugin}")
         if settings.verbose or settings.debug:
             show_failure(settings, report)
             return

@@ -132,7 +132,9 @@ class _Receiving:
         if not self._keep:
             self._only = self._only or pipe.peer_id
             if pipe.peer_id != self._only:
-                raise TransferRefused(Reason.UNWANTED, "files of another peer are being received", by_peer=False)
+                raise TransferRefused(
+                    Reason.UNWANTED, "files of another peer are being received; try again later", by_peer=False
+                )
 
     async def _is_paired(self, peer_id: str) -> bool:
         """The rule with --code: a peer that has just been paired may call before this side knows that it is paired."""
@@ -161,7 +163,7 @@ class _Receiving:
                 async def accept() -> Pipe:
                     pipe = await node.listener.accept()
                     path = pipe.path
-                    self._settings.say(f"{pipe.peer_id} is here by {path.plugin}, IPv{path.af} {path.route_type}")
+                    self._settings.say(f"{pipe.peer_id} connected by {path.plugin}, IPv{path.af} {path.route_type}")
                     return pipe
 
                 def on_progress(pipe: Pipe, progress: Progress) -> None:
@@ -186,7 +188,7 @@ class _Receiving:
                     )
                 finally:
                     if not ends and self._begun:  # interrupted
-                        self._settings.say("what has come is kept: receive again, and it goes on where it was")
+                        self._settings.say("the data so far is kept; run receive again to resume")
         if ends and ends[0] is not None:
             raise ends[0]
         return ExitCode.OK
@@ -226,13 +228,13 @@ class _Receiving:
             self._settings.say(f"{who}: {error}")
         elif isinstance(error, TransferError) and not error.by_peer and error.reason in ours:
             if not self._keep:
-                return CommandFailed(ExitCode.BROKEN, f"{error}; what has come of it is kept")
+                return CommandFailed(ExitCode.BROKEN, f"{error}; the data so far is kept")
             self._settings.warn(f"{who}: {error}")
         elif isinstance(error, TransferRefused):
-            self._settings.say(f"{who} was told no: {error}")
+            self._settings.say(f"refused the files of {who}: {error}")
             self._only = None
         elif self._keep or self._only is not None:
-            self._settings.say(f"{who}: {error}; what has come is kept, and waits for it")
+            self._settings.say(f"{who}: {error}; the data so far is kept until the peer sends again")
         else:
             self._settings.say(f"{who}: {error}")
         return None

@@ -87,7 +87,7 @@ def send(
     inside of folders, and what is no file, are left out.
     """
     if (peer is None) != code:
-        raise click.UsageError("say who receives: --to PEER, or --code, which prints a code for whoever is told it")
+        raise click.UsageError("name the receiver: --to PEER, or --code to print a pairing code")
     from .runner import run
 
     settings.start_logging()
@@ -225,22 +225,18 @@ class _Sending:
                 on_progress=on_progress,
             )
         except TransferRefused as error:
-            raise CommandFailed(ExitCode.REFUSED, f"the peer takes nothing: {error}") from error
+            raise CommandFailed(ExitCode.REFUSED, f"the peer refuses the files: {error}") from error
         except (TransferFailed, RemoteProtocolError) as error:
             whose = "the peer says: " if isinstance(error, TransferFailed) and error.by_peer else ""
-            raise CommandFailed(
-                ExitCode.BROKEN, f"{whose}{error}; send the same again, and what has come is not sent twice"
-            ) from error
+            raise CommandFailed(ExitCode.BROKEN, f"{whose}{error}; run the same command again to resume") from error
         except (AddressError, ConnectError, PeerNotFound, PeerRefused, trio.BrokenResourceError) as error:
             if not self._reached and isinstance(error, AddressError | ConnectError | PeerNotFound):
                 raise
-            raise CommandFailed(
-                ExitCode.BROKEN, f"{error}; send the same again, and it goes on where it was"
-            ) from error
+            raise CommandFailed(ExitCode.BROKEN, f"{error}; run the same command again to resume") from error
         finally:
             view.clear()
             if trio.current_effective_deadline() == -math.inf:  # interrupted
-                self._settings.say("send the same again, and it goes on where it was")
+                self._settings.say("run the same command again to resume")
         await self._tell(peer, outgoing, there, view.elapsed)
 
     async def _tell(self, peer: Callee, outgoing: Outgoing, there: int, seconds: float) -> None:

@@ -99,7 +99,7 @@ links with a round-trip time of 200 ms in both directions need 6.4 s to change t
     metavar="N",
     help=f"UDP port of the time server; if not given {NTP_PORTS[0]}, else {NTP_PORTS[1]}, else there is none.",
 )
-@click.option("--no-ntp", is_flag=True, help="Run no time server.")
+@click.option("--no-ntp", is_flag=True, help="Run no NTP server.")
 @click.option(
     "--open",
     "open_to_all",
@@ -123,7 +123,7 @@ links with a round-trip time of 200 ms in both directions need 6.4 s to change t
     "--health",
     metavar="HOST:PORT",
     callback=read_place,
-    help="Tell there, over HTTP, who asks: /healthz, and /metrics for Prometheus.  Nowhere if not given.",
+    help="Serve /healthz and /metrics (Prometheus) over HTTP at this address.  Off by default.",
 )
 @click.option(
     "--drain",
@@ -235,7 +235,8 @@ def _offer(
     }
     if wanted.host is None and not leads_here(offered):
         settings.say(
-            "this machine has no public address: only its own network reaches it, unless --external-ip says more"
+            "this machine has no public address: only hosts in its own network can reach it; "
+            "if a NAT forwards a public address here, give it with --external-ip"
         )
     if not settings.json:
         return configuration(offered, turn, relay_token).encode()

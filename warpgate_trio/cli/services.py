@@ -238,11 +238,11 @@ async def start_ntp(
         except OSError as error:
             why = f"cannot listen on {host or 'all addresses'} UDP port {port}: {_reason(error)}"
             if len(ports) == 1:
-                raise UsageProblem(f"{why} (--no-ntp does without a time server)") from None
+                raise UsageProblem(f"{why} (--no-ntp runs no NTP server)") from None
         else:
             return server
     if ports:
-        settings.say(f"no time server: {why}")
+        settings.say(f"no NTP server: {why}")
     return None
 
 

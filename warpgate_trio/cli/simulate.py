@@ -89,7 +89,7 @@ def simulate(
     if plugin is not None and phases is not None:
         raise click.UsageError("--plugin names one technique, --phases chooses among many: give one of them")
     if pcap is not None and (matrix or runs > 1):
-        raise click.UsageError("--pcap is of one run: leave out --matrix and --runs")
+        raise click.UsageError("--pcap records one run; it excludes --matrix and --runs")
     if ladder and matrix:
         raise click.UsageError("--ladder would print every pair's packets: leave out --matrix")
     check_plugin(plugin)

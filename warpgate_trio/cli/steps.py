@@ -194,7 +194,7 @@ def _signal_server(report: ConnectReport, network: NetcheckReport) -> Step:
 def _clock(network: NetcheckReport) -> Step:
     offset = network.clock.offset_s
     if offset is None:
-        return Step(side="here", step="clock", outcome="unknown", detail="no time server tells")
+        return Step(side="here", step="clock", outcome="unknown", detail="no NTP server answered")
     way = "behind" if offset > 0 else "ahead"
     detail = f"{abs(offset):.3f} s {way}"
     if abs(offset) > MAX_CLOCK_ERROR:

@@ -83,7 +83,7 @@ def _address(name: str) -> str:
     if name.startswith("@"):
         return "\0" + name[1:]
     if name and not name.startswith("/"):
-        logger.warning("NOTIFY_SOCKET=%r is no address of a Unix socket; the service manager is told nothing", name)
+        logger.warning("NOTIFY_SOCKET=%r is not a Unix socket address; the service manager is not notified", name)
         return ""
     return name
 
