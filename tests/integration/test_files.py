@@ -523,7 +523,7 @@ def test_a_lock_that_was_removed_is_no_lock(tmp_path: Path, monkeypatch: pytest.
 async def test_a_peer_that_speaks_something_else(tmp_path: Path) -> None:
     ours, theirs, _ = wired()
     await ours.send_all(b"SSH-2.0-OpenSSH_9.2\r\n")
-    with pytest.raises(RemoteProtocolError, match="no file transfer"):
+    with pytest.raises(RemoteProtocolError, match="does not run a file transfer"):
         await receive_files(theirs, into=tmp_path)
 
 

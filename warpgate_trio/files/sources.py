@@ -155,7 +155,7 @@ class _Scan:
             self.skipped.append(Skipped(Path(path), why))
             return
         if len(self.entries) == MAX_ENTRIES:
-            raise ValueError(f"more than {MAX_ENTRIES:,} files and folders: pack them, and send that")
+            raise ValueError(f"more than {MAX_ENTRIES:,} files and folders: pack them into an archive, and send that")
         if stat.S_ISDIR(status.st_mode):
             self.entries.append(Entry(name, EntryKind.FOLDER))
             self.sources.append(None)
