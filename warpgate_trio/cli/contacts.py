@@ -48,7 +48,7 @@ def list_command(settings: Settings) -> int:
 @contacts.command(short_help="Give a peer a name, once it has answered.")
 @click.argument("name")
 @click.argument("peer")
-@click.option("--offline", is_flag=True, help="Write it down as it is; nobody is asked.")
+@click.option("--offline", is_flag=True, help="Save the contact without asking the peer.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Give up after S seconds.")
 @node_options
 @json_option

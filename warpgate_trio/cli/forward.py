@@ -48,7 +48,7 @@ PAUSES: Final = (1.0, 2.0, 5.0, 10.0, 30.0)
     shell_complete=complete_contacts_with_port,
 )
 @node_options
-@click.option("--reverse", is_flag=True, help="The peer listens, and what comes there is led to [HOST:]PORT here.")
+@click.option("--reverse", is_flag=True, help="The peer listens; its connections are led to [HOST:]PORT here.")
 @click.option("--stdio", is_flag=True, help="Join stdin and stdout to the target, as ssh's ProxyCommand wants it.")
 @walk_options
 @path_options

@@ -42,14 +42,14 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 def offer_code_option(function: _F) -> _F:
     """Add --code of the waiting side, passed as `code`, a bool."""
-    return click.option("--code", is_flag=True, help="Print a code for one peer, and let in who has typed it.")(
+    return click.option("--code", is_flag=True, help="Print a pairing code, and let in the peer that enters it.")(
         function
     )
 
 
 def accept_code_option(function: _F) -> _F:
     """Add --code of the typing side, passed as `code`, a text."""
-    return click.option("--code", metavar="CODE", help="Be paired with who has printed this code, as 7-guitar-orbit.")(
+    return click.option("--code", metavar="CODE", help="Pair with the peer that printed this code (7-guitar-orbit).")(
         function
     )
 

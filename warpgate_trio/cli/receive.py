@@ -42,7 +42,7 @@ __all__ = ["receive"]
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(),
     metavar="DIR",
-    help="Where they go; here if not given.",
+    help="Where the files go; the current folder if not given.",
 )
 @node_options
 @click.option(

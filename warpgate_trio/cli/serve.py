@@ -57,12 +57,12 @@ links with a round-trip time of 200 ms in both directions need 6.4 s to change t
     "trusted",
     multiple=True,
     metavar="CIDR",
-    help="A reverse proxy in front, which says whose connection it is; may be given several times.",
+    help="A reverse proxy in front that reports the client's address; may be given several times.",
 )
 @click.option(
     "--proxy-header",
     type=click.Choice(["forwarded", "proxy"]),
-    help="How it does: Forwarded or X-Forwarded-For, or the PROXY protocol.  [default: forwarded]",
+    help="How the proxy reports it: Forwarded or X-Forwarded-For, or the PROXY protocol.  [default: forwarded]",
 )
 @click.option(
     "--stun-port",
