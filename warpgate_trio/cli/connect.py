@@ -81,8 +81,8 @@ def connect(
 ) -> int:
     """Connect to PEER: a contact's name, a peer id, or the text wg1… that its `listen` has printed; or by --code.
 
-    stdin and stdout are joined to the Pipe; the end of stdin is the end of what is sent, and receiving goes on.  With
-    --echo-test the Pipe is measured instead.  With --json one line on stdout says how it went.
+    stdin and stdout are joined to the Pipe.  The end of stdin ends the sending direction; receiving goes on.  With
+    --echo-test the Pipe is measured instead.  With --json, one line on stdout has the outcome.
     """
     if plugin is not None and phases is not None:
         raise click.UsageError("--plugin names one technique, --phases chooses among many: give one of them")

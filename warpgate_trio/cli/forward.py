@@ -66,13 +66,13 @@ def forward(
     phases: tuple[Phase, ...] | None,
     timeout: float | None,
 ) -> int:
-    """Lead connections to [HOST:]PORT of this machine to a host and port in the network of PEER, until interrupted.
+    """Forward connections from [HOST:]PORT of this machine to a host and port in PEER's network, until interrupted.
 
-    PEER is a contact's name, a peer id, or the text wg1… that its `listen` has printed.  A host that is not said is
-    127.0.0.1: here, so that nobody else comes in, and there.  What the peer lets in is its own choice: `listen
-    --expose`, and `--bind` for --reverse.
+    PEER is a contact's name, a peer id, or the text wg1… that its `listen` has printed.  Either HOST is 127.0.0.1 if it
+    is not given, so that only programs on this machine can use the port.  The peer decides which targets it allows:
+    `listen --expose`, and `listen --bind` for --reverse.
 
-    With --stdio there is one connection, and PEER:[HOST:]PORT alone is given:
+    With --stdio there is one connection, and only PEER:[HOST:]PORT is given:
     ssh -o ProxyCommand='warpgate-trio forward --stdio wg1…:22' HOST
     """
     if reverse and stdio:

@@ -47,10 +47,14 @@ __all__ = ["listen"]
     "--expose",
     multiple=True,
     metavar="[HOST:]PORT",
-    help="Let peers' `forward` lead here, until interrupted: a name, an address or NETWORK/BITS; a port or *.",
+    help="Let peers forward connections to this target, until interrupted: a name, an address or NETWORK/BITS, and a "
+    "port or *.",
 )
 @click.option(
-    "--bind", multiple=True, metavar="[HOST:]PORT", help="Let peers' `forward --reverse` have this port; a port or *."
+    "--bind",
+    multiple=True,
+    metavar="[HOST:]PORT",
+    help="Let peers listen on this port by `forward --reverse`; a port or *.",
 )
 @path_options
 @path_events_option
@@ -71,9 +75,10 @@ def listen(
 ) -> int:
     """Print this node's address, wait for a peer, and join stdin and stdout to its Pipe.
 
-    Peers are let in by their id, which `warpgate-trio id` prints on their machine, or as contacts: --allow,
-    --allow-contacts or --allow-any has to say whom, or --code, which prints a code for the one peer that is told it.
-    With --expose or --bind nothing is joined to stdin and stdout: peers forward connections.
+    Say who may call: --allow with a peer id (`warpgate-trio id` prints it on the peer's machine) or a contact,
+    --allow-contacts, --allow-any, or --code, which prints a pairing code for one peer.
+
+    With --expose or --bind, stdin and stdout are not used: peers forward connections.
     """
     if echo and (expose or bind):
         raise click.UsageError("--echo goes with neither --expose nor --bind")

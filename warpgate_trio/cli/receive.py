@@ -50,9 +50,9 @@ __all__ = ["receive"]
 )
 @allow_options
 @accept_code_option
-@click.option("--keep", is_flag=True, help="Go on until interrupted, not just until the first ones have come.")
+@click.option("--keep", is_flag=True, help="Receive until interrupted, not just one transfer.")
 @click.option("--max-size", type=Size(), metavar="SIZE", help="Take no more than SIZE (10GB, 500MiB) at a time.")
-@click.option("--hidden", is_flag=True, help="Take names that begin with a dot too, which programs may obey.")
+@click.option("--hidden", is_flag=True, help="Accept hidden names too (.bashrc): programs may obey such files.")
 @path_options
 @json_option
 @common_options
@@ -71,10 +71,11 @@ def receive(
 ) -> int:
     """Print this node's address, wait for a peer that runs `warpgate-trio send`, and take its files.
 
-    Nothing is overwritten: where a name is taken, `name (1)` is what comes.  What was interrupted goes on when the same
-    peer comes back, also after this was started again.  Peers are let in by their id, which `warpgate-trio id` prints
-    on their machine, or as contacts: --allow, --allow-contacts or --allow-any has to say whom, or --code with what
-    `send --code` has printed there.
+    Nothing is overwritten: if a name is taken, the file is stored as `name (1)`.  An interrupted transfer resumes when
+    the same peer sends again, even if this command was restarted meanwhile.
+
+    Say who may send: --allow with a peer id (`warpgate-trio id` prints it on the peer's machine) or a contact,
+    --allow-contacts, --allow-any, or --code with the code that `send --code` has printed there.
     """
     from ..files import Inbox
     from .runner import run

@@ -79,12 +79,12 @@ def send(
     timeout: float | None,
     retry: float,
 ) -> int:
-    """Send files and folders to PEER, who runs `warpgate-trio receive`, and end when they have their names there.
+    """Send files and folders to PEER, who runs `warpgate-trio receive`, and end when all of them are stored there.
 
-    With --code a code is printed instead, and PEER is who types it: `warpgate-trio receive --code CODE`.
+    With --code, this prints a pairing code, and whoever enters it is the receiver: `warpgate-trio receive --code CODE`.
 
-    What was interrupted goes on where it was: by itself while this runs, else when the same is sent again.  Links
-    inside of folders, and what is no file, are left out.
+    An interrupted transfer resumes where it was: by itself while this command runs, else when you run it again.
+    Symbolic links inside folders, and special files, are left out.
     """
     if (peer is None) != code:
         raise click.UsageError("name the receiver: --to PEER, or --code to print a pairing code")

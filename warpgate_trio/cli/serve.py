@@ -27,9 +27,7 @@ links with a round-trip time of 200 ms in both directions need 6.4 s to change t
 
 
 @click.command(short_help="Run the servers that peers find each other by: rendezvous, STUN, time.")
-@click.option(
-    "--host", metavar="IP", callback=read_host, help="Listen on this address only; on all of them if not given."
-)
+@click.option("--host", metavar="IP", callback=read_host, help="Listen on this address only.  [default: all addresses]")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: the system's choice."
 )
@@ -40,8 +38,8 @@ links with a round-trip time of 200 ms in both directions need 6.4 s to change t
     "public_urls",
     multiple=True,
     metavar="URL",
-    help="What peers dial, where that is a DNS name or a proxy: wss://host, or stun:host, turn:host, ntp://host; may "
-    "be given several times.",
+    help="A URL that peers dial, if it has a DNS name or leads to a proxy: wss://host, stun:host, turn:host or "
+    "ntp://host; may be given several times.",
 )
 @click.option(
     "--external-ip",
@@ -49,15 +47,15 @@ links with a round-trip time of 200 ms in both directions need 6.4 s to change t
     multiple=True,
     metavar="IP",
     callback=read_address,
-    help="What peers dial, and where relays are, where a NAT hands everything on to this machine, as in clouds; once "
-    "for IPv4, once for IPv6.",
+    help="The public address, if a NAT forwards all of it to this machine, as in clouds: peers dial it, and relayed "
+    "addresses are on it; once for IPv4, once for IPv6.",
 )
 @click.option(
     "--trust-proxy",
     "trusted",
     multiple=True,
     metavar="CIDR",
-    help="A reverse proxy in front that reports the client's address; may be given several times.",
+    help="Trust a reverse proxy at this address to report the client's address; may be given several times.",
 )
 @click.option(
     "--proxy-header",
@@ -70,7 +68,9 @@ links with a round-trip time of 200 ms in both directions need 6.4 s to change t
     help=f"STUN and TURN over UDP and TCP; 0: the system's choice.  [default: {STUN_PORT}, if it is free]",
 )
 @click.option(
-    "--second-host", metavar="IP", help="STUN on a second address too, so that peers can tell what their NATs filter."
+    "--second-host",
+    metavar="IP",
+    help="STUN on a second address too, so that peers can measure what their NATs filter.",
 )
 @click.option("--no-stun", is_flag=True, help="Run no STUN server, and so no TURN server.")
 @click.option(
@@ -97,7 +97,7 @@ links with a round-trip time of 200 ms in both directions need 6.4 s to change t
     "--ntp-port",
     type=click.IntRange(0, 65535),
     metavar="N",
-    help=f"UDP port of the time server; if not given {NTP_PORTS[0]}, else {NTP_PORTS[1]}, else there is none.",
+    help=f"UDP port of the NTP server.  [default: {NTP_PORTS[0]} or {NTP_PORTS[1]}, if one is free]",
 )
 @click.option("--no-ntp", is_flag=True, help="Run no NTP server.")
 @click.option(
@@ -110,13 +110,13 @@ links with a round-trip time of 200 ms in both directions need 6.4 s to change t
     "--token-file",
     type=click.Path(path_type=Path),
     metavar="F",
-    help="Relay where one of the two has the token in this file, as [servers] relay_token.",
+    help="The relay token is in this file: relay if one of the two nodes has it as [servers] relay_token.",
 )
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Where the token is kept that is made when there is none.  [default: the user's state directory]",
+    help="Folder for the relay token that is created if there is none.  [default: the user's state directory]",
 )
 @click.option("--no-relay", is_flag=True, help="Relay nothing: no token, no TURN.")
 @click.option(
@@ -139,16 +139,16 @@ links with a round-trip time of 200 ms in both directions need 6.4 s to change t
 def serve(settings: Settings, **given: Any) -> int:
     """Serve until interrupted, and print a configuration to paste on the machines of both peers.
 
-    The rendezvous server sees who signals whom and when, never what: signals are sealed to their receiver.  The STUN
-    server tells whoever asks from where it is seen, with --second-host on this port and the next of both addresses.
-    The time server tells the peers this machine's clock, so that they can punch at one instant.
+    The rendezvous server sees who signals whom and when, but never the content: signals are sealed to their receiver.
+    The STUN server tells clients their external addresses; with --second-host it also lets them measure what their NATs
+    filter.  The NTP server gives the peers one clock, by which they punch at the same instant.
 
-    Peers sign the name by which they dial the rendezvous server: where that is none of this machine's addresses, and
-    not in its certificate, --public-url or --external-ip says it.  SIGHUP reads the certificate again.
+    Peers sign the name by which they dial the rendezvous server.  If that is neither an address of this machine nor a
+    name in its certificate, give it with --public-url or --external-ip.  SIGHUP reloads the certificate.
 
-    Where two peers find no other path, the servers relay: TURN for who has the login that is printed, the rendezvous
-    server where one of the two has the token, which is made once and kept, or, with --open, for everybody.  They pass
-    on what they cannot read.
+    If two peers find no other path, the servers relay their traffic, which they cannot read.  TURN is for those who
+    have the login that is printed.  The rendezvous server relays if one of the two has the relay token, which is
+    created once and kept, or for everybody with --open.
     """
     wanted = ServeOptions(**given)
     from .certificate import Certificate
