@@ -1,4 +1,4 @@
-"""Files over a Pipe: what a sender and a receiver say, the notes on the disk, and names."""
+"""File transfers over a Pipe: messages to the sender and to the receiver, notes on the disk, and file names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a gateway answers that is asked for a port."""
+"""Answers of gateways to requests for a port mapping."""
 
 from __future__ import annotations
 

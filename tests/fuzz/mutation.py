@@ -1,6 +1,6 @@
-"""Inputs that are nearly right: valid ones, changed in the places where decoders look.
+"""Nearly valid inputs: valid ones, changed in the places where decoders look.
 
-Everything is drawn from the `Random` that is passed in, so that a seed stands for an input.
+All randomness comes from the `Random` that is passed in, so a seed determines an input.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DEPTH: Final = 2000
 
 
 def mutated(random: Random, corpus: Sequence[bytes]) -> bytes:
-    """One of the corpus after a few changes: bits, bytes, lengths, cuts, repetitions, pieces of another one."""
+    """One item of the corpus after a few changes: bits, bytes, lengths, cuts, repetitions, parts of another item."""
     data = bytearray(random.choice(corpus))
     for _ in range(random.choice((1, 1, 1, 2, 2, 4, 12))):
         at = random.randrange(len(data) + 1)
@@ -33,11 +33,11 @@ def mutated(random: Random, corpus: Sequence[bytes]) -> bytes:
                 data[at % len(data)] ^= 1 << random.randrange(8)
             case 1 if data:
                 data[at % len(data)] = random.choice((0, 1, 0x7F, 0x80, 0xFE, 0xFF, random.randrange(256)))
-            case 2:  # a number, as lengths and counts are
+            case 2:  # an integer, as in length and count fields
                 width = random.choice((1, 2, 4, 8))
                 number = random.choice((*NUMBERS, len(data), len(data) - at, random.getrandbits(64)))
                 data[at : at + width] = (number % 256**width).to_bytes(width, "big")
-            case 3 if data:  # a number that is off by a little
+            case 3 if data:  # a byte that is off by a little
                 data[at % len(data)] = (data[at % len(data)] + random.choice((-4, -2, -1, 1, 2, 4))) % 256
             case 4:
                 data[at:at] = random.randbytes(random.choice((1, 2, 3, 8, 60, 400)))
@@ -56,7 +56,7 @@ def mutated(random: Random, corpus: Sequence[bytes]) -> bytes:
 
 
 def mutated_text(random: Random, corpus: Sequence[str]) -> str:
-    """The same for text, with characters that are none in UTF-8 among those that come in."""
+    """`mutated` for text; inserts lone surrogates, odd digits, separators and overlong parts, too."""
     if random.randrange(3):
         return mutated(random, [text.encode() for text in corpus]).decode("utf-8", "surrogateescape")
     text = random.choice(corpus)
@@ -68,10 +68,10 @@ def mutated_text(random: Random, corpus: Sequence[str]) -> str:
 
 
 def mutated_msgpack(random: Random, corpus: Sequence[bytes]) -> bytes:
-    """The same for msgpack: mostly a right encoding of wrong values."""
+    """`mutated` for msgpack: mostly a valid encoding of invalid values."""
     if not random.randrange(4):
         return mutated(random, corpus)
-    if not random.randrange(40):  # nothing in the corpus nests so deep
+    if not random.randrange(40):  # no item of the corpus nests this deep
         return bytes([0x91 if random.randrange(2) else 0x81]) * DEPTH + mutated(random, corpus)
     value = msgspec.msgpack.decode(random.choice(corpus))
     for _ in range(random.choice((1, 1, 1, 2, 3))):
@@ -80,7 +80,7 @@ def mutated_msgpack(random: Random, corpus: Sequence[bytes]) -> bytes:
 
 
 def _changed(random: Random, value: Any) -> Any:
-    """A value with a change at some depth."""
+    """The value with one change at some depth."""
     if isinstance(value, list | dict) and value and random.randrange(6):
         return _changed_inside(random, value)
     match value:

@@ -1,4 +1,4 @@
-"""What comes to who pairs: from a server, from the other side, and from the keyboard."""
+"""What reaches a node that pairs: frames of a server, messages of the other side, and typed codes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _us(identity: Identity) -> Us:
 
 
 def _of_a_try() -> list[bytes]:
-    """One whole pairing: HELLO, REPLY, and both sides' PROOF."""
+    """The messages of one complete pairing: HELLO, REPLY, and both sides' PROOF."""
     alice, bob = Claimer(CODE, _us(ALICE)), Offerer(CODE, _us(BOB))
     reply = bob.receive(alice.hello)
     assert isinstance(reply, bytes)
@@ -62,7 +62,7 @@ def _from_client() -> list[bytes]:
 
 @target(_from_server, RemoteProtocolError, SignalUnsupported, inputs=500)
 def frames_of_pairing_to_who_offers(data: bytes) -> None:
-    """Whatever a server says, in whatever order: the offer counts, and is over or is not."""
+    """Whatever a server sends, its replies can be decoded and no peer is paired without a proof."""
     core = OfferCore(CODE, _us(BOB))
     for now in (0.0, 1.0):
         frame = rendezvous.decode_from_server(data)
@@ -74,7 +74,7 @@ def frames_of_pairing_to_who_offers(data: bytes) -> None:
 
 @target(_from_client, inputs=3_000)
 def frames_of_pairing_to_a_server(data: bytes) -> None:
-    """From either side of a try, and from a third: nothing is raised, and all that was counted is given back."""
+    """From either side of a try, and from a third client: nothing is raised, and all counts return to zero."""
     core = RendezvousCore()
     clients = []
     for identity in (ALICE, BOB, Identity.from_seed(bytes(32))):
@@ -104,7 +104,7 @@ def _registration(identity: Identity) -> bytes:
 
 @target(_of_a_try, RemoteProtocolError, CodeRefused, inputs=80)
 def messages_of_pairing_to_who_offers(data: bytes) -> None:
-    """As the first message, and as the second."""
+    """As the first message, and as the second one after a valid HELLO."""
     first = Offerer(CODE, _us(BOB))
     try:
         assert isinstance(first.receive(data), bytes)
@@ -136,7 +136,7 @@ def _sealed() -> list[bytes]:
 
 @target(_sealed, inputs=3_000)
 def what_somebody_seals_who_knows_the_code(data: bytes) -> None:
-    """Its own author may write what he likes there."""
+    """The proof is right and the sealed content arbitrary: it is rejected, or names the peer who signed it."""
     kind = _Kind.CLAIMERS_PROOF
     proof = _KEYS._proof(kind)
     sealed = ChaCha20Poly1305(_KEYS._derive(bytes([kind]) + b"seal", 32)).encrypt(bytes(12), data, proof)

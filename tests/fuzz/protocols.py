@@ -1,4 +1,4 @@
-"""What comes over the network between nodes, and between a node and servers."""
+"""Bytes that come over the network between nodes, and between a node and servers."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def rendezvous_frames_to_a_client(data: bytes) -> None:
 
 @target(_from_server, RemoteProtocolError, SignalUnsupported, inputs=10_000)
 def frames_of_circuits_to_a_client(data: bytes) -> None:
-    """On a circuit of ours, and on one that rang: what came in is bounded, and so is what is said to it."""
+    """On a circuit that the node opened, and on incoming ones: received data and the outbox stay within bounds."""
     rung: list[Circuit] = []
 
     def arrive(arrival: bytes | Ringing | Leaving) -> bool:
@@ -134,7 +134,7 @@ def _from_client() -> list[bytes]:
 
 @target(_from_client, inputs=500)
 def rendezvous_frames_to_a_server(data: bytes) -> None:
-    """Ahead of a registration, before it and after it, by each version; a server says ERROR, and raises nothing."""
+    """With and without a registration, in each version: the server raises nothing, and leaves nothing counted."""
     core = RendezvousCore()
     connections = []
     for version in (1, 2, 3):
@@ -156,7 +156,7 @@ _from_client_once = functools.cache(_from_client)
 
 @target(_from_client, inputs=500)
 def frames_of_circuits_to_a_server(data: bytes) -> None:
-    """From either side of a circuit, and before it is answered: the other side, and the server's counts, stay whole."""
+    """From both sides of a circuit, before and after its answer, and from a stranger: the counts stay right."""
     core = RendezvousCore(relay=RelayRules(open_to_all=True))
     sides = []
     for identity in (ALICE, BOB):
@@ -182,7 +182,7 @@ def frames_of_circuits_to_a_server(data: bytes) -> None:
     assert (core.statistics().relay.held, core.statistics().relay.circuits) == (0, 0)
 
 
-# -- a reverse proxy in front of it ------------------------------------------------------------------------------------
+# -- a reverse proxy in front of the rendezvous server -----------------------------------------------------------------
 
 
 def _proxy_headers() -> list[bytes]:
@@ -217,7 +217,7 @@ def _forwarded() -> list[bytes]:
 
 @target(_forwarded, RemoteProtocolError, inputs=10_000)
 def forwarded(data: bytes) -> None:
-    """In either header, and in both, each value the other's reverse; whatever is taken for a client is an address."""
+    """In either header, and in both (one value reversed): a client that is accepted is always an IP address."""
     proxies = TrustedProxies(["10.0.0.0/8"], ProxyHeader.FORWARDED)
     headers = [(b"forwarded", data), (b"x-forwarded-for", data[::-1])]
     refused: RemoteProtocolError | None = None
@@ -315,7 +315,7 @@ def link_frames(data: bytes) -> None:
 
 @target(_frames, RemoteProtocolError, inputs=1_500)
 def link_protocol(data: bytes) -> None:
-    """In every role, from the first frame on and behind a handshake; each ends for itself."""
+    """In every role, from the first frame on and after a handshake; each case has a protocol object of its own."""
     failed: RemoteProtocolError | None = None
     for dialler in (True, False):
         for initiator in (True, False):
@@ -361,7 +361,7 @@ def _converse(dialler: bool, initiator: bool, committed: bool, data: bytes) -> N
 
 
 def _converse_on_lanes(initiator: bool, data: bytes) -> None:
-    """Behind the handshakes of a Link with two carriers, what comes on the one and on the other in turn."""
+    """Feed the two carriers of an established Link in turn."""
 
     def lane() -> LaneProtocol:
         return LaneProtocol(dialler=initiator, initiator=initiator, now=0.0, idle_interval=10.0)
@@ -456,7 +456,7 @@ def _all_stun() -> list[bytes]:
 
 
 def with_length(data: bytes) -> bytes:
-    """With the length that a message of so many bytes has: nothing else would be looked at."""
+    """Set the length field to the real length; otherwise the decoder would look at nothing else."""
     data += bytes(-len(data) % 4)
     return data if len(data) < 20 else data[:2] + (len(data) - 20).to_bytes(2, "big") + data[4:]
 
@@ -488,18 +488,18 @@ def stun_stream(data: bytes) -> None:
 
 @target(lambda: _stun(stun.MessageClass.SUCCESS) + _stun(stun.MessageClass.ERROR), StunError, inputs=10_000)
 def stun_answer(data: bytes) -> None:
-    """With our transaction id: who has seen the request may answer whatever he likes."""
+    """With the right transaction id: an attacker who has seen the request can answer anything."""
     data = with_length(data[:8] + _TID + data[20:])
     transaction = StunTransaction(binding_request(_TID), _SERVER)
     transaction.start(0.0)
-    transaction.transmit(0.0)  # what was never sent has no answer
+    transaction.transmit(0.0)  # a request that was never sent has no answer
     if transaction.receive(data, _SERVER, 0.1):
         read_binding_answer(transaction)
 
 
 @target(lambda: _stun(stun.MessageClass.REQUEST), inputs=6_000)
 def stun_request(data: bytes) -> None:
-    """With one address and with two; a server raises nothing."""
+    """To a server with one address, and to one with two: it raises nothing."""
     places = {(a, p): (f"203.0.113.{1 + a}", 3478 + p) for a in (0, 1) for p in (0, 1)}
     for core in (StunCore(), StunCore(places)):
         for variant in (data, with_length(data)):
@@ -523,7 +523,7 @@ def _to_turn() -> list[bytes]:
 
 @target(_to_turn, StunMalformed, inputs=1_000)
 def turn_to_a_server(data: bytes) -> None:
-    """From a stranger and from a client that has all; what is sent goes to who asked, or to who is permitted."""
+    """From a stranger and from a client with an allocation: data goes only to the client or to a permitted peer."""
     bench = Bench()
     client = allocated(bench)
     client.bind(0x4000, PEER)
@@ -566,7 +566,7 @@ def probe(data: bytes) -> None:
 
 @target(lambda: [each[:-20] for each in _probes()] + _stun(stun.MessageClass.SUCCESS), inputs=8_000)
 def probe_of_the_peer(data: bytes) -> None:
-    """Behind its MAC."""
+    """With a valid MAC."""
     from warpgate_trio.punch import probe as module
 
     data = with_length(data)[:200]
@@ -593,7 +593,7 @@ def _ntp_answers() -> list[bytes]:
 
 @target(_ntp_answers, NtpRejected, inputs=10_000)
 def ntp_answer(data: bytes) -> None:
-    """With our nonce where an answer has it, and without."""
+    """With and without the nonce of the request."""
     exchange = NtpExchange()
     for variant in (data, data[:24] + _NONCE + data[32:]):
         exchange.request(_NONCE, NOW)
@@ -620,7 +620,7 @@ def _health() -> list[bytes]:
 
 @target(_health, inputs=3_000)
 def health_request(data: bytes) -> None:
-    """Whatever comes is answered once, or not at all."""
+    """Any input is answered once, or the connection ends without an answer."""
     pages = Pages(lambda: [NtpResponder().statistics()], lambda: False, lambda: NOW)
     request = HealthRequest(pages, head=1024)
     for piece in (*pieces(data), b""):

@@ -1,9 +1,9 @@
-"""QUIC's first flights, by whoever can send to our port, or is dialled by us: what qh3 makes of them ends nothing.
+"""QUIC's first flights, from anybody who can send to the port or whom the node dials: no fault of qh3 escapes.
 
 TLS messages are changed before they are encrypted, so that the changes reach the parsers behind the encryption: one
-side of a true handshake says something else than its TLS does.  The keys of that handshake are new each time, so an
-input here is a number, from which the same changes in the same places follow.  Frames of any kind go into Initial
-packets, whose keys follow from what is in the packet (RFC 9001 §5.2).
+side of a real handshake sends something other than its TLS produced.  The keys of that handshake are new each time, so
+an input here is a number, which determines the same changes in the same places.  Frames of any type go into Initial
+packets, whose keys derive from a connection id in the packet itself (RFC 9001 §5.2).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from warpgate_trio.carrier.quic_protocol import QuicProtocol
 from warpgate_trio.errors import CarrierError
 
 ROUNDS: Final = 4
-"""Of datagrams there and back: a handshake has two."""
+"""Round trips of datagrams: a handshake needs two."""
 EXTENSIONS: Final = (0, 5, 10, 13, 16, 18, 27, 41, 42, 43, 44, 45, 49, 50, 51, 57, 0xFD00, 0xFE0D, 0x3A3A)
 FRAMES: Final = (*range(0x20), 0x30, 0x31, 0x40, 0xAF)
 
@@ -68,11 +68,11 @@ def quic_frames(number: bytes) -> None:
 
 
 def meet(forger: QuicProtocol, tested: QuicProtocol) -> None:
-    """A few rounds of datagrams, and some time."""
-    back = tested.transmit(0.0)  # what a dialler says first
+    """Exchange datagrams for a few rounds, then let time pass."""
+    back = tested.transmit(0.0)  # a dialler's first flight
     for _ in range(ROUNDS):
         there: list[bytes] = []
-        with suppress(Exception):  # what becomes of the forger is its own affair
+        with suppress(Exception):  # the forger itself may fail
             forger.receive(back, 0.0)
             there = forger.transmit(0.0)
         tested.receive(there, 0.0)
@@ -91,7 +91,7 @@ def wind_up(tested: QuicProtocol) -> None:
 
 @contextmanager
 def saying_something_else(random: Random, *, client: bool) -> Iterator[None]:
-    """In the body, the TLS messages of one side are changed, now this one, now that one."""
+    """While the context is open, some of the TLS messages that one side sends are changed at random."""
     genuine = QuicTlsBridge.next_crypto_data
     offsets: dict[int, int] = {}
 
@@ -112,7 +112,7 @@ def saying_something_else(random: Random, *, client: bool) -> Iterator[None]:
 
 
 def messages(flight: bytes) -> Iterator[bytes]:
-    """The handshake messages of a flight."""
+    """Split a flight into its handshake messages."""
     while flight:
         end = 4 + int.from_bytes(flight[1:4], "big")
         yield flight[:end]
@@ -120,7 +120,7 @@ def messages(flight: bytes) -> Iterator[bytes]:
 
 
 def changed_message(random: Random, message: bytes) -> bytes:
-    """A handshake message, changed anywhere or in an extension; its own length mostly right."""
+    """A handshake message, changed anywhere or in an extension; its length field is mostly right."""
     place = _extensions_at(message)
     if place is not None and random.randrange(3):
         body = message[4:place] + _vector(b"".join(changed_extensions(random, message[place + 2 :])))
@@ -132,7 +132,7 @@ def changed_message(random: Random, message: bytes) -> bytes:
 
 
 def _extensions_at(message: bytes) -> int | None:
-    """Where the extensions of a hello, or of EncryptedExtensions, begin."""
+    """Offset of the extensions of a ClientHello, ServerHello or EncryptedExtensions; None for other messages."""
     at = {1: 4 + 2 + 32, 2: 4 + 2 + 32, 8: 4}.get(message[0])
     if at is None or message[0] == 8:
         return at
@@ -203,7 +203,7 @@ def _connection_ids(datagram: bytes) -> tuple[bytes, bytes]:
 
 
 def _keys(connection_id: bytes, side: bytes) -> tuple[bytes, bytes, bytes]:
-    """Key, IV and header key of Initial packets (RFC 9001 §5.2)."""
+    """Key, IV and header protection key of Initial packets (RFC 9001 §5.2)."""
     salt = bytes.fromhex("38762cf7f55934b34d179ae6a4c80cadccbb7f0a")
     secret = _expand(hmac.digest(salt, connection_id, "sha256"), side, 32)
     return _expand(secret, b"quic key", 16), _expand(secret, b"quic iv", 12), _expand(secret, b"quic hp", 16)
@@ -215,7 +215,7 @@ def _expand(secret: bytes, label: bytes, length: int) -> bytes:
 
 
 def initial(destination: bytes, source: bytes, payload: bytes, number: int, *, keys_of: bytes, side: bytes) -> bytes:
-    """An Initial packet of a full datagram (RFC 9000 §17.2.2, RFC 9001 §5)."""
+    """An Initial packet that fills a datagram (RFC 9000 §17.2.2, RFC 9001 §5)."""
     key, iv, header_key = _keys(keys_of, side)
     head = b"\xc3\0\0\0\1" + bytes([len(destination)]) + destination + bytes([len(source)]) + source + b"\0"
     payload = payload.ljust(DATAGRAM - len(head) - 2 - 4 - 16, b"\0")

@@ -1,4 +1,4 @@
-"""Addresses, keys, certificates and signals: what peers sign and seal."""
+"""Addresses, keys, certificates and signals: the data that peers sign and seal."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ def _addresses() -> list[PeerAddress]:
 
 
 _START: Final = 1 + 32 + 64
-"""Where the body of a record starts, behind version, key and signature."""
+"""Offset of a record's body, which follows version, key and signature."""
 
 
 def use_address(address: PeerAddress) -> None:
-    """What a node does with one before it dials."""
+    """Use an address as a node does before it dials."""
     assert PeerAddress.from_text(address.text).to_bytes() == address.to_bytes()
     assert repr(address)
     assert address.instance is None or len(address.instance) == 8
@@ -142,7 +142,7 @@ def _key_records() -> list[bytes]:
 
 
 def use_key_record(record: KeyRecord) -> None:
-    """What a node does with one before it asks by it."""
+    """Use a key record as a node does before it sends signals to the servers named in it."""
     assert record.public_key == ALICE.public_key
     assert repr(record)
     assert KeyRecord.from_bytes(record.to_bytes(), of=ALICE.public_key) == record
@@ -158,7 +158,7 @@ _TOPIC = KeyTopic("", ALICE.public_key)
 
 
 def use_published(data: bytes) -> None:
-    """What a node does with what is said at its own topic, and at one where it looks a key up."""
+    """Receive data at the node's own key topic, and at a topic where the node looks a key up."""
     upkeep = RecordUpkeep(_TOPIC)
     upkeep.publish(_key_records()[0], 0.0)
     assert upkeep.transmit(0.0)
@@ -244,7 +244,7 @@ def _signals() -> list[bytes]:
 
 
 def take_envelope(envelope: Envelope) -> None:
-    """As the dispatch does: is it fresh, and then what is in it."""
+    """As the dispatch does: check whether the signal is fresh, then decode its payload."""
     verdict = type(Inbox(Moment(NOW - 60, 0.0)).check(envelope.header, Moment(NOW, 60.0))).__name__
     assert repr(envelope.header)
     use_address(envelope.sender_address)

@@ -1,7 +1,8 @@
-"""What a target of the fuzzers is, and how one is registered.
+"""What a fuzz target is, and how it is registered.
 
-A format that is signed, sealed or authenticated is a target twice: as it comes from a stranger, and as its own author
-may write it, so that the changes reach what is behind the check.  `feed` also uses what was decoded, as the node would.
+A format that is signed, sealed or authenticated has two targets: with its bytes changed as a stranger could, and with
+its content changed and then validly signed or sealed, so that the changes reach the decoder behind the check.
+`feed` also uses what was decoded, as the node would.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ Feed = Callable[[bytes], object]
 
 @dataclass(frozen=True)
 class Target:
-    """One thing to feed.
+    """A decoder, or a protocol, to be fed with hostile inputs.
 
     Attributes:
-      make: an input, from a source of choices.
-      feed: takes it.
-      may_raise: what it may raise; anything else, and whatever is no `Exception` above all, is a fault.
-      inputs: how many the test suite gives it: about a second's work.
+      make: makes an input from a source of randomness.
+      feed: processes one input.
+      may_raise: the exceptions that it may raise; any other one, and above all one that is no `Exception`, is a fault.
+      inputs: how many inputs the test suite feeds: about a second's work.
     """
 
     name: str
@@ -45,7 +46,7 @@ def target(
     inputs: int,
     by: Callable[[Random, Sequence[bytes]], bytes] = mutated,
 ) -> Callable[[Feed], Feed]:
-    """Register the decorated function under its name; `corpus` is made when it is first needed."""
+    """Register the decorated function under its name; `corpus` is called when it is first needed."""
     corpus = functools.cache(corpus)
 
     def register(feed: Feed) -> Feed:
@@ -57,7 +58,7 @@ def target(
 
 
 def text_of(data: bytes) -> str:
-    """Bytes of `texts` as the text that they stand for, surrogates and all."""
+    """Decode an input made by `texts`, which may contain lone surrogates."""
     return data.decode("utf-8", "surrogatepass")
 
 
@@ -71,7 +72,7 @@ def texts(*corpus: str) -> tuple[Callable[[], Sequence[bytes]], Callable[[Random
 
 
 def pieces(data: bytes) -> Iterator[bytes]:
-    """A stream's bytes as they may come in: cut at places that the bytes themselves decide."""
+    """A stream's bytes, cut into reads of various sizes; the cuts depend only on the input's length."""
     random = Random(len(data))
     while data:
         size = random.choice((1, 2, 3, 11, 12, 13, 100, 5000))

@@ -2,8 +2,8 @@
 
 Usage: python -m tests.fuzz.run [--seconds SECONDS] [--target NAME]… [--seed SEED] [--input NUMBER] [--list]
 
-A seed and a number stand for an input; a fault is printed with both, the bytes, and the command that feeds them again.
-Exits with 1 when there was one.
+A seed and a number determine an input.  A fault is printed with both, the bytes, and a command that repeats it.
+Exits with 1 if there was a fault.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from random import Random
 from tests.fuzz.targets import TARGETS, Target
 
 SLOW = 0.25
-"""Seconds for one input that are worth a word."""
+"""An input that takes more seconds than this is reported."""
 
 
 class Fault(AssertionError):
-    """A target raised what it may not."""
+    """A target raised something that it must not raise."""
 
 
 def feed(target: Target, seed: int, number: int) -> None:
     """Make one input, and feed it.
 
     Raises:
-      Fault: it raised anything that it may not: what is no `Exception`, as a panic of Rust, included.
+      Fault: the target raised something not in `may_raise`, including what is no `Exception`, such as a Rust panic.
     """
     data = target.make(Random(f"{seed} {number}"))
     try:
@@ -45,7 +45,7 @@ def feed(target: Target, seed: int, number: int) -> None:
 
 
 def run(target: Target, seed: int, seconds: float) -> int:
-    """Feed one target for so long; prints what it finds, each kind once, and returns how many kinds."""
+    """Feed one target for `seconds`; print each kind of fault once, and return the number of kinds."""
     found: dict[str, int] = {}
     slowest, number = 0.0, 0
     began = last = time.monotonic()
@@ -69,7 +69,7 @@ def run(target: Target, seed: int, seconds: float) -> int:
 
 
 def main() -> None:
-    """Feeds the targets in turn."""
+    """Feed the targets one after another."""
     parser = argparse.ArgumentParser(description="Feeds hostile inputs to everything that takes some.")
     parser.add_argument("--seconds", type=float, default=60.0, help="for each target (60)")
     parser.add_argument("--target", action="append", choices=TARGETS, help="this one alone; may be repeated")

@@ -1,4 +1,4 @@
-"""Byte streams behind real sockets of loopback: WebSockets from both sides, and TLS."""
+"""Byte streams over real loopback sockets: WebSockets from both sides, and TLS."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from warpgate_trio.websocket import WebSocket, WebSocketError, open_websocket, s
 
 MAX_MESSAGE: Final = 2000
 PATIENCE: Final = 30.0
-"""Seconds after which something hangs, on a machine that has other things to do too."""
+"""Seconds after which a run counts as hung, on a host that is also busy with other work."""
 _RESET: Final = struct.pack("ii", 1, 0)  # no TIME-WAIT: there are many of these connections
 
 
 @final
 class _Errors(logging.Handler):
-    """What a server logs as its own fault."""
+    """Collects what a server logs as its own error."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -56,7 +56,7 @@ def no_errors_logged() -> Iterator[None]:
 
 
 def against(peer: Callable[[trio.SocketStream], Awaitable[None]], ours: Callable[[int], Awaitable[None]]) -> None:
-    """Run `ours` with the port of a server that is `peer`."""
+    """Run `ours` with the port of a server that handles each connection with `peer`."""
 
     async def serve(stream: trio.SocketStream) -> None:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
@@ -78,7 +78,7 @@ def against(peer: Callable[[trio.SocketStream], Awaitable[None]], ours: Callable
 
 
 def _run(main: Callable[[], Awaitable[None]]) -> None:
-    """Bare: what a nursery wrapped comes out as what it is."""
+    """`trio.run`, with exceptions unwrapped from groups of one."""
     try:
         trio.run(main)
     except BaseExceptionGroup as group:
@@ -120,7 +120,7 @@ def _requests() -> list[bytes]:
 
 @target(_requests, inputs=150)
 def websocket_from_a_client(data: bytes) -> None:
-    """A server that echoes: a bad client ends its own connection, and is no error of ours."""
+    """To an echo server: a misbehaving client ends its own connection, and nothing is logged as an error."""
 
     async def echo(websocket: WebSocket) -> None:
         while True:
@@ -181,7 +181,7 @@ def websocket_from_a_server(data: bytes) -> None:
 
 
 def _tls_flights() -> tuple[bytes, bytes]:
-    """What a client and a server say first."""
+    """The first flights of a client and of a server."""
     contexts = TlsContexts(ALICE), TlsContexts(BOB)
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = contexts[0].client.wrap_bio(to_client, to_server)

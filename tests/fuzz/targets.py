@@ -1,4 +1,4 @@
-"""Everything that takes bytes or text from outside: importing the rooms of targets registers them."""
+"""All fuzz targets: importing their modules registers them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A second of `make fuzz` for each target, with other inputs in every run."""
+"""A second of `make fuzz` for each target, with new inputs in every run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tests.fuzz.run import feed
 from tests.fuzz.targets import TARGETS
 
 
-@pytest.mark.no_cover  # which would make a third of it, and see nothing that no other test reaches
+@pytest.mark.no_cover  # coverage would leave time for a third of the inputs, and reach nothing that other tests do not
 @pytest.mark.slow("a second of hostile inputs")
 @pytest.mark.parametrize("name", TARGETS)
 def test_nothing_but_its_own_errors_leaves(name: str) -> None:
-    seed = random.getrandbits(32)  # which pytest-randomly decides
+    seed = random.getrandbits(32)  # seeded by pytest-randomly
     for number in range(TARGETS[name].inputs):
         feed(TARGETS[name], seed, number)

@@ -1,4 +1,4 @@
-"""What comes from a TURN server."""
+"""Messages from a TURN server to the client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PEER: Final = ("203.0.113.5", 4000)
 
 
 def _client(steps: int) -> tuple[TurnClientCore, list[bytes]]:
-    """A client that has come so far, and the answers that it has not taken yet; the same bytes every time."""
+    """A client after `steps` exchanges, and the answers that it has not received yet; deterministic."""
     ids = count(1)
     client = TurnClientCore(
         ("198.51.100.1", 3478),
@@ -44,7 +44,7 @@ def _seeds() -> list[bytes]:
 
 @target(_seeds, inputs=1_000)
 def turn_client(data: bytes) -> None:
-    """At each of its steps; whatever comes, it takes nothing from whom it does not know, and can be let go."""
+    """At each step of an allocation: data is accepted from known peers only, and the client can be released."""
     for steps in (1, 2, 3):
         client, answers = _client(steps)
         for each in (data, *answers, data):

@@ -1,4 +1,4 @@
-"""What people write: URLs, configurations, key files."""
+"""Texts that people write: URLs, configurations, key files."""
 
 from __future__ import annotations
 
