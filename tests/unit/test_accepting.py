@@ -1,4 +1,4 @@
-"""The listeners of servers and nodes: their ports, and the accept loop when there is nothing to accept with."""
+"""The listeners of servers and nodes: their ports, and the accept loop when the process is out of resources."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from warpgate_trio.servers.listening import listen
 
 
 class Listener:
-    """Fails as it is told, then is closed."""
+    """`accept` raises the given error numbers in turn (0: returns a connection); after the last one it is closed."""
 
     def __init__(self, *numbers: int) -> None:
         self.numbers = list(numbers)
@@ -41,7 +41,7 @@ class Listener:
 
 
 async def run(*numbers: int) -> int:
-    """How many connections were taken."""
+    """Accept from such a listener, and return the number of connections."""
     taken: list[object] = []
     await accept_connections(Listener(*numbers), lambda *each: taken.append(each))  # type: ignore[arg-type]
     return len(taken)
@@ -89,7 +89,7 @@ async def of_a_server(use: _Use) -> None:
 
 
 async def of_a_peer(use: _Use) -> None:
-    """A port that a peer has us listen on."""
+    """A port on which this node listens at a peer's request."""
 
     async def accept(listener: trio.socket.SocketType, _: object) -> None:
         await trio.lowlevel.checkpoint()
@@ -108,7 +108,7 @@ async def of_a_peer(use: _Use) -> None:
 async def test_a_listener_takes_no_port_from_another_program(
     monkeypatch: pytest.MonkeyPatch, listener: Callable[[_Use], Awaitable[None]], platform: str, said: bool
 ) -> None:
-    """SO_REUSEADDR, which everywhere else passes over connections that are being closed, does so on Windows."""
+    """On Windows, SO_REUSEADDR would allow that; elsewhere it only ignores connections in TIME_WAIT."""
     found: list[bool] = []
 
     def look(listeners: list[trio.socket.SocketType]) -> None:

@@ -118,7 +118,7 @@ class TestGolden:
         assert len(old) == 11
         read = PeerAddress.from_text(named.text)
         assert (read.instance, read.listens) == (INSTANCE, False)
-        assert (GOLDEN.instance, GOLDEN.listens) == (None, True)  # of an older release
+        assert (GOLDEN.instance, GOLDEN.listens) == (None, True)  # as older releases issue it
 
     @pytest.mark.parametrize("tail", [[b"7 bytes"], [b"9 bytes.."], ["a string"], [INSTANCE, 1], [INSTANCE, None]])
     def test_which_process_it_is_is_bounded(self, tail: list[object]) -> None:
@@ -142,7 +142,7 @@ class TestGolden:
 
 class TestPeerAddress:
     def test_a_usual_address_is_short_enough_to_paste(self) -> None:
-        """Two dual-stack interfaces, 4 NIC and 4 EXT endpoints with all that can be known, 2 URLs of 30 characters."""
+        """Two dual-stack interfaces, 4 NIC and 4 EXT endpoints with every field set, 2 URLs of 30 characters."""
         interfaces = [
             AddressInterface(
                 index,
@@ -216,10 +216,10 @@ class TestPeerAddress:
         theirs = issue(host_id=host_id(b"\5" * 32, SALT, ALICE.public_key))
         assert theirs.is_same_host(machine)
         assert not issue().is_same_host(machine)
-        # Copied into a record of somebody else's, salt and all, it says nothing.
+        # A host id that is copied into another peer's record, with its salt, does not match.
         assert theirs.peer_id == ALICE.peer_id != BOB.peer_id
         assert not issue(BOB, host_salt=SALT, host_id=theirs.host_id).is_same_host(machine)
-        # Nor does what earlier releases published, where copying was all that it took.
+        # Nor does a host id of earlier releases, which did not depend on the key and could be copied.
         assert not issue(host_id=host_id(b"\5" * 32, SALT)).is_same_host(machine)
 
 
@@ -260,7 +260,7 @@ def body(*more: object, **changes: object) -> bytes:
 
 
 def signed(data: bytes, *, version: int = 1, identity: Identity = ALICE) -> bytes:
-    """The record of an honest key with whatever body."""
+    """A record with any body, validly signed."""
     head = bytes([version]) + identity.public_key
     return head + identity.sign(b"warpgate-trio address v1", head + data) + data
 
@@ -281,11 +281,11 @@ class TestFromBytes:
             PeerAddress.from_bytes(b"\xff" * (MAX_RECORD + 1))
 
     def test_the_largest_record(self) -> None:
-        # Trailing fields are ignored, so one can fill a record up to the last byte.
+        # Trailing fields are ignored, so they can fill a record up to the last byte.
         short = signed(body(INSTANCE, True, b""))
         filled = signed(
             body(INSTANCE, True, bytes(MAX_RECORD - len(short) - 1))
-        )  # 1: a longer length takes a byte more
+        )  # 1: the longer field's own length takes one more byte
         assert len(filled) == MAX_RECORD
         assert PeerAddress.from_bytes(filled).to_bytes() == filled
         assert len(PeerAddress.from_bytes(filled).text) <= MAX_TEXT
@@ -434,7 +434,7 @@ class TestFromBytes:
             [1, 2, b"\xc6\x33\x64\x01", None, 1002, 2, None],
         )
         address = PeerAddress.from_bytes(record)
-        # `base` counts what is left, and is unknown where its endpoint is.
+        # `base` is an index among the endpoints that were kept, and is None where its endpoint was skipped.
         assert [(each.port, each.base) for _, each in address.endpoints()] == [(4433, None), (1001, 0), (1002, None)]
         assert address.to_bytes() == record
 
@@ -468,7 +468,7 @@ class TestFromBytes:
 
     def test_deep_nesting_in_an_ignored_field(self) -> None:
         data = body(0)[:-1] + b"\x91" * 1500 + b"\0"
-        try:  # Python 3.11 counts the nesting against its recursion limit, later ones do not
+        try:  # Python 3.11 counts the nesting against its recursion limit; later versions do not
             address = PeerAddress.from_bytes(signed(data))
         except AddressMalformed:
             return
@@ -539,7 +539,7 @@ def test_round_trip(
 
 
 class TestIssue:
-    """What a reader would refuse is not issued."""
+    """A record that a reader would reject is not issued."""
 
     @pytest.mark.parametrize(
         "changes",
@@ -552,9 +552,9 @@ class TestIssue:
             {"host_id": b""},
             {"signals": ["ws://a"] * 9},
             {"signals": ["\ud800"]},
-            {"signals": "ws://a.example"},  # one text for a list of texts
+            {"signals": "ws://a.example"},  # a string in place of a list of strings
             {"nat": bytes(513)},
-            {"relays": ["w" * 256] * 8},  # each is within its limit; the record is not
+            {"relays": ["w" * 256] * 8},  # each URL is within its limit, but the record is not
             {"interfaces": [AddressInterface(1, ()), AddressInterface(1, ())]},
             {"interfaces": [AddressInterface(1, (Endpoint(TCP, NIC, b"", None, 1, None, None),))]},
         ],
@@ -624,7 +624,7 @@ class TestText:
             PeerAddress.from_text(GOLDEN.text[:50] + character + GOLDEN.text[51:])
 
     def test_a_record_has_one_text(self) -> None:
-        # The last character of a text whose length is not a multiple of four has unused bits.
+        # The last character of a text whose length is not a multiple of four has unused bits, which must be zero.
         address = next(each for each in (issue(nat=bytes(n)) for n in range(3)) if (len(each.text) - 3) % 4)
         alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
         other = address.text[:-1] + alphabet[alphabet.index(address.text[-1]) + 1]
@@ -689,7 +689,7 @@ class TestDescribeInterfaces:
         ]
 
     def test_what_only_looks_public_is_published_as_an_interfaces_own_address_alone(self) -> None:
-        """For benchmarks, of an overlay network, of a carrier; and one that embeds a private address (ISATAP)."""
+        """Addresses for benchmarks, of an overlay network, and one that embeds a private address (ISATAP)."""
         found = [interface(2, "198.18.0.5/15", "100.64.0.5/10", "200::5/7"), interface(3, "2a00::5efe:a00:1/64")]
         assert shown(describe_interfaces(found, port_v4=1, port_v6=1)) == [
             "2 nic tcp 198.18.0.5:1 /15 None",
@@ -717,7 +717,7 @@ class TestDescribeInterfaces:
         assert [str(each.ip) for each in nic if each.af == 4] == ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"]
 
     def test_always_fits_a_record(self) -> None:
-        """A machine with 40 networks, of which the last is the one with a public address."""
+        """A host with 40 networks, of which only the last has a public address."""
         interfaces = [interface(n, f"10.{n}.0.1/24", f"fd00:{n}::1/64", f"fd01:{n}::1/64") for n in range(1, 40)]
         interfaces.append(interface(99, "198.51.100.7/24"))
         found = describe_interfaces(interfaces, port_v4=40000, port_v6=40000)

@@ -140,7 +140,7 @@ class TestRecordForm:
 
     @pytest.mark.parametrize("tcp4", [LINUX, replace(LINUX, hairpin=None)])
     def test_a_usual_address_stays_short_enough_to_paste(self, tcp4: TransportProfile) -> None:
-        """The record of `test_address`: 2 dual-stack interfaces, 8 endpoints with all that can be known, 2 URLs."""
+        """With NAT profiles, and what `test_address` has: 2 dual-stack interfaces, 8 full endpoints, 2 URLs."""
         v4, v6 = NatProfile(udp=LINUX, tcp=tcp4), NatProfile(udp=FIREWALL6, tcp=FIREWALL6)
         data = NatProfiles({(0, 4): v4, (1, 4): v4, (0, 6): v6, (1, 6): v6}).to_bytes(interfaces=2)
         assert data is not None
@@ -201,11 +201,11 @@ class TestRecordForm:
             ("01" + 512 * "00", "1 to 512 bytes"),
             ("01e00756e00756", "twice"),
             ("01e207", "ends within"),
-            ("01e01756", "does not follow"),  # a range is announced and missing
-            ("01e41fd613ff0c00", "does not follow"),  # from high to low
+            ("01e01756", "does not follow"),  # a range is announced, and is missing
+            ("01e41fd613ff0c00", "does not follow"),  # its first port is above its last one
             ("01e41fd600000c00", "does not follow"),  # port 0
             ("01e22bd60000", "does not follow"),  # a sequence with a step of 0
-            ("01e22bd60041", "does not follow"),  # 65
+            ("01e22bd60041", "does not follow"),  # a sequence with a step of 65
         ],
     )
     def test_malformed(self, data: str, why: str) -> None:
@@ -220,9 +220,9 @@ class TestRecordForm:
     def test_what_a_later_release_adds_is_skipped(self) -> None:
         longer = bytes.fromhex("01e507560556aabbcc")
         assert NatProfiles.from_bytes(longer, measured_at=NOW).get(0, 4).tcp.filtering is EIF
-        word = bytes.fromhex("01e0c756")  # the two bits that are 0 today
+        word = bytes.fromhex("01e0c756")  # sets the two bits that are 0 today
         assert NatProfiles.from_bytes(word, measured_at=NOW).get(0, 4).udp == LINUX
-        third = bytes.fromhex("01e00757")  # a third answer to "translated"
+        third = bytes.fromhex("01e00757")  # a third value for "translated"
         assert NatProfiles.from_bytes(third, measured_at=NOW).get(0, 4).udp.translated is None
 
 

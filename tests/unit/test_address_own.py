@@ -1,4 +1,4 @@
-"""Which addresses lead to the machine itself: those of its interfaces, and what its routing table sends to itself."""
+"""Which addresses lead to this host itself: those of its interfaces, and those that its routing table makes local."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from warpgate_trio.host import Interface, InterfaceAddress, RealHost
 
 
 class Machine(RealHost):  # type: ignore[misc]  # final for everybody else
-    """It has a public address, one on an interface of virtual machines, and one that only its routing table knows."""
+    """Has public addresses, one of a virtual interface, and two that only its routing table knows."""
 
     def interfaces(self) -> tuple[Interface, ...]:
         def interface(index: int, *texts: str, is_virtual: bool = False) -> Interface:
@@ -49,7 +49,7 @@ def test_what_is_no_address_is_not_among_them() -> None:
 
 
 def test_on_this_very_machine() -> None:
-    """Every address that it says it has, and loopback, of which only one address is on an interface."""
+    """All addresses that the host reports, and all of 127.0.0.0/8, although an interface has only one of those."""
     own = OwnAddresses(RealHost())
     for interface in RealHost().interfaces():
         for address in interface.addresses:

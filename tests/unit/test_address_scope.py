@@ -64,7 +64,7 @@ V6_REGISTRY = {
     "5f00::/16": PRIVATE,
     "fc00::/7": PRIVATE,
     "fe80::/10": LINK_LOCAL,
-    # not in the registry: other blocks of the address space
+    # Not in that registry: other blocks of the address space.
     "200::/7": PRIVATE,
     "400::/6": PRIVATE,
     "1000::/4": PRIVATE,
@@ -79,7 +79,7 @@ V6_REGISTRY = {
     "fec0::/10": PRIVATE,
     "ff00::/8": NO_HOST,
 }
-"""https://www.iana.org/assignments/iana-ipv6-special-registry; what embeds IPv4 addresses is tested below."""
+"""https://www.iana.org/assignments/iana-ipv6-special-registry; blocks that embed IPv4 addresses are tested below."""
 
 
 @pytest.mark.parametrize(("block", "scope"), [*V4_REGISTRY.items(), *V6_REGISTRY.items()])
@@ -93,7 +93,7 @@ def test_every_block_of_the_registries_from_end_to_end(block: str, scope: Addres
 
 @pytest.mark.parametrize("block", list(V4_REGISTRY))
 def test_what_lies_around_a_block_is_not_in_it(block: str) -> None:
-    """Off by one: where no other block begins, the neighbours are public."""
+    """Where no other block begins, the addresses just before and after a block are public."""
     network = IPv4Network(block)
     others = [IPv4Network(each) for each, scope in V4_REGISTRY.items() if scope is not PUBLIC]
     for number in (int(network[0]) - 1, int(network[-1]) + 1):
@@ -126,11 +126,11 @@ def test_public_v6(text: str) -> None:
     assert scope_of(ip_address(text)) is PUBLIC
 
 
-# -- an IPv4 address inside --------------------------------------------------------------------------------------------
+# -- embedded IPv4 addresses -------------------------------------------------------------------------------------------
 
 
 def after(prefix: str) -> Callable[[IPv4Address], IPv6Address]:
-    """The address in the last 32 bits."""
+    """A function that puts an IPv4 address into the last 32 bits after the prefix."""
     return lambda v4: IPv6Address(int(IPv6Address(prefix)) | int(v4))
 
 

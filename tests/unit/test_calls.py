@@ -1,4 +1,4 @@
-"""What a call by a server says of the server."""
+"""What the outcome of a call through a server tells about that server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SERVER = "ws://server"
 
 
 class Channel:
-    """As much of a channel as its judge looks at."""
+    """The parts of a channel that `_Judge` uses."""
 
     rtt = 0.1
 
@@ -66,7 +66,7 @@ SERVERS = {EndReason.TOO_MANY_OF_ADDRESS, EndReason.TOO_MANY_IN_ALL, EndReason.S
 async def test_a_server_that_has_no_circuit_has_failed(
     reason: EndReason, channel: Channel, standings: Standings[str]
 ) -> None:
-    """What is the peer's doing, or ours, says nothing of it."""
+    """An end that is the peer's or this node's doing does not count against the server."""
     await call(judged(channel, standings))
     channel.circuits.hear(RelayEnd(1, reason))
     assert standing(standings) is (Standing.FAILED if reason in SERVERS else Standing.GOOD)
@@ -104,7 +104,7 @@ async def test_a_server_by_which_something_comes_is_good_again(
 async def test_a_call_that_is_given_up_after_a_while_says_that_its_server_is_silent(
     long: bool, channel: Channel, standings: Standings[str], autojump_clock: trio.testing.MockClock
 ) -> None:
-    """Which is asked whether it is there."""
+    """The server is then asked whether it is still there."""
     circuit = judged(channel, standings)
     await call(circuit)
     await trio.sleep((SILENT_TRIPS * channel.rtt + SILENT_FOR) * (1.01 if long else 0.9))
@@ -127,7 +127,7 @@ async def test_a_circuit_that_is_closed_here_says_nothing(
 async def test_a_server_that_is_connected_to_for_the_first_time_is_not_behind_the_others(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """For a moment; one that could not be connected to is."""
+    """During the first moments of that attempt; after it has failed, the server is behind."""
     slot = Slot(ServerUrl.parse(SERVER), ServerDial(None))
     keeper = SimpleNamespace(own=[slot], standings=Standings[str]())
 

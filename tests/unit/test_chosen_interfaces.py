@@ -1,4 +1,4 @@
-"""Which interfaces a node uses: what the configuration leaves out, what lasts, and what a peer is told of the rest."""
+"""Which interfaces a node uses, which addresses are lasting, and which of them a peer is told."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from warpgate_trio.sockaddr import Family, TransportAddress
 
 
 def interface(name: str, *addresses: str, virtual: bool = False) -> Interface:
-    """Of ``2001:db8::5/64`` and the like; a ``d`` behind it is deprecated, a ``t`` temporary."""
+    """An interface with addresses such as ``2001:db8::5/64``; a suffix ``d`` means deprecated, ``t`` temporary."""
     own = []
     for text in addresses:
         plain = ip_interface(text.rstrip("dt"))
@@ -46,7 +46,7 @@ MACHINE = (
 
 
 class Machine(LoopbackHost):  # type: ignore[misc]  # final for everybody else
-    """All that is not in a network of its own goes through tun0, as with a VPN that takes everything."""
+    """Sends everything that is not on a local network through tun0, as with a full-tunnel VPN."""
 
     listed: tuple[Interface, ...] = MACHINE
 
@@ -98,7 +98,7 @@ def test_what_is_published(include: tuple[str, ...], exclude: tuple[str, ...], e
 
 
 def test_what_is_left_out_is_this_machine_s_all_the_same() -> None:
-    """A peer that has it dialled must not get through to us by it."""
+    """Excluded addresses still count as this host's own, so that no peer can reach the host by having them dialled."""
     host = chosen(exclude=("tun*", "wlan*"))
     assert [each.name for each in host.interfaces()] == [each.name for each in MACHINE]
     assert [each.addresses for each in host.interfaces()] == [each.addresses for each in MACHINE]
@@ -152,20 +152,20 @@ def test_everything_else_is_asked_of_the_machine() -> None:
 @pytest.mark.parametrize(
     ("addresses", "expected"),
     [
-        ("2001:db8:1::1 2001:db8:2::2d", "2001:db8:1::1"),  # renumbered
-        ("2001:db8:1::1t 2001:db8:1::2", "2001:db8:1::2"),  # RFC 8981
+        ("2001:db8:1::1 2001:db8:2::2d", "2001:db8:1::1"),  # the network was renumbered
+        ("2001:db8:1::1t 2001:db8:1::2", "2001:db8:1::2"),  # temporary addresses, RFC 8981
         ("2001:db8:1::1t 2001:db8:1::2d", "2001:db8:1::1"),
         ("2001:db8:1::1dt 2001:db8:1::2t 2001:db8:1::3t", "2001:db8:1::2 2001:db8:1::3"),
         ("2001:db8:1::1dt 2001:db8:1::2d", "2001:db8:1::2"),
-        ("2001:db8:1::1d", "2001:db8:1::1"),  # nothing better is there
+        ("2001:db8:1::1d", "2001:db8:1::1"),  # there is no better one
         ("2001:db8:1::1t", "2001:db8:1::1"),
-        ("fd00::1 2001:db8:1::1d", "2001:db8:1::1 fd00::1"),  # from elsewhere, it is the only way
+        ("fd00::1 2001:db8:1::1d", "2001:db8:1::1 fd00::1"),  # from outside, it is the only way
         ("fd00::1 fd00::2d 2001:db8:1::1 fe80::1", "2001:db8:1::1 fd00::1"),
         ("fe80::1", ""),
     ],
 )
 def test_those_that_last_are_published(addresses: str, expected: str) -> None:
-    """Whatever the order in which the system lists them."""
+    """In whatever order the system lists them."""
     own = [f"{text[: len(text.rstrip('dt'))]}/64{text[len(text.rstrip('dt')) :]}" for text in addresses.split()]
     for order in itertools.permutations(own):
         found = lasting_addresses(interface("eth0", *order), 6)
@@ -182,7 +182,7 @@ def test_those_that_last_are_measured_and_printed() -> None:
     eth0 = interface("eth0", "2001:db8::1/64t", "2001:db8:1::1/64d", "2001:db8::5/64", "203.0.113.5/24")
     (path,) = plan_paths([LO, eth0], 6, None)
     assert str(path.address) == "2001:db8::5"
-    assert len(path.addresses) == 3  # the report names all
+    assert len(path.addresses) == 3  # the report names all three
     assert reachable_urls(["ws://[::]:1", "ws://0.0.0.0:1"], [LO, eth0]) == [
         "ws://203.0.113.5:1",
         "ws://[2001:db8::5]:1",

@@ -1,4 +1,4 @@
-"""One end of a circuit without a server: what it sends by which credit."""
+"""One end of a circuit, without a server: how much it sends for which credit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from warpgate_trio.signal.circuits import FIRST_PIECE, PIECE, Circuits
 async def test_what_is_sent_is_within_the_credit_and_worth_a_frame(
     autojump_clock: trio.testing.MockClock, credit: int, silence: float
 ) -> None:
-    """After a silence as well, when first pieces are small: a frame without payload would end the connection."""
+    """After a silence, too, when first frames are small.  A frame without payload would end the connection."""
     circuits = Circuits("the server")
     circuit = circuits.make()
     circuit.hear(Answer(0, b""))

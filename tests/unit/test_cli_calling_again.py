@@ -1,4 +1,4 @@
-"""`forward` and `send` without a network: a peer that was there and is not any more."""
+"""`forward` and `send` without a network, with a peer that goes away after a while."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ADDRESS_IN_USE = TargetRefused(Answer.UNREACHABLE, "127.0.0.1:8080: Address alre
 
 
 class Ended(Exception):
-    """The test is over."""
+    """Ends the test."""
 
 
 @asynccontextmanager
@@ -37,7 +37,7 @@ async def a_pipe() -> AsyncIterator[None]:
 
 
 def forwarding(monkeypatch: pytest.MonkeyPatch, *, reverse: bool, calls: list[Any], stays: list[Any]) -> _Forwarding:
-    """A command whose calls, and Pipes, end as is said; ``"there"`` is a Pipe where the port has been announced."""
+    """A command whose calls and Pipes end as listed; a string in `stays` is a Pipe that ends after it was announced."""
     here, there = Target("127.0.0.1", 8080), Target("127.0.0.1", 80)
     made = _Forwarding(
         Settings(quiet=True), peer=PEER, near=there, far=here, reverse=reverse, phases=None, timeout=None
@@ -86,7 +86,7 @@ async def test_a_peer_that_cannot_be_called_now_is_called_again(
 async def test_a_port_of_the_peers_that_is_still_our_own_is_asked_for_again(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, passing: Exception
 ) -> None:
-    """The peer may hear later than we that the Link is gone by which it listens for us."""
+    """The peer may learn later than this node that the Link is gone, and until then still listens for it."""
     stays = ["127.0.0.1:8080", passing, passing, "127.0.0.1:8080", Ended()]
     with pytest.raises(Ended):
         await serve(forwarding(monkeypatch, reverse=True, calls=["pipe"] * 4, stays=stays))
@@ -106,7 +106,7 @@ async def test_a_port_that_the_peer_never_had_or_may_not_have_ends_it(
 
 @pytest.mark.parametrize("when", ["asked", "joined"])
 async def test_a_pipe_that_breaks_ends_stdio_by_exit_code_4(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
-    """Also where it breaks before the peer has answered."""
+    """Also where the Pipe breaks before the peer has answered."""
 
     async def broken(*_: object) -> Any:
         await trio.lowlevel.checkpoint()
@@ -138,7 +138,7 @@ async def test_a_pipe_that_breaks_ends_stdio_by_exit_code_4(monkeypatch: pytest.
 async def test_send_says_that_it_was_interrupted_where_it_had_reached_the_peer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: Exception, reached: bool
 ) -> None:
-    """Exit code 4 after a break, whatever the last call ended by; its own where there was none."""
+    """Exit code 4 if a transfer was interrupted, however the last call ended; otherwise that call's own error."""
     root = make_tree(tmp_path / "from", {"a": 10})
     ways = [True] if reached else []
 

@@ -1,4 +1,4 @@
-"""The command line in one process: options, errors and exit codes of what is over before a node is opened."""
+"""The command line in one process: options, errors and exit codes of commands that end before a node is opened."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from warpgate_trio.plugin import PHASES
 Capture = pytest.CaptureFixture[str]
 
 NO_HOSTS = ("a..b", ".a", "a" * 64, "ä" * 60)
-"""What Python raises UnicodeError for, where it is looked up."""
+"""Names for which Python raises UnicodeError when they are looked up."""
 
 pytestmark = pytest.mark.usefixtures("own_logging")
 
@@ -172,7 +172,7 @@ def test_how_much_is_said_may_be_said_before_the_command(
 
 @pytest.mark.slow("starts an interpreter")
 def test_it_runs_as_a_module(tmp_path: Path) -> None:
-    """From another folder, so that it is the installed one."""
+    """Started in another folder, so that the installed package is used."""
     words = [sys.executable, "-m", "warpgate_trio", "--version"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -207,7 +207,7 @@ def test_sizes(text: str, size: int) -> None:
 
 @pytest.mark.slow("starts interpreters")
 def test_a_shell_completes_commands_options_and_plugins() -> None:
-    """What docs/command_line.md has people put into ~/.bashrc."""
+    """With the line that docs/command_line.md puts into ~/.bashrc."""
 
     def completed(*words: str) -> list[str]:
         env = environment(
@@ -228,7 +228,7 @@ def test_a_shell_completes_commands_options_and_plugins() -> None:
 
 @pytest.fixture
 def contacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Contacts:
-    """This user's, of whom there are three."""
+    """This user's contacts file, with three entries."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     contacts = Contacts.load()
     for name, identity in (("alice", ALICE), ("Alfred", BOB), ("carol", CAROL)):
@@ -237,7 +237,7 @@ def contacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Contacts:
 
 
 def completions(*words: str) -> list[str]:
-    """What a shell would be told for the last of these words."""
+    """What the shell offers for the last of these words."""
     found = ShellComplete(cli, {}, "warpgate-trio", "").get_completions(list(words[:-1]), words[-1])
     return sorted(item.value for item in found)
 
@@ -261,7 +261,7 @@ def test_names_of_contacts_are_completed(contacts: Contacts, before: tuple[str, 
 
 
 def test_names_of_contacts_are_completed_up_to_the_port(contacts: Contacts) -> None:
-    """Bash tells a colon as a word of its own."""
+    """Bash treats a colon as a separate word."""
     assert completions("forward", "22", "al") == ["Alfred:", "alice:"]
     assert completions("forward", "--stdio", "c") == ["carol:"]
     assert completions("forward", "22", "alice:2") == []
@@ -271,7 +271,7 @@ def test_names_of_contacts_are_completed_up_to_the_port(contacts: Contacts) -> N
 @pytest.mark.needs("bash")
 @pytest.mark.slow("starts a shell, which starts interpreters")
 def test_bash_goes_on_behind_a_colon_and_nowhere_else(contacts: Contacts, tmp_path: Path) -> None:
-    """As docs/command_line.md switches it on; `compopt` is of use within a terminal's own completion alone."""
+    """Switched on as docs/command_line.md says; `compopt` is faked, since it works only while a user completes."""
     program = tmp_path / "bin" / "warpgate-trio"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {" ".join(PROGRAM)} "$@"\n')
@@ -315,7 +315,7 @@ def test_version_and_wrong_usage_import_next_to_nothing() -> None:
 @pytest.mark.slow("starts an interpreter")
 @pytest.mark.parametrize("command", [["connect", "wg1…", "--echo-test", "9"], ["listen", "--allow-any", "--echo"]])
 def test_what_a_call_needs_is_imported_before_its_node_is_open(command: list[str]) -> None:
-    """Not in the midst of it: that is time to the first byte."""
+    """An import during the call would delay the first byte."""
     script = (
         "import os, sys; from warpgate_trio import node; from warpgate_trio.address import PeerAddress\n"
         "def open_node(*_, **__): print(*sorted(sys.modules), flush=True); os._exit(0)\n"
@@ -329,7 +329,7 @@ def test_what_a_call_needs_is_imported_before_its_node_is_open(command: list[str
 
 @pytest.mark.slow("starts an interpreter")
 def test_the_collector_looks_seldom_until_a_command_first_waits_and_leaves_alone_what_is_loaded() -> None:
-    """To look through all modules would take it some 40 ms, in the midst of a first call."""
+    """A collection that goes through all modules would take some 40 ms, in the middle of a first call."""
     script = (
         "import gc, trio; from warpgate_trio.cli import group, main, runner\n"
         "async def command():\n"
@@ -354,7 +354,7 @@ def test_an_interrupt_while_it_starts_is_130_without_a_traceback() -> None:
 
 @pytest.mark.slow("starts an interpreter")
 def test_closed_standard_descriptors_are_not_handed_out() -> None:
-    """A shell's ``<&- >&-``: what is opened next must not become stdin or stdout."""
+    """After a shell's ``<&- >&-``, the next file that is opened must not become stdin or stdout."""
     script = (
         "import os; from warpgate_trio.cli.main import reserve_standard_descriptors; os.closerange(0, 2);"
         "reserve_standard_descriptors(); d = os.open(os.devnull, os.O_RDONLY); assert d > 2, d"
@@ -409,7 +409,7 @@ def test_a_key_that_others_can_read_is_2(tmp_path: Path, capfd: Capture) -> None
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[NodeConfig]:
-    """What programs load, which ends them."""
+    """The configurations that commands load; each command ends there."""
     found: list[NodeConfig] = []
     load = NodeOptions.load
 
@@ -454,7 +454,7 @@ def test_config_show_names_its_sources_and_masks_secrets(
         encoding="utf-8",
     )
     monkeypatch.setenv("WARPGATE_LISTEN_PORT", "4433")
-    monkeypatch.setenv("WARPGATE_SERVICE_HOST", "10.96.0.7")  # of Kubernetes, beside a Service of our name
+    monkeypatch.setenv("WARPGATE_SERVICE_HOST", "10.96.0.7")  # set by Kubernetes where a Service has the project's name
     assert call(["config", "--show", "--config", str(file), "--ephemeral"]) == 0
     text = capfd.readouterr().out
     assert "hunter2" not in text

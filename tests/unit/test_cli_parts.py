@@ -311,7 +311,7 @@ async def _written(descriptor: int, count: int) -> bytes:
 
 
 async def _end_input(typing: int, source: StandardInput) -> None:
-    """So that the thread that reads it has ended before the test has."""
+    """End the input, so that the thread that reads it ends before the test does."""
     os.close(typing)
     while await source.read():
         pass
@@ -356,7 +356,7 @@ async def test_a_closed_output_is_told_apart(pipes: tuple[int, int, int, int]) -
 
 
 async def test_a_stdin_that_breaks_has_not_ended(pipes: tuple[int, int, int, int]) -> None:
-    """A connection that is reset; as little is a disk that fails."""
+    """Stdin is a connection that is reset: that must not read as the end of the input."""
     theirs, ours = await connect_sockets()
     near, far = trio.testing.memory_stream_pair()
     with theirs, ours:
@@ -378,7 +378,7 @@ async def test_a_stdin_that_breaks_has_not_ended(pipes: tuple[int, int, int, int
 
 
 async def test_there_may_be_no_stdin() -> None:
-    """What `nohup` leaves can be written and not be read."""
+    """The stdin that `nohup` leaves can be written but not read."""
     null = os.open(os.devnull, os.O_WRONLY)
     async with open_standard_input(null) as source:
         assert await source.read() == b""
@@ -537,7 +537,7 @@ LONG: Final = "the server said: " + "what servers say when they have much to say
 
 
 def failed_walk(verdict: Verdict = Verdict.NO_RELAY_CONFIGURED) -> ConnectReport:
-    """Of two machines with many addresses: 21 combos, long reasons, and much that is worth a note."""
+    """A walk between two hosts with many addresses: 21 combos, long reasons, and many notes."""
     rows = [("direct", 12), ("punch", 4), ("spray", 5)]
     combos = [
         msgspec.structs.replace(
@@ -582,7 +582,7 @@ def test_a_failed_walk_is_whole_in_a_pipe() -> None:
 
 
 def test_what_was_not_tried_is_said() -> None:
-    """In the order of the phases, whatever was planned first."""
+    """In the order of the phases, whatever the order of the plan."""
     waiting = msgspec.structs.replace(COMBO, outcome=Outcome.NOT_STARTED, error=None, started_ms=None, ended_ms=None)
     late, early = (msgspec.structs.replace(waiting, phase=phase) for phase in ("spray", "punch"))
     lines = failure_lines(report(Verdict.TIMED_OUT, late, late, early, COMBO), None)
@@ -611,7 +611,7 @@ def test_all_of_a_failed_walk_is_behind_v(capsys: pytest.CaptureFixture[str]) ->
 
 
 def netcheck_report() -> NetcheckReport:
-    """Of a network with everything that is long: addresses, names, reasons, sentences."""
+    """A network in which everything is long: addresses, names, reasons, sentences."""
     interface = _interface("enp0s31f6", "2001:db8:1234:5678:9abc:def0:1234:5678")
     (path,) = plan_paths([interface], 6, interface.addresses[0].ip)
     path.profile = NatProfile()
@@ -657,7 +657,7 @@ def test_netcheck_fits_a_terminal_and_cuts_no_reason(monkeypatch: pytest.MonkeyP
 
 
 class NodeInTheMaking:
-    """As far as `listen` asks for its address.  `takes`: seconds until the NATs are measured."""
+    """The part of a node that `listen` needs to show its address; `takes`: seconds until the NATs are measured."""
 
     peer_id = PEER
     signal_servers = ()

@@ -1,4 +1,4 @@
-"""What `serve` is asked for and what it offers: the token it keeps, its addresses, and how it shares its open files."""
+"""The options of `serve` and its output: the token that it keeps, its addresses, and how it divides open files."""
 
 from __future__ import annotations
 

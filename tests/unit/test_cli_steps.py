@@ -1,4 +1,4 @@
-"""The steps of `ping --explain`: each cause with the one step that it is about, and each advice once."""
+"""The steps of `ping --explain`: each cause stands below the step that it concerns, and each advice appears once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user, or a program, sees of files that move."""
+"""The progress of file transfers, as users and programs see it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_words() -> None:
 async def test_a_line_each_second_for_programs(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """None before something moves, and none where nothing has."""
+    """There is none before data moves, and none for a second in which nothing has moved."""
     lines: list[bytes] = []
 
     async def write(_: StandardOutput, data: bytes) -> None:
@@ -82,7 +82,7 @@ async def test_a_line_each_second_for_programs(
 async def test_a_terminal_is_drawn_while_something_moves(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hostile name moves no cursor."""
+    """Control characters in a hostile file name do not reach the terminal."""
     drawn = io.StringIO()
     monkeypatch.setattr("warpgate_trio.cli.options._is_terminal", lambda: True)
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Several servers to one offset: majorities, contradictions, age, and clocks that are moved."""
+"""From several servers to one offset: majorities, contradictions, age, and clocks that are set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from warpgate_trio.clock.estimate import DRIFT, ClockEstimate, Interval, Offset, intersect
 
-approx: Any = pytest.approx  # stands for a float in what is compared with ==
+approx: Any = pytest.approx  # stands for a float in comparisons with ==
 
 
 def intervals(*pairs: tuple[float, float]) -> list[Interval]:
@@ -50,13 +50,13 @@ def test_edges_that_touch_agree() -> None:
 
 
 def test_a_liar_who_agrees_a_little_does_not_narrow_the_estimate() -> None:
-    """Two are sure of 0 to 2, the third says it is 0 sharp: the truth may still be 2."""
+    """Two servers say 0 to 2, the third says exactly 0: the truth may still be 2."""
     found = intersect(intervals((1, 1), (1, 1), (0, 0)))
     assert found == Offset(0, 2, ("a", "b", "c"), ())
 
 
 def test_a_wide_server_that_agrees_with_either_side_leaves_both_possible() -> None:
-    """a and b, or b and c: two of three each time. The truth may be anywhere from the one to the other."""
+    """a and b agree, and so do b and c: each time two of three.  The truth may be anywhere between them."""
     found = intersect(intervals((0, 1), (5, 5), (10, 1)))
     assert found == Offset(5, 5, ("a", "b", "c"), ())
 
@@ -113,7 +113,7 @@ def test_an_estimate_ages() -> None:
 
 
 def test_the_machines_daemon_sets_the_clock_right() -> None:
-    """10 s later the wall clock jumps by the very 30 s: to add them again would be wrong."""
+    """10 s later the wall clock is stepped by the same 30 s, which must not be added again."""
     assert ESTIMATE.corrected(WALL + 40, MONOTONIC + 10) == WALL + 40
     assert ESTIMATE.uncertainty_at(WALL + 40, MONOTONIC + 10) >= 30, "until it is measured anew"
 

@@ -1,4 +1,4 @@
-"""NTP packets on both sides: golden bytes, every reason to reject, hostile bytes, the era, the server's limits."""
+"""NTP packets on both sides: golden bytes, each reason to reject one, hostile bytes, eras, the server's limits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from warpgate_trio.clock.ntp import (
 from warpgate_trio.errors import RemoteProtocolError
 from warpgate_trio.servers.ntp_core import NtpLimits, NtpResponder
 
-approx: Any = pytest.approx  # stands for a float in what is compared with ==
+approx: Any = pytest.approx  # stands for a float in comparisons with ==
 
 NONCE = bytes.fromhex("0123456789abcdef")
 NOW = 1_800_000_000.0  # Unix
@@ -45,7 +45,7 @@ def answer(
     received: float = NOW,
     sent: float = NOW,
 ) -> bytes:
-    """A server's packet, field by field: no code of the package is used to make it."""
+    """A server's packet, built field by field without any code of the package."""
 
     def stamp(unix: float) -> bytes:
         ntp = (unix + DELTA) % 2**32 if unix else 0.0
@@ -100,7 +100,7 @@ def test_an_answer_is_good_once() -> None:
 
 
 def test_raw_timestamps_are_compared() -> None:
-    """As floats these two are equal: the last bit of 64 is below what a float of 2026 can hold."""
+    """As floats these two are equal: a double near today's time cannot hold the last of the 64 bits."""
     nonce = bytes.fromhex("ee00000000000000")
     other = bytes.fromhex("ee00000000000001")
     packets = []
@@ -187,7 +187,7 @@ def test_a_kiss_of_death_is_told_apart(reference: bytes, code: str) -> None:
 )
 @pytest.mark.parametrize("first", [0xE4, 0x24])
 def test_a_server_that_has_no_time_yet_asks_for_nothing(reference: bytes, code: str, first: int) -> None:
-    """Stratum 16 goes out as 0, beside a code or none (RFC 5905, figure 11 and section 7.4)."""
+    """Stratum 16 is sent as 0, with or without a code (RFC 5905, figure 11 and section 7.4): no kiss of death."""
     with pytest.raises(NtpRejected, match=rf"not synchronised \(stratum 0, code {code}\)") as caught:
         asked().receive(answer(first=first, stratum=0, reference=reference), NOW)
     assert not isinstance(caught.value, KissOfDeath)
@@ -212,7 +212,7 @@ def test_hostile_bytes_are_never_more_than_rejected(data: bytes) -> None:
 
 @given(st.binary(min_size=24, max_size=24), st.binary(min_size=16, max_size=64), st.floats(0, 10))
 def test_hostile_bytes_with_the_right_origin(head: bytes, tail: bytes, waited: float) -> None:
-    """Whatever a server says: a finite sample, with an uncertainty that covers its half of the round trip; or no."""
+    """Any answer is rejected, or gives a finite sample whose uncertainty covers half the round trip."""
     try:
         sample = asked().receive(head + NONCE + tail, NOW + waited)
     except NtpRejected:
@@ -233,7 +233,7 @@ def test_hostile_bytes_with_the_right_origin(head: bytes, tail: bytes, waited: f
 def test_the_truth_is_within_the_uncertainty(
     true: float, there: float, back: float, held: float, now: float, precision: int
 ) -> None:
-    """However unevenly the directions share the round trip; whatever the era."""
+    """However the round trip is divided between the directions, and in any era."""
     exchange = asked(now)
     arrived = now + there + held + back
     packet = answer(received=now + there + true, sent=now + there + held + true, precision=precision)
@@ -272,11 +272,11 @@ def test_the_answers_golden_bytes() -> None:
     stamp = f"{int(NOW) + DELTA:08x}"
     assert answered.hex() == (
         "24" "0a" "00" "ec"  # leap 0, version 4, server; stratum 10; poll; 2^-20 s
-        "00000000" "0000028f" "7f7f0100"  # root delay, 10 ms of dispersion, an undisciplined clock
-        + f"{stamp}00000000"  # set
-        + NONCE.hex()  # origin: the request's bits
-        + f"{stamp}00000000"  # received
-        + f"{stamp}40000000"  # sent
+        "00000000" "0000028f" "7f7f0100"  # root delay, 10 ms of root dispersion, an undisciplined clock
+        + f"{stamp}00000000"  # reference timestamp
+        + NONCE.hex()  # origin: copied from the request
+        + f"{stamp}00000000"  # receive timestamp
+        + f"{stamp}40000000"  # transmit timestamp
     )  # fmt: skip
 
 

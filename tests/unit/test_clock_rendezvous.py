@@ -1,4 +1,4 @@
-"""Boundaries and their ports, and the offset to a peer from one signal's round trip."""
+"""Boundaries and their ports, and the offset to a peer's clock from one round trip of a signal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from warpgate_trio.clock.rendezvous import (
     can_meet,
 )
 
-approx: Any = pytest.approx  # stands for a float in what is compared with ==
+approx: Any = pytest.approx  # stands for a float in comparisons with ==
 
 times = st.floats(0, 1e10)
 periods = st.floats(0.01, 1000)
@@ -47,7 +47,7 @@ def test_a_boundary_is_the_first(now: float, period: float, lead: float) -> None
 
 @given(times, periods, leads, st.floats(0, 1), st.floats(-1, 1))
 def test_two_clocks_meet(now: float, period: float, lead: float, share: float, other: float) -> None:
-    """The one names its first boundary by its own clock; the other is there, at the same ports."""
+    """The boundary that one side chooses by its own clock is among those that the other side serves."""
     differ = share * period * 0.499
     theirs = now + other * differ
     assume(theirs >= 0)
@@ -109,7 +109,7 @@ SECRET = bytes(range(32))
 
 
 def test_the_ports_golden_numbers() -> None:
-    """What two releases must agree on."""
+    """Both sides must derive the same ports, whatever their releases."""
     assert bucket_ports(SECRET, 600_000_000, 8, 2024, 65535) == (
         *(17210, 42739, 40084, 11646, 25764, 29248, 60550, 16811),
     )
@@ -191,7 +191,7 @@ def test_a_peer_whose_clock_runs_faster_than_ours_held_it_for_a_little_longer_th
 
 
 def test_timestamps_of_whole_milliseconds() -> None:
-    """Cut off, two of a loopback's may lie in the wrong order; the resolution allows for it, and it is in the bound."""
+    """Rounding down can put two timestamps on loopback in the wrong order; `resolution` allows for that."""
     assert from_signal(0.0009, 0.001, 0.001, 0.0008, resolution=0.001).uncertainty >= 0.001
     with pytest.raises(ValueError, match="claims to have held"):
         from_signal(0.0009, 0.001, 0.001, 0.0008, resolution=0)
@@ -200,8 +200,8 @@ def test_timestamps_of_whole_milliseconds() -> None:
 @pytest.mark.parametrize(
     "stamps",
     [
-        (0, 5, 4, 1),  # sent before it came
-        (0, 5, 8, 1),  # held longer than we waited
+        (0, 5, 4, 1),  # sent before it was received
+        (0, 5, 8, 1),  # held for longer than this side waited
         (1, 5, 5, 0),  # answered before it was sent
         (0, math.nan, 1, 1),
         (0, math.inf, math.inf, 1),
@@ -227,8 +227,8 @@ SIGNAL = PeerOffset(0.02, 0.05, "signal")
         (math.inf, 0.01, SIGNAL, SIGNAL),
         (0.01, 0.01, SIGNAL, PeerOffset(0.0, 0.02, "ntp")),
         (0.04, 0.04, SIGNAL, SIGNAL),
-        (0.02, 0.03, SIGNAL, SIGNAL),  # as good: what was measured between the two
-        (0.001, 0.001, PeerOffset(30.0, 0.05, "signal"), PeerOffset(30.0, 0.05, "signal")),  # a time server lied
+        (0.02, 0.03, SIGNAL, SIGNAL),  # equally good: the measurement between the two peers wins
+        (0.001, 0.001, PeerOffset(30.0, 0.05, "signal"), PeerOffset(30.0, 0.05, "signal")),  # an NTP server lied
         (0.001, 0.001, PeerOffset(0.04, 0.05, "signal"), PeerOffset(0.0, 0.002, "ntp")),
     ],
 )

@@ -1,4 +1,4 @@
-"""The planner's rules, one case each, and what holds for every plan whatever the records say."""
+"""The planner's rules for dialling, one case each, and what holds for every plan whatever the records say."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ HOME = route(
     endpoint("2001:db8:1::7", prefix=64, port=5001),
     own=["192.168.1.7", "2001:db8:1::7", "203.0.113.200", "10.88.0.1"],
 )
-"""Its own addresses are more than those that it publishes."""
+"""A host with more addresses of its own than it publishes."""
 
 
 def facts(
@@ -141,11 +141,11 @@ CASES: list[tuple[str, Facts, Likelihood]] = [
     ("_private_elsewhere", facts(FAR, NIC_BIND), DOUBTFUL),
     ("_private_elsewhere", facts(FAR, NIC_BIND, same_host=True), DOUBTFUL),
     ("_mapped", facts(MAPPED_PORT, EXT_BIND), LIKELY),
-    ("_mapped", facts(endpoint("100.64.0.2", MAPPED), EXT_BIND), DOUBTFUL),  # of a router, in its provider's network
+    ("_mapped", facts(endpoint("100.64.0.2", MAPPED), EXT_BIND), DOUBTFUL),  # by a router in its provider's network
     ("_public", facts(PUBLIC, EXT_BIND, side=route(PUBLIC_NIC, PUBLIC)), LIKELY),
     ("_public", facts(PUBLIC, EXT_BIND, side=route(PUBLIC_NIC, PUBLIC), dialler=KNOWS_THE_WAY), LIKELY),
-    ("unknown", facts(PUBLIC, EXT_BIND), DOUBTFUL),  # an address that a server saw: a NAT may stand before it
-    ("unknown", facts(endpoint("10.9.9.9", EXT), EXT_BIND), DOUBTFUL),  # "external" behind a carrier's NAT
+    ("unknown", facts(PUBLIC, EXT_BIND), DOUBTFUL),  # an address that a server saw: there may be a NAT in front of it
+    ("unknown", facts(endpoint("10.9.9.9", EXT), EXT_BIND), DOUBTFUL),  # "external" behind a carrier-grade NAT
 ]
 
 
@@ -202,7 +202,7 @@ def plan(
 
 
 def aim(combo: Combo) -> Endpoint:
-    """The target; only the combos of pathless plugins, which no rule plans, have none."""
+    """The combo's target; only combos of pathless plugins have none, and no rule plans those."""
     assert combo.target is not None
     return combo.target
 
@@ -230,7 +230,7 @@ class TestPlan:
         ]
 
     def test_a_network_address_of_who_is_on_our_machine_is_as_anybodys(self) -> None:
-        """Being on one machine opens the machine, and not what else the peer says it has: that may be foreign."""
+        """`same_host` applies to this host's own addresses; another one that the peer claims may be foreign."""
         for same_host in (False, True):
             combos = plan(DIRECT, peers=route(NEIGHBOUR, FAR), same_host=same_host, route_types=[NIC_BIND])
             assert [(str(aim(c).ip), c.likelihood, str(c.source)) for c in combos] == [
@@ -259,7 +259,7 @@ class TestPlan:
         assert combos[0].target == NEIGHBOUR
 
     def test_one_address_is_not_dialled_at_every_port_that_a_record_names(self) -> None:
-        """An IPv6 /64 is one address; the likely ones come first, and another address is none of its business."""
+        """An IPv6 /64 counts as one address; likely targets come first, and each address has its own limit."""
         v4 = [endpoint("203.0.113.9", EXT, port=1000 + n) for n in range(60)]
         v6 = [endpoint(f"2001:db8:7::{n:x}", EXT) for n in range(1, 61)]
         combos = plan(DIRECT, peers=route(*v4, *v6, MAPPED_PORT))
@@ -425,14 +425,14 @@ def test_who_waits(ours: Route, peers: Route, same_host: bool) -> None:
         if combo.plugin not in DIALS and dialling_is_likely:
             expected += ASK_DELAY
         twins.setdefault((combo.plugin, aim(combo).address, aim(combo).port), []).append(combo.delay - expected)
-    for extra in twins.values():  # what is dialled more than once is dialled once at first
+    for extra in twins.values():  # twins of a target: one starts at once, the others wait
         assert sorted(extra) == pytest.approx([0.0] + [TWIN_DELAY] * (len(extra) - 1))
 
 
 @quick
 @given(ours=SMALL, peers=SMALL, same_host=st.booleans(), unknown=st.sampled_from(EndpointKind))
 def test_knowing_less_forbids_nothing(ours: Route, peers: Route, same_host: bool, unknown: EndpointKind) -> None:
-    """A routing table that is not known makes no combo hopeless that is not hopeless for want of the family."""
+    """Without knowledge of the routes, a combo is hopeless only where this side lacks the address family."""
     assume(any(e.kind is unknown for e in peers.endpoints()))
     families = {each.af for each in ours.endpoints()}
     for combo in plan(DIRECT, ours=ours, peers=peers, same_host=same_host):

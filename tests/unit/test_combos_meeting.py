@@ -1,4 +1,4 @@
-"""The rules for techniques in which both sides send at once, one case each, and what holds for every plan of them."""
+"""The rules for techniques in which both sides send at the same time, one case each, and what holds for every plan."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SYMMETRIC = NatProfile(
 
 
 def outlook(ours: NatProfile, peers: NatProfile, af: int) -> Opinion:
-    """Symmetric in who is who; of IPv6 it knows nothing."""
+    """The same from both sides; it has no opinion about IPv6."""
     if af == 6:
         return None
     hard = [ours, peers].count(SYMMETRIC)
@@ -198,7 +198,7 @@ class TestPlan:
         combos = plan(MEET, peers=HOME, same_host=True, route_types=[NIC_BIND])
         assert {c.delay for c in combos} == {0.0}
         assert {c.delay for c in plan(ONLY_EXT, peers=HOME, same_host=True)} == {0.0}
-        # One of another phase is no reason either.
+        # A loopback combo of another phase is no reason to wait, either.
         other = dataclasses.replace(MEET, name="other", phase="spray")
         assert {c.delay for c in plan(ONLY_EXT, other, peers=HOME, same_host=True) if c.plugin == "meet"} == {0.0}
 
@@ -282,7 +282,7 @@ def test_a_plan_holds_what_the_rules_allow_once_and_nothing_else(
 def test_across_the_internet_both_sides_come_to_the_same(
     ours: Route, peers: Route, same_host: bool, our_nat: NatProfile, peer_nat: NatProfile
 ) -> None:
-    """So the responder refuses nothing that the initiator had reason to ask for."""
+    """So the responder does not refuse a combo that the initiator had reason to request."""
     for route_type in (EXT_BIND, LOOPBACK_BIND):
         for af in (4, 6):
             both = (ours, our_nat), (peers, peer_nat)

@@ -1,4 +1,4 @@
-"""The rules for what goes by a relay, and the plans that they make: by rendezvous servers, and by TURN servers."""
+"""The rules for relayed paths, and their plans: through rendezvous servers, and through TURN servers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_last_rule_has_an_opinion(rules: tuple[object, ...]) -> None:
     assert rules[-1](object()) is not None  # type: ignore[operator]
 
 
-# -- by a rendezvous server --------------------------------------------------------------------------------------------
+# -- through a rendezvous server ---------------------------------------------------------------------------------------
 
 
 def server(
@@ -138,7 +138,7 @@ def test_a_request_has_to_be_a_call() -> None:
         judge_request(with_servers(), WS_RELAY, WANTED, server=None)
 
 
-# -- by TURN servers ---------------------------------------------------------------------------------------------------
+# -- through TURN servers ----------------------------------------------------------------------------------------------
 
 
 def route(*ips: str) -> Route:
@@ -181,7 +181,7 @@ def test_a_relay_is_likely_where_one_side_has_servers(we: bool, they: bool, expe
         (BOTH, V4, None, 4),
         (BOTH, V6, None, 6),
         (BOTH, BOTH, None, 4),
-        (V4, V6, None, 4),  # two relays, if need be: who has no IPv4 of its own reaches a server that has
+        (V4, V6, None, 4),  # by two relays if necessary: a node without IPv4 reaches a server that has it
         (BOTH, BOTH, (6,), 6),
     ],
 )

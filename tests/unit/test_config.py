@@ -28,7 +28,7 @@ quick = settings(max_examples=60, deadline=None)
 
 
 class Home:
-    """A user's home, in which only the user's own configuration file may be, and a working directory."""
+    """A user's home directory, which holds no configuration file but the user's own, and a working directory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -539,7 +539,7 @@ class TestLoad:
 
     @pytest.mark.parametrize("start", ["ws://a.example/", "ws://a.example/?jwt=", "wss://me:pass@a.example/"])
     def test_a_url_that_no_address_has_room_for(self, start: str, home: Home) -> None:
-        """Refused where it stands: an address that names it could not be issued."""
+        """It is refused where it is configured, since no address that names it could be issued."""
         longest = start + "p" * (256 - len(start.replace("me:pass@", "")))
         longer = longest + "p"
         file = home.write("a.toml", f"servers.websocket = ['ws://b', '{longer}']")
@@ -625,7 +625,7 @@ class TestLoad:
             load_config(env={"WARPGATE_IDENTITY_KEY_FILE": "~/k"})
 
     def test_the_home_of_somebody_else(self, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-        """``sudo -u nobody`` keeps HOME, where nobody may not even look."""
+        """``sudo -u nobody`` keeps HOME, and nobody may not look into that directory."""
 
         def is_file(path: Path) -> bool:
             raise PermissionError(13, "Permission denied")
@@ -650,7 +650,7 @@ class TestLoad:
             load_config(file=file, env={})
 
     def test_variables_of_services_are_passed_over(self, home: Home) -> None:
-        """What Kubernetes, and Docker's links, make of the names of what runs beside us."""
+        """Kubernetes and Docker links set such variables for the services that run beside this one."""
         services = {"": "10.96.0.7:8765", "STUN_": "[fd00::8]:3478", "LISTEN_": "10.96.0.9:80", "A_2_PORT_": "a:1"}
         env: dict[str, str] = {}
         for name, place in services.items():

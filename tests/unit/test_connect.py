@@ -1,4 +1,4 @@
-"""What a proxy may answer to CONNECT: the way, its own refusals, and nonsense, all at any cut."""
+"""A proxy's answers to CONNECT: success, its refusals, and nonsense, cut at any byte."""
 
 from __future__ import annotations
 

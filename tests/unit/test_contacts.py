@@ -1,4 +1,4 @@
-"""Contacts: names, the file, changes by several at once, and what is wrong with a file."""
+"""Contacts: names, the file, concurrent changes, and errors in the file."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_name_or_an_error(text: str) -> None:
         pass
 
 
-# --- who is meant ---
+# --- whom a name means ---
 
 
 def test_who_is_meant(contacts: Contacts) -> None:
@@ -142,7 +142,7 @@ def test_nobody_is_meant(contacts: Contacts, text: str, error: type[Exception]) 
             find_callee(text, known)
 
 
-# --- what is kept ---
+# --- what the file keeps ---
 
 
 def test_what_is_added_is_there_for_the_next_process(contacts: Contacts, file: Path) -> None:
@@ -235,7 +235,7 @@ async def test_contacts_are_let_in_as_they_are_now(contacts: Contacts) -> None:
         await contacts.authorize(ALICE.peer_id)
 
 
-# --- several at once ---
+# --- concurrent changes ---
 
 
 def test_two_objects_lose_nothing_of_each_other(contacts: Contacts) -> None:
@@ -292,7 +292,7 @@ def test_a_linked_file_is_changed_where_it_is(tmp_path: Path) -> None:
     assert names(Contacts.load(real)) == ["alice", "bob"]
 
 
-# --- files that are broken ---
+# --- broken files ---
 
 GOOD = f"""version = 1
 
@@ -378,13 +378,13 @@ VALUES = [
     "{}",
     '{ call = "call" }',
 ]
-"""One of each type of TOML, and of some two."""
+"""At least one value of each TOML type."""
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: str(value)[:20])
 @pytest.mark.parametrize("key", ["version", "contact", "name", "peer", "address", "added", "how", "seen", "later"])
 def test_a_value_of_any_type_is_a_contact_or_one_error(key: str, value: str) -> None:
-    """And what was read can be written, and read again."""
+    """Contacts that were read can be written, and read again."""
     line = f"{key} = {value}\n"
     if key == "version":
         text = GOOD.replace("version = 1\n", line)
@@ -396,11 +396,11 @@ def test_a_value_of_any_type_is_a_contact_or_one_error(key: str, value: str) -> 
     with suppress(ContactsFileError):
         found = read_contacts(text, where="here")
     again = read_contacts(write_contacts(found.values()).decode(), where="here")
-    assert list(map(repr, again.values())) == list(map(repr, found.values()))  # a nan is not itself
+    assert list(map(repr, again.values())) == list(map(repr, found.values()))  # nan does not equal itself
 
 
 def test_what_could_not_be_written_again_is_not_read() -> None:
-    """Half a character, which no file of UTF-8 holds, in what a later release may have added."""
+    """A lone surrogate, which UTF-8 cannot encode, in a field that only a later release knows."""
     with pytest.raises(ContactsFileError, match="surrogates not allowed"):
         read_contacts(f'version = 1\n[[contact]]\nname = "b"\npeer = "{BOB.peer_id}"\nmore = "\udcc1"\n', where="here")
 

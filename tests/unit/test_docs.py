@@ -57,7 +57,7 @@ PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts
 
 
 def anchors(text: str) -> set[str]:
-    """As GitHub makes them."""
+    """A heading's anchor, as GitHub makes it."""
     heads = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
@@ -164,7 +164,7 @@ def test_a_limit_has_its_unit_and_its_first_sentence() -> None:
         "300 s",
         "Seconds without a request after which a connection is closed; keep-alives come far more often",
     )
-    assert "link.frame_codec.HEADER_SIZE" not in rows  # the format's, nobody's choice
+    assert "link.frame_codec.HEADER_SIZE" not in rows  # fixed by the format, so no limit
 
 
 def test_every_budget_is_among_the_timeouts() -> None:
@@ -190,7 +190,7 @@ def test_what_the_numbers_add_up_to() -> None:
     assert "16 MiB of early data" in text
     assert listener.MAX_WAITING_PIPES * channels.WINDOW_MIN == 64 * 2**20
     assert "one window each, since credit is given with ACCEPT: 64 MiB" in text
-    longest = 2 * replays.WINDOW / replays.CATCH_UP  # that an id is kept: what its docstring says of ids
+    longest = 2 * replays.WINDOW / replays.CATCH_UP  # seconds for which an id is kept, as the docstring of ids says
     assert longest * rates.stranger_rate + rates.stranger_burst < rates.stranger_ids
 
 
@@ -259,7 +259,7 @@ SAID_BY_SENDERS = {kind for kind, name in FILE_MESSAGES.items() if files_wire.Ki
 
 
 def test_the_messages_of_file_transfers() -> None:
-    """Each with its fields, of what is listed in it too; a BLOCK by offset."""
+    """Each message with its fields, and those of what it lists; a BLOCK by offset."""
     rows = table(page("wire_formats.md"), "file kind", "message", "from")
     kinds = {name: kind for kind, name in FILE_MESSAGES.items()}
     assert [(int(row["file kind"]), row["message"]) for row in rows] == [(k.value, k.name) for k in files_wire.Kind]
@@ -306,7 +306,7 @@ def test_the_state_tables(name: str, render: Callable[[], str]) -> None:
 
 
 def last_field(layout: str) -> int:
-    """Where a layout such as ``0 version u16 · 2 key 32`` ends; text and bytes without a width count as nothing."""
+    """Offset of the end of a layout such as ``0 version u16 · 2 key 32``; fields without a width have length 0."""
     if not (match := re.search(r"(?:^|· )(\d+) [^·]*?(?:u(\d+)|(\d+))?$", layout)):
         return 0
     offset, bits, width = (int(each) if each else 0 for each in match.groups())
@@ -417,7 +417,7 @@ STRATEGIES_FOLDER = ROOT / "strategies" / "warpgate_strategies"
 
 
 def source_of(path: str) -> Path:
-    """A file as architecture.md names it: ``walk/walk.py``, ``strategies/fan_out.py``."""
+    """The file that architecture.md calls, for example, ``walk/walk.py`` or ``strategies/fan_out.py``."""
     first, _, rest = path.partition("/")
     return STRATEGIES_FOLDER / rest if first == STRATEGIES else PACKAGE / path
 
@@ -597,7 +597,7 @@ def test_what_a_node_shows_is_in_the_table_and_nothing_else() -> None:
 
 @pytest.fixture
 def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_plugins: None) -> Iterator[types.ModuleType]:
-    """The guide's plugin, installed from its own text as the guide says."""
+    """The guide's plugin, made from the guide's text and installed as it says."""
     programs = code(page(GUIDE), "python")
     (project,) = code(page(GUIDE), "toml")
     ((name, value),) = tomllib.loads(project)["project"]["entry-points"][ENTRY_POINT_GROUP].items()
@@ -615,7 +615,7 @@ def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_plugins: None) ->
 
 
 async def run_tests_of(module: str) -> int:
-    """Run what the guide calls a test; how many there are."""
+    """Run the functions of the module that are called `test_…`, and return their number."""
     tests = [each for name, each in vars(importlib.import_module(module)).items() if name.startswith("test_")]
     for test in tests:
         await test()
@@ -662,11 +662,11 @@ async def test_the_guides_plugin_opens_and_closes_its_door(
 
 
 class Look(plugin.PathRequest, frozen=True):
-    """Please look too."""
+    """Asks the peer to look, too."""
 
 
 def looker(seen: dict[bool, dict[str, object]], finished: list[str]) -> type[Plugin]:
-    """A plugin that notes what each row of the guide's table holds, then connects as `reverse_connect` does."""
+    """A plugin that records each attribute in the guide's table, then connects as `reverse_connect` does."""
 
     class Looker(Plugin):
         name = "looker"
@@ -715,7 +715,7 @@ async def test_what_both_halves_see(own_plugins: None) -> None:
             assert (alice["inbound"], bob["inbound"]) == (False, True)
             assert alice["reply"] is None
             assert isinstance(bob["reply"], Look)
-            assert alice["src"] is bob["src"] is None  # one machine
+            assert alice["src"] is bob["src"] is None  # both nodes are on one host
             assert alice["nat"] is bob["nat"] is None
             for each in (alice["budget"], bob["budget"]):
                 assert isinstance(each, float)
@@ -733,13 +733,13 @@ async def test_what_both_halves_see(own_plugins: None) -> None:
 
 
 async def test_a_plugin_that_the_peer_lacks_fails_alone(own_plugins: None) -> None:
-    """What the guide says of a combo has to hold here too: it fails, the others go on."""
+    """As the guide says: that combo fails, and the others go on."""
     seen: dict[bool, dict[str, object]] = {}
     kind = looker(seen, [])
     asked = trio.Event()
 
     class Patient(Plugin):
-        """Dials once the other plugin has been answered."""
+        """Dials once the request of the other plugin has been answered, or after 0.1 s."""
 
         name = "patient"
 

@@ -1,9 +1,8 @@
-"""Every block of code in the documentation is run, parsed, or compared with the code; this is the list of how.
+"""Every block of code in the documentation is run, parsed, or compared with the code; this module lists how.
 
-A block of nothing but command lines needs no row: `test_docs_commands.py` gives each to the program's own parser, and
-runs the simulations.  Every other block has one in `TRIED`, where another test does it, or in `SHOWN`, with the reason
-why nothing runs it; those that are tried here are in `HERE`.  A block that is in none fails, and so does a row whose
-block has gone.
+A block that holds only command lines needs no row: `test_docs_commands.py` gives each line to the program's own parser,
+and runs the simulations.  Any other block has a row: in `TRIED` if another test runs it, in `SHOWN` with the reason if
+nothing does, in `HERE` if it is tried here.  A block without a row fails, and so does a row without a block.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ TRIED: dict[Key, str] = {
         "unit/test_docs.py::test_the_guides_tests_without_a_peer_pass"
     ),
 }
-"""Page and the block's beginning -> the test that runs the block."""
+"""Page and the beginning of the block -> the test that runs it."""
 SEVERAL: dict[tuple[str, str], str] = {
     ("tutorial.md", "python"): "end_to_end/test_examples.py::test_the_two_programs_talk",
     ("applications.md", "python"): "integration/test_docs_applications.py",
@@ -101,7 +100,7 @@ SEVERAL: dict[tuple[str, str], str] = {
     ("howto/reverse_proxy.md", "nginx"): "integration/test_nginx.py",
     ("howto/reverse_proxy.md", "haproxy"): "integration/test_haproxy.py",
 }
-"""Page and language -> the test that runs all such blocks of the page, where their first lines are the same."""
+"""Page and language -> the test that runs all such blocks of that page, which have the same first line."""
 
 PICTURE = "a picture of the code's structure"
 LADDER = "a ladder that was drawn by hand; the frames in it exist"
@@ -125,10 +124,10 @@ SHOWN: dict[Key, str] = {
         and not block.language
     },
 }
-"""Page and the block's beginning -> why nothing runs the block."""
+"""Page and the beginning of the block -> why nothing runs it."""
 
 
-# -- those that are tried here -----------------------------------------------------------------------------------------
+# -- blocks that are tried here ----------------------------------------------------------------------------------------
 
 
 def run(block: Block, text: str, names: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +136,7 @@ def run(block: Block, text: str, names: dict[str, Any]) -> dict[str, Any]:
 
 
 def body_of(block: Block, names: dict[str, Any]) -> Callable[[], Awaitable[None]]:
-    """Statements that stand in some async function, as one."""
+    """Make one async function of the block's statements."""
     body: Callable[[], Awaitable[None]] = run(block, f"async def body():\n{indent(block.text, '    ')}", names)["body"]
     return body
 
@@ -148,7 +147,7 @@ async def echo(pipe: Pipe) -> None:
 
 
 async def try_a_call(block: Block) -> None:
-    """With a node that is open already."""
+    """With a node that is already open."""
     async with pair() as both:
         names = {"open_node": lambda *_, **__: nullcontext(both.alice), "config": None, "my_rule": None}
         await body_of(block, {**names, "peer": both.bob.address})()
@@ -170,7 +169,7 @@ async def try_a_moved_program(block: Block) -> None:
 
 
 async def try_forwarding(block: Block) -> None:
-    """The handler serves, and `talk` prints what the service at the target says."""
+    """The block's handler serves, and its `talk` prints the greeting of the service at the target."""
 
     async def greet(stream: trio.SocketStream) -> None:
         await stream.send_all(b"SSH-2.0-there")
@@ -188,7 +187,7 @@ async def try_forwarding(block: Block) -> None:
 
 
 async def try_files(block: Block) -> None:
-    """One side gives what the other one takes."""
+    """One side gives the files that the other side takes."""
     with TemporaryDirectory() as name:
         await _give_and_take(block, Path(name))
 
@@ -211,7 +210,7 @@ async def _give_and_take(block: Block, tmp_path: Path) -> None:
 
 
 def try_the_lab(block: Block) -> None:
-    """It needs root, and seconds: here its calls are only bound to what they call."""
+    """Running it would need root and seconds, so its calls are only checked against the functions' signatures."""
     known = {
         **{name: value for module in LAB for name, value in vars(import_module(f"tests.kernel.{module}")).items()},
         "trio": trio,
@@ -236,7 +235,7 @@ def try_a_line_of_the_command(block: Block) -> None:
 
 
 def try_a_step(block: Block) -> None:
-    """What stands below a step that failed is the advice for what is known of it."""
+    """The line below a failed step is the advice for the cause in that step."""
     step, advice = block.text.splitlines()
     (known,) = [each for each in Known if str(each) in step]
     assert advice.strip() == f"→ {REMEDIES[known]}"
@@ -248,11 +247,11 @@ def try_completion(block: Block) -> None:
         assert match is not None
         kind = get_completion_class(match[1])
         assert kind is not None
-        assert match[1] == kind.name  # bash's own asks the bash that is installed for its version
+        assert match[1] == kind.name  # bash's own class would run bash to learn its version
 
 
 def try_the_proxy_command(block: Block) -> None:
-    """ssh itself runs it in tests/end_to_end/test_forward.py."""
+    """Only parsed here; tests/end_to_end/test_forward.py has ssh run it."""
     program, option, value, _ = shlex.split(block.text)
     assert (program, option) == ("ssh", "-o")
     words = shlex.split(value.removeprefix("ProxyCommand="))
@@ -262,14 +261,14 @@ def try_the_proxy_command(block: Block) -> None:
 
 
 def try_a_session_of_forwarding(block: Block) -> None:
-    """Command lines of ours go to the parser in `test_docs_commands.py`; what is left is ssh's."""
+    """`test_docs_commands.py` parses this project's command lines; the remaining line is ssh's."""
     ours = set(IN_BLOCK.findall(indent(block.text, "    ")))
     (rest,) = [line for line in block.text.splitlines() if line not in ours]
     assert rest.split("#")[0].split() == ["ssh", "-p", "2222", "localhost"]
 
 
 def try_installing(block: Block) -> None:
-    """`make dist` installs the package; here it is one, and for a Python that it takes."""
+    """Name and Python version fit the package; `make dist` really installs it."""
     *_, version, name = block.text.split()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["name"] == name
@@ -277,7 +276,7 @@ def try_installing(block: Block) -> None:
 
 
 def try_the_topics(block: Block) -> None:
-    """As tests/integration/test_mqtt_signals.py hears them at a broker."""
+    """The names that tests/integration/test_mqtt_signals.py sees at a broker."""
     first, second = block.text.splitlines()
     assert first == f"[<path of the URL>/]{channel._ROOT}/<peer id>"
     assert (
@@ -339,12 +338,12 @@ HERE: dict[Key, Callable[[Block], Awaitable[None] | None]] = {
     ("wire_formats.md", "[<path of the URL>/]warpgate-trio/1/pair/<nameplate>"): try_the_topics_of_pairing,
     ("writing_a_plugin.md", "@classmethod"): try_the_outlook,
 }
-"""Page and the block's beginning -> what tries the block."""
+"""Page and the beginning of the block -> the function here that tries it."""
 BLOCKS = list(blocks())
 
 
 def is_of_commands(block: Block) -> bool:
-    """Whether all of its lines are command lines, or go on with one."""
+    """Whether all lines of the block are command lines or their continuations."""
     text = indent(block.text, "    ")
     if block.language not in ("", "sh"):
         return False

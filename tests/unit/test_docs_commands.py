@@ -1,4 +1,4 @@
-"""Every command line that the documentation shows is understood, and those that need no network do what they say."""
+"""Every command line in the documentation can be parsed, and those that need no network do what they say."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IN_LINE = re.compile(r"`((?:warpgate-trio|python|make) [^`\n]+)`")
 
 
 def shown() -> Iterator[tuple[str, str]]:
-    """Page and command line, without comments, redirections, and what only stands for something."""
+    """Page and command line of each command, without comments and redirections; patterns are left out."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for line in [*IN_BLOCK.findall(text), *IN_LINE.findall(text)]:
@@ -31,7 +31,7 @@ def shown() -> Iterator[tuple[str, str]]:
             pattern = "…" in command.replace("wg1…", "") or command.endswith(".NAME")  # `warpgate-trio … --json`
             if not pattern and not re.search(
                 r" v\d\b", command
-            ):  # `warpgate-trio address v1`: what a signature is over
+            ):  # a signature's context, such as `warpgate-trio address v1`
                 yield page.relative_to(ROOT).as_posix(), command
 
 
@@ -75,7 +75,7 @@ def test_a_simulation_runs(command: str, capfd: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(("page", "command"), SYNOPSES)
 def test_a_synopsis_names_what_there_is(page: str, command: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    whole = re.split(r"\n {4}warpgate-trio|\n\n", text.split(command, 1)[1])[0]  # its further lines
+    whole = re.split(r"\n {4}warpgate-trio|\n\n", text.split(command, 1)[1])[0]  # its continuation lines
     found = command_of(command.split()[1:])
     parameters = [*found.params]
     for each in found.commands.values() if isinstance(found, click.Group) else ():

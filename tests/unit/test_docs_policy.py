@@ -1,4 +1,4 @@
-"""What the pages of policy and migration say of our names, versions and keys is so."""
+"""The pages about policy and migration are right about names, versions and keys."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NEW = [cell for rows in tables(MIGRATION) for row in rows for cell in re.findall
 
 @pytest.mark.parametrize("name", sorted(set(NEW)))
 def test_what_is_called_so_here_is_there(name: str) -> None:
-    """Names of keys, methods, attributes and keywords; what is a whole expression is checked for the names in it."""
+    """Names of keys, methods, attributes and keywords; of an expression, the names in it."""
     section, _, key = name.partition(".")
     config = NodeConfig()
     if section in config.__struct_fields__ and re.fullmatch(r"\w+", key):

@@ -1,4 +1,4 @@
-"""The reference has every public name, once; `make docs` builds it, and fails where one cannot be imported."""
+"""The reference has every public name, once; `make docs` builds it, and fails where a name cannot be imported."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.documented import DOCS
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (DOCS / "reference").glob("*.md")}
 SHOWN = Counter(re.findall(r"^\.\. auto\w+:: ([\w.]+)", "\n".join(PAGES.values()), re.MULTILINE))
 PUBLIC = ("", ".errors", ".files", ".forwarding", ".plugin", ".report", ".sim", ".testing", ".testing.strategies")
-"""Modules whose `__all__` is API.  What several of them have is shown where it is first of these."""
-ELSEWHERE = {"presets"}  # a module: `warpgate-trio simulate --list` and docs/simulator.md have its names
+"""Modules whose `__all__` is public API.  A name that several of them export is documented at the first of these."""
+ELSEWHERE = {"presets"}  # a module; `warpgate-trio simulate --list` and docs/simulator.md list its names
 
 
 def test_what_is_shown_is_there_and_shown_once() -> None:
@@ -45,7 +45,7 @@ def test_every_page_is_in_the_index() -> None:
 
 
 def test_every_page_is_in_the_menu() -> None:
-    """docs/conf.py makes it of the rows of docs/README.md that begin with a page."""
+    """docs/conf.py makes the menu from the rows of docs/README.md that begin with a page."""
     listed = {
         (DOCS / link).resolve()
         for link in re.findall(r"^\| \[[^]]*\]\(([^)#]+\.md)\)", (DOCS / "README.md").read_text("utf-8"), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What the how-tos show of services and containers: command lines that are understood, and paths that agree."""
+"""The how-tos about services and containers: their command lines are understood, and their paths agree."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONTAINER = page("howto/container.md")
 
 
 def understood(words: list[str]) -> dict[str, Any]:
-    """What `serve` makes of a command line without the program's and its own name."""
+    """The parameters that `serve` reads from its arguments."""
     with serve.make_context("serve", list(words), obj=Settings()) as context:
         return dict(context.params)
 
@@ -61,7 +61,7 @@ def test_the_unit_says_what_the_program_does() -> None:
     assert service["Type"] == "notify"
     assert float(service["WatchdogSec"]) > 0
     assert service["ExecReload"].split()[1:] == ["-HUP", "$MAINPID"]
-    # netlink for psutil, Unix sockets for sd_notify.
+    # AF_NETLINK is for psutil, AF_UNIX for sd_notify.
     assert {"AF_INET", "AF_INET6", "AF_NETLINK", "AF_UNIX"} == set(service["RestrictAddressFamilies"].split())
 
 
@@ -81,7 +81,7 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
 
 
 def containerfile() -> dict[str, list[str]]:
-    """The arguments by instruction."""
+    """The arguments of each instruction in the Containerfile."""
     (text,) = code(CONTAINER, "dockerfile")
     found: dict[str, list[str]] = {}
     for line in text.splitlines():

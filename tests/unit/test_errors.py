@@ -1,4 +1,4 @@
-"""What servers and peers say reaches people in the text of an exception: it does nothing there but be read."""
+"""Texts of servers and peers appear in exceptions, so an exception's text holds printable characters only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which names an offer may have."""
+"""Which file names an offer may contain."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_what_is_tried_where_a_name_is_taken(name: str, is_folder: bool, second:
 @settings(max_examples=50)
 @given(st.text(min_size=1, max_size=300), st.booleans())
 def test_free_names_are_names(name: str, is_folder: bool) -> None:
-    """What is made of a good name is a good one."""
+    """The names derived from a good name are good names."""
     if why_not(name, WINDOWS) is not None or "/" in name:
         return
     for _, other in zip(range(3), free_names(name, is_folder), strict=False):

@@ -1,4 +1,4 @@
-"""What sender and receiver say: golden bytes, what neither may say, and what their claims are worth."""
+"""The messages of sender and receiver: golden bytes, what neither may send, and how their claims are checked."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_it_does_not_matter_how_a_stream_is_cut(cuts: list[int], seed: int) -> N
 
 @pytest.mark.slow("five thousand pieces")
 def test_pieces_of_a_byte_are_joined() -> None:
-    """A peer that sends single bytes has us hold no object for each."""
+    """A peer that sends single bytes does not make the reader keep an object for each."""
     reader = FileReader(frozenset(Kind))
     for byte in block(0, 0, 5000)[:-1]:
         assert not list(reader.feed(bytes([byte])))
@@ -161,7 +161,7 @@ def test_lists_that_are_not_what_was_offered(entries: Sequence[Entry]) -> None:
 
 
 def test_a_list_that_does_not_end() -> None:
-    """A million files are refused by their number, and who lists more than he has offered is cut off."""
+    """Too many files are refused by their number, and a sender that lists more than it has offered is cut off."""
     receiver = Receiver(max_entries=10)
     (refusal,) = receiver.receive(encode(offer(entries=11)))
     assert isinstance(refusal, Refusal)
@@ -213,7 +213,7 @@ def test_the_order_of_a_whole_transfer() -> None:
 def test_nothing_may_be_left_out_or_said_twice(missing: int) -> None:
     for order in (GOOD[:missing] + GOOD[missing + 1 :], GOOD[: missing + 1] + GOOD[missing:]):
         receiver = accepted()
-        # The first block of a file may begin it anew.
+        # A repeated first block is allowed: it begins the file anew.
         if order.count(GOOD[missing]) == 2 and missing in (0, 3):
             continue
         with pytest.raises(RemoteProtocolError):
@@ -321,7 +321,7 @@ def test_our_own_mistakes_are_ours() -> None:
 @settings(max_examples=30)
 @given(st.integers(0, 255), st.integers(0, 3), st.integers())
 def test_sender_and_receiver_agree(bits: int, blocks: int, seed: int) -> None:
-    """What the one may say after an ACCEPT the other one takes, and it is what is missing."""
+    """The receiver takes everything that the sender may send after an ACCEPT, and all missing bytes arrive."""
     bits &= 0b1101
     held = [Held(3, blocks, DIGEST)] if blocks and not bits & 8 else []
     ours, receiver = Sender(offer(), ENTRIES), Receiver()

@@ -1,4 +1,4 @@
-"""Names that peers have looked up: how many at a time, whose, and for how long."""
+"""Names that peers have looked up: how many at a time, for which peers, and for how long."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ GOOD = Target("good.lan", 80)
 
 
 class Resolver:
-    """Answers at once for `good.lan`, and for other names when it is told to; `abandoned`: who asks may go, the thread
-    may not, as with Trio's own."""
+    """Answers at once for `good.lan`, and for other names when `answer` is called.
+
+    As with Trio's own resolver, a caller may abandon a lookup, while its thread goes on.
+    """
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -52,7 +54,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Resolver:
 
 
 def asking(nursery: trio.Nursery, lookups: NameLookups) -> Callable[[str, str], None]:
-    """Has a peer ask for a name, in a task of its own."""
+    """A function that has a peer look up a name, in a task of its own."""
 
     def ask(peer: str, host: str) -> None:
         nursery.start_soon(lookups.look_up, Target(host, 80), peer)
@@ -61,7 +63,7 @@ def asking(nursery: trio.Nursery, lookups: NameLookups) -> Callable[[str, str], 
 
 
 async def test_a_peer_whose_names_hang_holds_nobody_else_up(resolver: Resolver) -> None:
-    """Nor has it the same name of another peer wait behind its own ones."""
+    """Another peer's lookups do not wait behind those of this peer."""
     lookups = NameLookups()
     async with trio.open_nursery() as nursery:
         ask = asking(nursery, lookups)
@@ -76,7 +78,7 @@ async def test_a_peer_whose_names_hang_holds_nobody_else_up(resolver: Resolver) 
 
 
 async def test_no_more_than_so_many_are_looked_up_at_a_time(resolver: Resolver) -> None:
-    """The next one begins when one has ended."""
+    """The next lookup begins when one has ended."""
     lookups = NameLookups()
     async with trio.open_nursery() as nursery:
         ask = asking(nursery, lookups)
@@ -91,7 +93,7 @@ async def test_no_more_than_so_many_are_looked_up_at_a_time(resolver: Resolver) 
 
 
 async def test_who_has_given_up_leaves_the_place_taken(resolver: Resolver) -> None:
-    """Its thread goes on. What had not begun is not looked up at all."""
+    """The thread of an abandoned lookup goes on; lookups that had not begun never run."""
     lookups = NameLookups()
     async with trio.open_nursery() as nursery:
         ask = asking(nursery, lookups)
@@ -167,11 +169,11 @@ async def test_what_goes_wrong_is_the_askers_alone(
 
 
 async def test_threads_count_until_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trio's own, with a resolver that hangs: who has asked has given up long before."""
+    """Trio's real threads with a resolver that hangs: they count although the callers were cancelled long before."""
     resolver = threading.Event()
 
     def hang(host: str, *how: int) -> list[tuple[int, int, int, str, tuple[str, int]]]:
-        if how[-1] & socket.AI_NUMERICHOST:  # which Trio tries first, in no thread
+        if how[-1] & socket.AI_NUMERICHOST:  # Trio tries this first, without a thread
             raise socket.gaierror(socket.EAI_NONAME, "no address")
         resolver.wait()
         return [(2, 1, 6, "", ("192.0.2.1", 0))]
@@ -191,7 +193,7 @@ async def test_threads_count_until_they_end(monkeypatch: pytest.MonkeyPatch) -> 
     finally:
         resolver.set()
     assert await lookups.look_up(GOOD, "mallory")
-    await wait_until(lambda: limiter.borrowed_tokens == 0)  # a thread that still ran would count as left behind
+    await wait_until(lambda: limiter.borrowed_tokens == 0)  # a running thread would count as left behind
 
 
 def test_a_run_has_one_of_them() -> None:

@@ -1,4 +1,4 @@
-"""What a connection may lead to: pure."""
+"""Which targets a forwarded connection may lead to; without I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from warpgate_trio.sockaddr import IpAddress
 
 
 def choose(exposed: Exposed, target: str, *addresses: str) -> list[str]:
-    """Which of a host's addresses may be dialled; the target's own where it is one."""
+    """The addresses that may be dialled: among those of the target's host, or the target's own."""
     asked = Target.parse(target)
     found: list[IpAddress] = [ip_address(each) for each in addresses] if addresses else [ip_address(asked.host)]
     return [str(each) for each in exposed.choose(asked, found)]
@@ -77,17 +77,17 @@ def test_nothing_is_exposed_by_default() -> None:
         ("10.1.2.3/16:80", "10.1.9.9:80", (), ["10.1.9.9"]),
         ("[fd00::]/8:80", "[fd00::5]:80", (), ["fd00::5"]),
         ("0.0.0.0/0:80", "[2001:db8::1]:80", (), []),
-        # The same host in other clothes.
+        # The same host in another notation.
         ("127.0.0.1:22", "[::ffff:127.0.0.1]:22", (), ["127.0.0.1"]),
         ("[::1]:22", "127.0.0.1:22", (), []),
-        # A name leads to what is on the list as an address, and nowhere else.
+        # A name may lead to an address that is on the list, and to no other one.
         ("10.0.0.5:80", "web.lan:80", ("10.0.0.5", "10.0.0.6"), ["10.0.0.5"]),
         ("web.lan:80", "web.lan:80", ("10.0.0.5", "93.184.216.34"), ["10.0.0.5", "93.184.216.34"]),
         ("web.lan:80", "WEB.lan.:80", ("10.0.0.5",), ["10.0.0.5"]),
         ("web.lan:80", "other.lan:80", ("10.0.0.5",), []),
         ("web.lan:80", "10.0.0.5:80", (), []),
         ("web.lan:80", "web.lan:81", ("10.0.0.5",), []),
-        # Who answers for a name does not choose among this machine's own services, nor its cloud's.
+        # Whoever controls a name's DNS cannot direct it to services of this host, nor to the cloud's metadata service.
         ("web.lan:80", "web.lan:80", ("127.0.0.1", "::1", "169.254.169.254", "0.0.0.0", "224.0.0.1"), []),
         ("web.lan:80", "web.lan:80", ("::ffff:127.0.0.1", "64:ff9b::7f00:1", "fe80::1"), []),
         ("localhost:80", "localhost:80", ("127.0.0.1", "::1", "10.0.0.5"), ["127.0.0.1", "::1"]),
@@ -123,7 +123,7 @@ def test_where_a_peer_may_have_us_listen() -> None:
 
 @given(st.text(max_size=30), st.sampled_from(["", "tcp:", "127.0.0.1:", "[::1]:"]))
 def test_whatever_a_peer_writes(text: str, before: str) -> None:
-    """It is a target that reads as it was said, or none."""
+    """The text is refused, or is a target that its own text describes exactly."""
     try:
         target = Target.parse(before + text, least=0)
     except ValueError:

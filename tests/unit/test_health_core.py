@@ -1,4 +1,4 @@
-"""Requests for health and metrics, byte for byte, and whatever else a stranger sends."""
+"""Requests for health and metrics, byte for byte, and other input from strangers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ask(data: bytes, *, draining: bool = False) -> bytes | None:
 
 
 def read(data: bytes, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
-    """A whole answer, as a client of h11 reads it: status, headers, body."""
+    """A whole response as h11 reads it: status, headers, body."""
     client = h11.Connection(h11.CLIENT)
     client.send(h11.Request(method=method, target="/", headers=[("Host", "x")]))
     client.send(h11.EndOfMessage())
@@ -129,9 +129,9 @@ def test_a_request_in_pieces() -> None:
 @pytest.mark.parametrize(
     ("data", "status"),
     [
-        (b"\x16\x03\x01\x00\xa5\x01\x00\r\n\r\n", 400),  # a ClientHello
+        (b"\x16\x03\x01\x00\xa5\x01\x00\r\n\r\n", 400),  # a TLS ClientHello
         (b"GET /healthz\r\n\r\n", 400),
-        (b"GET /healthz HTTP/1.1\r\n\r\n", 400),  # without a Host
+        (b"GET /healthz HTTP/1.1\r\n\r\n", 400),  # without a Host header
         (b"GET /healthz HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
         (b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1, 2\r\n\r\n", 400),
         (b"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),

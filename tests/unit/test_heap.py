@@ -1,4 +1,4 @@
-"""What a process pays for memory that it has had before."""
+"""What it costs a process to reuse memory that it has freed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ print(faults())
 
 
 def faults(call: str) -> int:
-    """Pages that the kernel maps for 8 MiB that were freed before."""
+    """Page faults while allocating 8 MiB for the second time."""
     words = [sys.executable, "-c", ROUNDS.format(call=call)]
     return int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 

@@ -26,7 +26,7 @@ FINGERPRINT = b"\1" * 32
 
 @dataclass
 class FakeHost:
-    """A machine that only knows what time it is: enough to tell it apart."""
+    """A host that only knows its time, and can be told apart by that."""
 
     time: float = 0.0
     random: random.Random = field(default_factory=lambda: random.Random(1))
@@ -106,7 +106,7 @@ class TestCurrent:
 
 
 class TestRealHost:
-    """Against this machine, whatever it is."""
+    """Against the host that runs the test, whatever it is."""
 
     def test_interfaces(self) -> None:
         interfaces = RealHost().interfaces()
@@ -208,12 +208,12 @@ class TestRealHost:
         fingerprint, _, interfaces = done.stdout.partition(" ")
         assert len(bytes.fromhex(fingerprint)) == 32
         assert fingerprint != RealHost().machine_fingerprint().hex()
-        assert interfaces == "()\n"  # loopback is down in a new one, and only what is up counts
+        assert interfaces == "()\n"  # loopback is down in a new namespace, and only interfaces that are up count
 
     @pytest.mark.needs("network_namespaces")
     @pytest.mark.slow("the kernel takes its time to find out that an address is somebody else's")
     def test_the_kernel_s_states_of_ipv6_addresses(self) -> None:
-        """Two ends of one cable: an old prefix, an address that both have, one that nobody has answered for yet."""
+        """Both ends of a cable: a deprecated address, a duplicate one, and one whose duplicate detection still runs."""
         code = """
 import subprocess
 from warpgate_trio.host import RealHost
@@ -248,7 +248,7 @@ print(seen("wg0"), seen("wg1"))
 
 
 class TestFingerprintParts:
-    """What `machine_fingerprint` falls back to, by pointing it at other files."""
+    """The fallbacks of `machine_fingerprint`, when the usual files are missing."""
 
     def test_machine_id_falls_back_to_the_mac_address(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(machine, "_read_line", lambda path: "")
@@ -260,7 +260,7 @@ class TestFingerprintParts:
         assert RealHost().machine_fingerprint() != first
 
     def test_containers_that_share_a_network_namespace_are_one_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Those of a Kubernetes pod: each has its image's machine id, or none."""
+        """The containers of a Kubernetes pod each have their image's machine id, or none."""
         boot_id = {"/proc/sys/kernel/random/boot_id": "b7d2"}
         monkeypatch.setattr(machine, "_read_line", lambda path: boot_id.get(path, ""))
         monkeypatch.setattr(machine, "_network_namespace", lambda: "4:4026531840")
@@ -298,7 +298,7 @@ class TestHostId:
 
 
 class TestInterfacesFromPsutil:
-    """What psutil says on machines that we do not have, as `Interface` tuples."""
+    """psutil's data from other platforms, as `Interface` tuples."""
 
     def test_linux(self) -> None:
         found = host._interfaces(
@@ -374,16 +374,16 @@ class TestInterfacesFromPsutil:
         assert found.is_virtual is virtual
 
     def test_states_of_ipv6_addresses(self) -> None:
-        """What /proc/net/if_inet6 says of them; flags of the kernel's if_addr.h."""
+        """From the flags in /proc/net/if_inet6, which are those of the kernel's if_addr.h."""
         lines = {
             "2001:db8::10": 0x80,  # permanent
             "2001:db8::11": 0x01,  # temporary
             "2001:db8::12": 0xA0,  # deprecated
             "2001:db8::13": 0x21,
-            "2001:db8::14": 0x48,  # failed duplicate address detection, which goes on to call it tentative
+            "2001:db8::14": 0x48,  # duplicate address detection failed; the kernel keeps the tentative flag
             "2001:db8::15": 0x08,
             "2001:db8::16": 0x40,  # tentative
-            "2001:db8::17": 0x44,  # optimistic: in use meanwhile
+            "2001:db8::17": 0x44,  # optimistic: may be used meanwhile
         }
         text = "".join(f"{IPv6Address(ip).packed.hex()} 02 40 00 {flags:02x}     eth0\n" for ip, flags in lines.items())
         text += f"{IPv6Address('2001:db8::10').packed.hex()} 03 40 00 08     eth1\nnonsense\n"
@@ -404,11 +404,11 @@ class TestInterfacesFromPsutil:
             "2001:db8::12": (True, False),
             "2001:db8::13": (True, True),
             "2001:db8::17": (False, False),
-            "2001:db8::18": (False, False),  # it came between the two questions
+            "2001:db8::18": (False, False),  # appeared between the two readings
         }
 
     def test_gateways_are_those_of_default_routes(self) -> None:
-        """What /proc/net/route and /proc/net/ipv6_route say: addresses of IPv4 are words of the machine."""
+        """From /proc/net/route, where IPv4 addresses are in the host's byte order, and /proc/net/ipv6_route."""
 
         def word(ip: str) -> str:
             return f"{int.from_bytes(IPv4Address(ip).packed, sys.byteorder):08X}"

@@ -40,14 +40,14 @@ quick = settings(max_examples=50, deadline=None)
 
 @pytest.fixture
 def umask_open() -> Iterator[None]:
-    """The umask of somebody who shares everything: what we make has to be private nevertheless."""
+    """With a umask that shares everything: key files have to be private nevertheless."""
     old = os.umask(0)
     yield
     os.umask(old)
 
 
 class TestGolden:
-    """What a seed becomes never changes: nodes in the field are known by it."""
+    """What is derived from a seed never changes: existing nodes are known by it."""
 
     def test_names_and_keys(self) -> None:
         assert ALICE.public_key.hex() == "03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8"
@@ -177,7 +177,7 @@ class TestKeyFile:
     async def test_who_loses_the_race_takes_the_winner_s(self, tmp_path: Path) -> None:
         file = tmp_path / "node.key"
 
-        def somebody_else() -> None:  # between our look at the file and our making it
+        def somebody_else() -> None:  # between the check for the file and its creation
             if not file.exists():
                 file.touch(mode=0o600)
                 file.write_bytes(BOB.private_key_pem())
@@ -257,7 +257,7 @@ class TestKeyFile:
             (7, 0o600, 7, None),
             (7, 0o400, 7, None),
             (0, 0o600, 0, None),
-            (0, 0o440, 7, None),  # a Secret of Kubernetes with fsGroup
+            (0, 0o440, 7, None),  # a Kubernetes Secret with fsGroup
             (0, 0o640, 7, None),
             (0, 0o400, 7, None),
             (0, 0o440, 0, "is open to others .mode 0440.; run: chmod 600"),
@@ -280,7 +280,7 @@ class TestKeyFile:
 
     @pytest.mark.needs("root", "linux")
     def test_a_secret_of_kubernetes(self) -> None:
-        """Root's, for a group that we are in, behind two symbolic links; what somebody else left there is refused."""
+        """Root's file, readable by our group, behind two symbolic links; a file that another user left is refused."""
         with tempfile.TemporaryDirectory() as name, as_other_user(uid=61234, gid=61235) as become:
             mount = Path(name)
             mount.chmod(0o755)
@@ -304,14 +304,14 @@ class TestKeyFile:
             b"",
             b"\xff" * 100,
             b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
-            ALICE.private_key_pem().replace(b"K2VwBC", b"K2VxBC"),  # by its name a key of Ed448, which is longer
+            ALICE.private_key_pem().replace(b"K2VwBC", b"K2VxBC"),  # names a key of Ed448, which is longer
             bytes(16_384),
         ],
     )
     def test_garbage(self, tmp_path: Path, content: bytes) -> None:
         with pytest.raises(IdentityError, match="does not hold a private key in PEM form"):
             Identity.load_or_create(key_file(tmp_path, content))
-        assert (tmp_path / "node.key").read_bytes() == content  # never replaced
+        assert (tmp_path / "node.key").read_bytes() == content  # the file is never replaced
 
     def test_too_large(self, tmp_path: Path) -> None:
         with pytest.raises(IdentityError, match="too large"):
@@ -356,7 +356,7 @@ class TestKeyFile:
             Identity.load("a\0b")
 
     def test_cannot_be_made(self, tmp_path: Path) -> None:
-        (tmp_path / "node.key").symlink_to(tmp_path / "nowhere" / "node.key")  # a name that is taken, and leads nowhere
+        (tmp_path / "node.key").symlink_to(tmp_path / "nowhere" / "node.key")  # a dangling link, whose name is taken
         with pytest.raises(IdentityError, match="there is no key file"):
             Identity.load_or_create(tmp_path / "node.key")
         (tmp_path / "dead").symlink_to(tmp_path / "nowhere")
@@ -403,7 +403,7 @@ class TestSignatures:
         assert not check(server=ALICE.public_key)
         assert not check(session=bytes(16))
         assert not check(client=b"", server=b"", session=b"")
-        # Same bytes in all, with the border between key and session moved.
+        # The same bytes in all, but with another border between key and session.
         assert not check(server=BOB.public_key + session[:1], session=session[1:])
 
     def test_proof_is_of_fixed_lengths(self) -> None:
@@ -452,7 +452,7 @@ class TestSeal:
             b"",
             bytes(31),
             bytes(33),
-            bytes(32),  # the rest: low order, RFC 7748 section 6.1 with https://cr.yp.to/ecdh.html "validate"
+            bytes(32),  # points of low order: RFC 7748 section 6.1 with https://cr.yp.to/ecdh.html "validate"
             b"\1" + bytes(31),
             bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
             bytes.fromhex("5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157"),
@@ -482,7 +482,7 @@ class TestPeerId:
             (ALICE.peer_id.upper(), "lower case"),
             (ALICE.peer_id[:-2] + "1a", "letters a to z and the digits 2 to 7"),
             (ALICE.peer_id[:-1] + "\n", "letters a to z and the digits 2 to 7"),
-            (ALICE.peer_id[:-1] + "\u0660", "letters a to z and the digits 2 to 7"),  # a digit, in Arabic
+            (ALICE.peer_id[:-1] + "\u0660", "letters a to z and the digits 2 to 7"),  # an Arabic digit
             ("\u212a" + ALICE.peer_id[1:], "letters a to z"),  # the Kelvin sign, which lower() turns into a k
             (ALICE.peer_id[:-1] + "b", "last character"),
         ],
@@ -517,7 +517,7 @@ def key_file(directory: Path, content: bytes, mode: int = 0o600) -> Path:
 
 
 def refusing(number: int) -> Callable[..., None]:
-    """A system call that fails, always in the same way."""
+    """A system call that always fails with the same error."""
 
     def refuse(*_arguments: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -527,7 +527,7 @@ def refusing(number: int) -> Callable[..., None]:
 
 @contextmanager
 def as_other_user(*, uid: int, gid: int) -> Iterator[Callable[[], None]]:
-    """Yields a function that makes this process, which is root's, another user's until the end of the block."""
+    """Yields a function that switches this process, which runs as root, to another user until the block ends."""
     groups = os.getgroups()
 
     def become() -> None:
@@ -543,7 +543,7 @@ def as_other_user(*, uid: int, gid: int) -> Iterator[Callable[[], None]]:
 
 @dataclass
 class FakeHost:
-    """What `identity` asks of a host: entropy, here of sevens, with something that happens before it is drawn."""
+    """The part of a host that `identity` uses: entropy (bytes of 7), and a callback before it is drawn."""
 
     before_entropy: Callable[[], None] = lambda: None
 
@@ -580,7 +580,7 @@ def times(n: int, point: Point) -> Point:
 
 
 def small_order_points() -> set[Point]:
-    """All eight, found by multiplying points of the curve by the order of the base point."""
+    """All eight, found by multiplying points of the curve by the base point's order."""
     found: set[Point] = set()
     y = 2
     while len(found) < 8:
@@ -596,7 +596,7 @@ def small_order_points() -> set[Point]:
 
 
 def test_a_key_of_small_order_is_nobodys() -> None:
-    """With such a key some signatures hold for every message: it would be an identity that everybody owns."""
+    """For such a key some signatures verify for every message, so everybody would own the identity."""
     for x, y in small_order_points():
         key = (y | (x & 1) << 255).to_bytes(32, "little")
         assert not is_usable_key(key)

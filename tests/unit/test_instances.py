@@ -1,4 +1,4 @@
-"""Which of the processes of one key is meant: the tables, and what is known of where a peer is."""
+"""Several processes with one key: the tables of instances, and what is known of a peer's addresses."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def test_an_instance_is_as_long_in_an_address_as_at_a_rendezvous_server() -> Non
 def test_which_topic_an_address_names() -> None:
     listener = record(FIRST, capabilities=("ws_relay", "topic"))
     caller = record(SECOND, listens=False, capabilities=("topic",))
-    assert topic_of(listener, FIRST) == bytes(8)  # that of whoever listens
+    assert topic_of(listener, FIRST) == bytes(8)  # the topic of the listening process
     assert topic_of(caller, SECOND) == SECOND
-    assert topic_of(listener, None) is topic_of(caller, None) is None  # no process is asked for
+    assert topic_of(listener, None) is topic_of(caller, None) is None  # no particular process is meant
     assert topic_of(record(FIRST, capabilities=("ws_relay",)), FIRST) is None
 
 
@@ -68,7 +68,7 @@ class TestSiblings:
         assert not siblings.hear(SECOND, HERE_INTERVAL)
         assert siblings.any_there(HERE_INTERVAL + HERE_LASTS - 1)
         assert not siblings.any_there(HERE_INTERVAL + HERE_LASTS)
-        assert siblings.hear(SECOND, 1000)  # it was away
+        assert siblings.hear(SECOND, 1000)  # it had been away in between
 
     def test_we_are_no_other(self) -> None:
         siblings = Siblings(FIRST)
@@ -108,7 +108,7 @@ class TestCorrespondents:
         for number in range(MAX_CORRESPONDENTS + 1):
             asked.ask(PEER, number.to_bytes(8, "big"), 0)
         assert asked.ask(PEER, (1).to_bytes(8, "big"), SILENCE) is None
-        assert asked.ask(PEER, bytes(8), SILENCE) == bytes(8)  # forgotten
+        assert asked.ask(PEER, bytes(8), SILENCE) == bytes(8)  # its entry was evicted
 
 
 class TestAddressBook:
@@ -117,14 +117,14 @@ class TestAddressBook:
         listener, caller = record(FIRST), record(SECOND, listens=False, seq=9)
         book.hear(listener)
         book.hear(caller)
-        assert book.heard(BOB.public_key) == caller  # for what is under way with it
+        assert book.heard(BOB.public_key) == caller  # for exchanges that are under way with it
         assert book.records(BOB.public_key) == [listener]
 
     def test_nor_is_walked_to_beside_one_that_was_passed(self) -> None:
         book = AddressBook()
         listener, caller = record(FIRST), record(SECOND, listens=False, seq=9)
         book.hear(caller)
-        assert book.records(BOB.public_key) == [caller]  # better than nothing: it may say what it is
+        assert book.records(BOB.public_key) == [caller]  # better than no record: the caller may say what it is
         book.note_passed(listener)
         assert book.records(BOB.public_key) == [listener]
         assert book.heard(BOB.public_key) == caller

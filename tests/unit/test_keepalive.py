@@ -69,7 +69,7 @@ async def test_doubt_shortens_what_is_being_asked(autojump_clock: MockClock) -> 
         nursery.start_soon(keep, pings, server, ended)
         await trio.sleep(1)
         server.rtt = 100.0
-        await trio.sleep(30)  # it was asked half a second ago
+        await trio.sleep(30)  # the next question was sent half a second ago
         pings.check()
         await trio.sleep(60)
     assert ended == pytest.approx([31.0 + CHECK_TIMEOUT])
@@ -79,7 +79,7 @@ async def test_doubt_shortens_what_is_being_asked(autojump_clock: MockClock) -> 
 async def test_an_answer_that_waits_behind_much_else_is_waited_for(
     doubted: float, patience: float, autojump_clock: MockClock
 ) -> None:
-    """As long as the server is heard; then as long as ever.  It is doubted never, or before or while it is asked."""
+    """While other data arrives from the server; after that, for the usual time.  `doubted`: when `check` is called."""
     server, ended = Server(), list[float]()
     heard_at = -inf
     pings = KeepAlive(lambda: heard_at)

@@ -1,4 +1,4 @@
-"""Key records at brokers: the topic with its golden bytes, and when a node publishes its record again."""
+"""Key records at brokers: the topic, with golden bytes, and when a node publishes its record again."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def test_what_is_longer_than_any_record_does_not_open() -> None:
     assert TOPIC.open(TOPIC.seal(bytes(1025), NONCE)) is None
 
 
-# --- the upkeep ---
+# --- keeping the record published ---
 
 
 @pytest.fixture
 def upkeep() -> RecordUpkeep:
-    """Of a node that has published its record, and has heard it."""
+    """The upkeep of a node that has published its record and received it back."""
     kept = RecordUpkeep(TOPIC)
     assert kept.transmit(0.0) is None
     kept.receive(b"", 0.0)
@@ -123,7 +123,7 @@ def test_a_newer_one_of_our_key_stays_until_it_is_cleared(upkeep: RecordUpkeep) 
 
 
 def test_it_is_replaced_at_a_bounded_rate(upkeep: RecordUpkeep) -> None:
-    """A few times at once, and then one in each period, however much is said."""
+    """A burst at first and then one in each period, however many messages arrive."""
     sent: list[float] = []
     for tenth in range(1000):
         now = 100 + tenth / 10

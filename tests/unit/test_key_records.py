@@ -1,4 +1,4 @@
-"""Key records: the codec with its golden bytes, what a server keeps and tells, rates, and the client's side."""
+"""Key records: the codec with golden bytes, what a server keeps and answers, rates, and the client's side."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_no_frame_of_a_server(data: str) -> None:
 
 
 class Mailboxes:
-    """A server's core, and who is registered."""
+    """A server's core, and its registered clients."""
 
     def __init__(self) -> None:
         self.core = RendezvousCore()
@@ -261,7 +261,7 @@ def test_nobody_asks_before_it_is_registered(server: Mailboxes) -> None:
 
 
 def test_lookups_are_bounded_by_address_and_not_by_connection(server: Mailboxes) -> None:
-    """Who asks too often is told so, and stays connected; somebody elsewhere is not held up."""
+    """A client that asks too often gets an error and stays connected; other addresses are not affected."""
     here = [server.client(BOB, host="192.0.2.1") for _ in range(2)]
     ask = Lookup(1, ALICE.public_key)
     for number in range(LOOKUP_BURST):
@@ -351,8 +351,8 @@ async def test_questions_are_told_apart_and_end_with_the_connection(autojump_clo
         nursery.start_soon(ask)
         second = await outbox.take()
         assert [first, second] == [Lookup(n, ALICE.public_key).encode() for n in (0, 1)]
-        client.hear(Found(1, 77))  # a status of a later release
-        client.hear(Found(9, FindStatus.RECORD, b"r"))  # nobody asked
+        client.hear(Found(1, 77))  # a status that only a later release knows
+        client.hear(Found(9, FindStatus.RECORD, b"r"))  # answers no request
         await trio.testing.wait_all_tasks_blocked()
         assert found == [(LookupOutcome.NOBODY, b"")]
         client.end()

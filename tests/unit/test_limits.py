@@ -1,5 +1,5 @@
-"""What counts for one alone, token buckets and tables that forget the oldest; and who counts as one, and gets in when
-there is no room: places of a gate, bytes of a budget."""
+"""Counters of one client, token buckets, tables that evict the oldest entry, and fair sharing among subscribers:
+who counts as one, and who gets in when a gate's places or a budget's bytes are used up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = 1_700_000_000.0
 def test_token_bucket() -> None:
     bucket = TokenBucket(2.0, 3)
     assert [bucket.take(T) for _ in range(4)] == [True, True, True, False]
-    assert not bucket.take(T - 100)  # a clock that goes back earns nothing
+    assert not bucket.take(T - 100)  # a clock that goes back earns no tokens
     assert not bucket.take(T - 99.6)
     assert bucket.take(T - 99.5)
     assert bucket.seconds_until(T + 1000) == 0.0
@@ -61,7 +61,7 @@ def test_a_bounded_map_forgets_what_was_used_longest_ago() -> None:
     table: BoundedMap[str, int] = BoundedMap(3)
     for number, key in enumerate("abc"):
         table.put(key, number)
-    assert table.get("a") == 0  # which leaves it the oldest
+    assert table.get("a") == 0  # the lookup leaves it the oldest
     assert table.use("b") == 1
     table.put("d", 3)
     assert list(table) == ["c", "b", "d"]
@@ -86,7 +86,7 @@ def test_a_bounded_map_forgets_what_is_over_from_the_oldest_on() -> None:
 def test_each_key_has_a_bucket_and_a_forgotten_one_a_new_one() -> None:
     buckets: TokenBuckets[str] = TokenBuckets(0.0, 1, 2)
     assert [buckets.take(key, T) for key in "aabb"] == [True, False, True, False]
-    assert buckets.take("c", T)  # a is forgotten
+    assert buckets.take("c", T)  # evicts a
     assert buckets.take("a", T)
     assert not buckets.take("c", T)
 
@@ -95,7 +95,7 @@ def test_each_key_has_a_bucket_and_a_forgotten_one_a_new_one() -> None:
 
 
 def v6(site: int, home: int, network: int, host: int = 1) -> str:
-    """An address in a /48, a /56 in it, and a /64 in that."""
+    """An address in /48 `site`, /56 `home` and /64 `network`."""
     return f"2001:db8:{site:x}:{home << 8 | network:x}::{host:x}"
 
 
@@ -125,7 +125,7 @@ def test_who_counts_as_one() -> None:
         ([f"198.51.100.{n}" for n in range(8)], "192.0.2.1"),
         (["198.51.100.1", "::ffff:198.51.100.1"], "198.51.100.2"),
         ([v6(1, 1, n) for n in range(4)], "192.0.2.1"),
-        # With one place for each of its parts, a prefix is no lighter.
+        # A prefix with one place for each of its parts is as heavy as any other.
         ([v6(1, 1, n) for n in range(40)], v6(1, 2, 0)),
         ([v6(1, n, 0) for n in range(40)], v6(2, 0, 0)),
         ([f"198.51.100.{n}" for n in range(40)], "192.0.2.1"),
@@ -223,14 +223,14 @@ HOSTS = [v6(a, b, c) for a in range(3) for b in range(2) for c in range(2)] + [
 
 
 def prefix(host: str) -> str:
-    """The /48 or the /24."""
+    """The /48 or /24 that the host is in."""
     return host.rpartition(".")[0] if "." in host else ":".join(host.split(":")[:3])
 
 
 @settings(max_examples=40)
 @given(st.lists(st.tuples(st.sampled_from(HOSTS), st.booleans()), max_size=120), st.booleans())
 def test_whatever_comes_and_goes(steps: list[tuple[str, bool]], oldest_first: bool) -> None:
-    """Never more than there are places, and nobody is shut out by a prefix that holds two more than his own."""
+    """The places are never exceeded, and nobody is shut out by a prefix that holds at least two more than his own."""
     gate = Gate(total=8, per_address=5, oldest_first=oldest_first)
 
     async def visit(host: str, leave: trio.Event, task_status: trio.TaskStatus[Place | None]) -> None:
