@@ -1,4 +1,4 @@
-"""A change to a better carrier while the old one still brings what was said on it: without I/O."""
+"""A change to a better carrier while the old one still delivers what was sent on it; without I/O."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from warpgate_trio.link.stream import ACK_DELAY
 
 
 def changed(bobs: Terms = TERMS, *, said: bytes = b"hello") -> tuple[Ends, Wire, Wire]:
-    """`a` has changed over to a better carrier, and what it has `said` on the old one is under way there."""
+    """`a` has changed over to a better carrier, and what it has `said` on the old one is still in flight there."""
     ends = Ends(bobs)
     first, wire = ends.wires[0], ends.attach("a")
     assert wire is not None
@@ -35,7 +35,7 @@ def changed(bobs: Terms = TERMS, *, said: bytes = b"hello") -> tuple[Ends, Wire,
 
 
 def has_tail(ends: Ends) -> bool:
-    """Whether a carrier that `a` has left is still to bring what was said there."""
+    """Whether data that `a` sent on the carrier it has left is still in flight there."""
     return ends.links["a"]._tail is not None
 
 
@@ -85,7 +85,7 @@ def test_a_tail_whose_carrier_is_lost_is_said_again() -> None:
 
 
 def test_a_tail_whose_carrier_is_suspected_is_said_again() -> None:
-    """Law 8: three round trips and a second and a half after the change."""
+    """Law 8: three round trips and 1.5 seconds after the change."""
     ends, first, wire = changed()
     first.holes = {"a"}
     ends.send("a", b" again")
@@ -100,7 +100,7 @@ def test_a_tail_whose_carrier_is_suspected_is_said_again() -> None:
 
 
 def test_the_carrier_that_goes_on_is_not_blamed_for_a_tail_that_does_not_come() -> None:
-    """What is said behind a tail is not acknowledged before it, and a new carrier has less patience than an old one."""
+    """Data behind the tail is not acknowledged before it, and a new carrier is suspected sooner than an old one."""
     ends, first, wire = changed()
     first.holes = {"a", "b"}
     ends.send("a", b" again")
@@ -123,7 +123,7 @@ def test_the_carrier_that_goes_on_is_not_blamed_for_a_tail_that_does_not_come() 
 
 
 def test_a_carrier_that_is_heard_has_its_time_for_what_is_said_again_there() -> None:
-    """Its answer may wait behind what full lines have lost, and the one of the tail is a hole."""
+    """The tail's carrier is a hole; on this one, an answer may be delayed by what full buffers have lost."""
     ends, first, wire = changed()
     first.holes = {"a", "b"}
     ends.send("a", b" again")
@@ -163,7 +163,7 @@ def test_where_both_carriers_are_holes_both_are_suspected() -> None:
 
 
 def test_a_tail_that_comes_bit_by_bit_is_waited_for() -> None:
-    """Each acknowledgement of a part is progress of the old carrier, on whichever it comes."""
+    """An acknowledgement of a part is progress of the old carrier, whichever carrier it arrives on."""
     ends, first, _ = changed(said=b"0123456789")
     lane, read = first.lanes["a"], b""
     size = len(first.bytes["a"]) - 5
@@ -209,7 +209,7 @@ def test_what_is_ahead_is_forgotten_with_its_carrier() -> None:
 
 
 def test_who_changes_over_once_more_before_the_tail_has_come_says_it_again() -> None:
-    """So a stream is in two pieces at most."""
+    """A stream is thus spread over two carriers at most."""
     ends, first, wire = changed()
     ends.send("a", b" again")
     third = ends.attach("a")
@@ -245,7 +245,7 @@ def test_the_end_of_a_stream_waits_for_the_tail() -> None:
 
 
 def test_a_goodbye_waits_for_the_tail() -> None:
-    """It is not said before: the carrier that it comes on is over."""
+    """An earlier goodbye would end the carrier that it arrives on."""
     ends, _, wire = changed()
     channel = ends.main("b")
     ends.links["a"].close_channel(ends.main("a"))
@@ -262,7 +262,7 @@ def test_a_goodbye_waits_for_the_tail() -> None:
 
 
 def test_a_change_and_a_goodbye_may_come_in_one_piece() -> None:
-    """The carrier on which they come is not tried any more."""
+    """That carrier is not put on trial any more."""
     ends, _, wire = changed(said=b"")
     ends.links["a"].close_channel(ends.main("a"))
     ends.links["a"].close()
@@ -308,7 +308,7 @@ def test_a_peer_that_says_more_ahead_than_it_may_is_at_fault(what: str) -> None:
 
 @pytest.mark.parametrize("size", [1, 100, 2000])
 def test_what_is_ahead_costs_no_more_than_it_holds(size: int) -> None:
-    """One frame, a few bytes in each read."""
+    """One large frame that arrives a few bytes at a time."""
     count = AHEAD_UNITS // 32 // size
     kept, position = Ahead(100), 100
     kept.put(position, Data(0, [bytes(size)], size))
@@ -336,7 +336,7 @@ def test_what_does_not_adjoin_is_kept_apart() -> None:
 
 
 def test_a_peer_that_goes_on_where_it_never_was_waits_in_vain() -> None:
-    """Nothing that it says there is taken, and nothing else is wrong."""
+    """What it sends there is not taken in; the other carrier is not affected."""
     ends = Ends()
     wire = ends.attach("a")
     assert wire is not None
@@ -350,7 +350,7 @@ def test_a_peer_that_goes_on_where_it_never_was_waits_in_vain() -> None:
 
 
 def test_what_is_ahead_is_not_acknowledged() -> None:
-    """Else the sender would forget it, and the receiver forgets it where the tail is lost."""
+    """If the tail is lost, the receiver discards what was ahead, so the sender must still have it."""
     ends, _, wire = changed()
     ends.send("a", b" again")
     ends.deliver(wire, "a")
@@ -364,7 +364,7 @@ def test_what_is_ahead_is_not_acknowledged() -> None:
 
 
 def test_a_trial_begins_with_the_attach_where_it_follows_at_once() -> None:
-    """As many bytes in all; a later trial of the same carrier has all of them again."""
+    """Both together have as many bytes as a trial alone; a later trial of that carrier has all of its bytes again."""
     ends = Ends()
     link, sizes = ends.links["a"], []
     for tried in (False, True):
@@ -382,11 +382,11 @@ def test_a_trial_begins_with_the_attach_where_it_follows_at_once() -> None:
 
 
 def test_both_directions_are_tried_at_once() -> None:
-    """The answer to the other side's trial is there by the AT, so it follows with that."""
+    """The answer to the other side's trial is already sent by the time of the AT, so its change follows at once."""
     ends = Ends()
     wire = ends.attach("a", preferred=True)
     assert wire is not None
-    ends.deliver(wire, "b")  # ATTACHED went before; this is its PING, and what that is behind
+    ends.deliver(wire, "b")  # ATTACHED arrived earlier; this is `a`'s PING, behind its trial's bytes
     ends.deliver(wire, "a")
     assert ends.speaks_on("a") is ends.wires[0]
     ends.deliver(wire, "b")
@@ -412,7 +412,7 @@ def test_a_carrier_that_takes_the_place_of_one_that_will_be_gone_carries_half_as
 
 
 def test_a_carrier_is_not_tried_before_there_is_a_reason() -> None:
-    """One that is attached because the one before is suspected, or only stands by."""
+    """It was attached because the active one is suspected, or it only stands by."""
     ends = Ends()
     wire = ends.attach("a")
     assert wire is not None
@@ -438,7 +438,7 @@ def test_a_trial_of_long_ago_is_none() -> None:
 
 
 def test_who_hears_that_a_carrier_gives_way_goes_on_elsewhere_at_once() -> None:
-    """Also with what it was to bring: the relay that it went by may be gone."""
+    """What was in flight on it is sent again: the relay that it goes through may be gone."""
     ends, first, wire = changed()
     assert has_tail(ends)
     first.holes = {"a", "b"}

@@ -1,4 +1,4 @@
-"""A Link that is closed goes on until the peer has all, whatever becomes of its carriers: without I/O."""
+"""A Link that is closing goes on until the peer has everything, whatever happens to its carriers; without I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from warpgate_trio.link.states import DirectionState, LinkState
 
 
 def close(ends: Ends, name: str) -> None:
-    """What the shell does where the last Pipe is closed."""
+    """As the shell does when the last Pipe is closed."""
     link = ends.links[name]
     link.close_channel(ends.main(name))
     link.close()
@@ -39,7 +39,7 @@ def test_a_goodbye_is_said_again_where_the_carrier_that_said_it_is_gone() -> Non
 
 
 def test_nothing_is_said_behind_a_goodbye() -> None:
-    """Nobody would acknowledge it, as who hears the goodbye is through with the Link."""
+    """Nobody would acknowledge it, since a peer that has received the goodbye is done with the Link."""
     ends = Ends()
     ends.wires[0].holes = {"a"}
     close(ends, "a")
@@ -64,7 +64,7 @@ def test_a_link_that_is_closing_is_offered_carriers_by_the_peer_too() -> None:
 
 
 class Closings(Schedules):
-    """Each end closes at some moment, or not: the other one has all that was said before, and its end."""
+    """Each end closes at some moment, or never: the other one receives all that was sent before, and the end."""
 
     @initialize(terms=st.sampled_from([TERMS, SAYS_AGAIN]))
     def begin(self, terms: Terms) -> None:
@@ -75,7 +75,7 @@ class Closings(Schedules):
 
     @property
     def standing(self) -> bool:
-        """Whether both still have the Link."""
+        """Whether both ends still have the Link."""
         return all(link.is_up for link in self.ends.links.values())
 
     @precondition(lambda self: len(self.ends.wires) > 0)

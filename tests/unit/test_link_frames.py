@@ -1,4 +1,4 @@
-"""The Link's wire format: golden bytes, bounds, hostile bytes, and a reader that does not care how bytes are cut."""
+"""The Link's wire format: golden bytes, bounds, hostile bytes, and a reader for which cuts make no difference."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ GOLDEN: list[tuple[Frame, str]] = [
     (Drop(lane=2, reason=1), "240000000000000000000006000000020001"),
     (News(payload=b"sealed"), "250000000000000000000008" + "0006" + b"sealed".hex()),
 ]
-"""One of every type but DATA, which `data_header` makes."""
+"""One frame of every type but DATA, which `data_header` makes."""
 
 
 def read(*pieces: bytes) -> list[Item]:
@@ -147,7 +147,7 @@ def test_what_a_later_release_adds_to_a_payload_is_ignored(frame: Frame, golden:
     raw = bytes.fromhex(golden)
     kind, channel, payload = raw[0], int.from_bytes(raw[4:8], "big"), raw[HEADER_SIZE:]
     if isinstance(frame, Commit | Accept) and frame.terms is None and not channel:
-        payload += bytes(30)  # no terms, and more behind them
+        payload += bytes(30)  # 30 zero bytes mean no terms; more bytes follow them
     assert read(frame_bytes(kind, payload + b"\xff" * 40, channel)) == [frame]
 
 
@@ -211,10 +211,10 @@ def test_a_truncated_payload_is_malformed(frame: Frame, golden: str) -> None:
     if isinstance(frame, Commit | Accept) and frame.terms is not None:
         optional = len(bytes.fromhex(TERMS_HEX))
     elif isinstance(frame, Attach):
-        optional = 1  # the flags
+        optional = 1  # the flags, which older releases leave out
     for size in range(len(payload)):
         if optional and size == len(payload) - optional:
-            continue  # none of them at all
+            continue  # without the optional part
         with pytest.raises(RemoteProtocolError, match=f"a malformed {FrameType(kind).name} frame"):
             read(frame_bytes(kind, payload[:size]))
 
@@ -291,13 +291,13 @@ def test_payload_is_not_copied() -> None:
     (item,) = read(data_header(0, 32768), payload, payload)
     assert isinstance(item, Data)
     assert all(piece is payload for piece in item.pieces)
-    (item,) = read(data_header(0, 16372) + payload[:16372])  # a record that begins with the header
+    (item,) = read(data_header(0, 16372) + payload[:16372])  # a record that begins with the frame's header
     assert isinstance(item, Data)
     assert isinstance(item.pieces[0], memoryview)
 
 
 def test_what_is_kept_of_a_record_keeps_no_more_than_itself() -> None:
-    """A view would keep the whole record, so that a peer could have a multiple of its window held."""
+    """A memoryview would keep the whole record, so that a peer could fill a multiple of its window."""
     filler = encode(Ping(token=1)) * 600
     for size in (1, 4100, 12_000):
         record = data_header(0, size) + b"d" * size + filler[: 16384 - 12 - size]
@@ -362,7 +362,7 @@ def test_frames_survive_the_wire(frame: Frame) -> None:
 
 
 def flatten(items: list[Item]) -> list[Frame | tuple[int, bytes]]:
-    """Items with each run of data joined, since where a run is cut depends on how the bytes came."""
+    """Items with adjacent data joined: where a run of data is split depends on how the bytes arrive."""
     flat: list[Frame | tuple[int, bytes]] = []
     for item in items:
         if not isinstance(item, Data):

@@ -1,4 +1,4 @@
-"""A better carrier that turns out to be a hole: what each side makes of it, without I/O."""
+"""A better carrier that turns out to lose everything: how each side reacts; without I/O."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRIP: Final = 0.2
 
 
 def attached(ends: Ends) -> Wire:
-    """One more carrier, on which a round trip takes `TRIP`."""
+    """Attach one more carrier, whose round trip takes `TRIP`."""
     wire = ends.attach("a")
     assert wire is not None
     ends.flush("a")
@@ -26,7 +26,7 @@ def attached(ends: Ends) -> Wire:
 
 
 def talk(ends: Ends, seconds: float) -> None:
-    """Bob says something each tenth of a second, and timers that are due are."""
+    """Bob sends a byte each tenth of a second, and due timers fire."""
     until = ends.now + seconds
     while ends.now < until:
         ends.send("b", b"x")
@@ -41,7 +41,7 @@ def talk(ends: Ends, seconds: float) -> None:
 
 
 def test_a_carrier_that_carries_one_way_alone_fails_the_trial_of_the_other_way() -> None:
-    """The acknowledgements of what Bob says elsewhere come on it, and tell nothing of his own direction."""
+    """ACKs of what Bob sends elsewhere still arrive on it, but prove nothing about his own direction."""
     ends = Ends()
     first, wire = ends.wires[0], attached(ends)
     ends.prefer("a", wire)
@@ -86,10 +86,10 @@ def test_the_answer_by_which_the_peer_measures_a_carrier_does_not_wait_behind_a_
 
 
 def test_a_suspect_is_not_waited_for_where_the_peer_speaks_elsewhere() -> None:
-    """Both have changed over at once, and what the initiator says of that is lost: the other one cannot follow."""
+    """Both have changed over at the same time, and the initiator's AT is lost: the responder cannot follow it."""
     ends = Ends()
     second, third = attached(ends), attached(ends)
-    second.lanes["a"].life.note_pause(10.0, ends.now)  # it may be late again
+    second.lanes["a"].life.note_pause(10.0, ends.now)  # it has paused before, so it may be only late
     second.holes = {"a", "b"}
     for name, wire in (("a", second), ("b", third)):
         link, lane = ends.links[name], wire.lanes[name]

@@ -1,4 +1,4 @@
-"""What a peer, or somebody who is none, can make of a Link that outlives its carriers: without I/O."""
+"""What a hostile peer, or a stranger, can do to a Link that outlives its carriers; without I/O."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from warpgate_trio.link.protocol import LinkProtocol
 
 
 def state_of(link: LinkProtocol) -> object:
-    """All that an ATTACH could have changed."""
+    """Everything that an ATTACH could have changed."""
     outgoing, incoming = link.outgoing, link.incoming
     assert outgoing is not None
     assert incoming is not None
@@ -27,7 +27,7 @@ def state_of(link: LinkProtocol) -> object:
 
 
 def offer(ends: Ends, name: str, *, number: int | None = None, received: int | None = None) -> Attach:
-    """What an end would say on one more carrier; with a right MAC, whatever it claims."""
+    """The ATTACH by which an end would offer one more carrier; its MAC is valid whatever it claims."""
     link = ends.links[name]
     where = link._where(**KEYS)
     if received is not None:
@@ -53,14 +53,14 @@ def test_attaches_that_prove_nothing_change_nothing_by_the_thousand() -> None:
         bad = replace(good, **{field: value})
         if bad != good:
             assert b.judge_attach(bad, **KEYS) is RefuseReason.UNKNOWN_LINK
-    for key, other in (("session_id", bytes(16)), ("server_key", bytes(32))):  # said again elsewhere, or passed on
+    for key, other in (("session_id", bytes(16)), ("server_key", bytes(32))):  # replayed, or passed on
         assert b.judge_attach(good, **(KEYS | {key: other})) is RefuseReason.UNKNOWN_LINK
     assert state_of(b) == before
     assert b.judge_attach(good, **KEYS) is None
 
 
 def test_an_attach_of_who_has_more_than_was_said_is_refused() -> None:
-    """It proves the Link, and is wrong."""
+    """It proves that it belongs to the Link, but claims the impossible."""
     ends = Ends()
     ends.send("b", b"12345")
     b = ends.links["b"]
@@ -100,7 +100,7 @@ def test_an_answer_that_cannot_be_is_an_error(how: str) -> None:
 
 
 def test_a_peer_that_says_the_same_thousands_of_times_is_counted_and_moves_nothing() -> None:
-    """Old acknowledgements, from the first to the last."""
+    """ACKs of old positions, again and again; an ACK of a position that was never sent is an error."""
     pair = Pair(terms=(LASTING, LASTING))
     pair.a.send(pair.a.main, b"12345")
     pair.carry()
@@ -113,7 +113,7 @@ def test_a_peer_that_says_the_same_thousands_of_times_is_counted_and_moves_nothi
 
 
 def test_a_clock_that_jumps_by_a_night_loses_nothing() -> None:
-    """The machine slept, or its process was stopped: the path is asked, is dead, and the stream goes on elsewhere."""
+    """The host slept, or the process was stopped: a path that still works stays, and the stream leaves a dead one."""
     ends = Ends()
     ends.send("a", b"before ")
     ends.now += 8 * 3600.0
@@ -153,7 +153,7 @@ def test_a_clock_that_jumps_by_a_night_loses_nothing() -> None:
 def test_a_link_that_does_not_outlive_its_carrier_says_goodbye_as_ever(
     terms: tuple[Terms | None, Terms | None],
 ) -> None:
-    """GOAWAY is the last frame, on either side, and is neither waited for nor acknowledged."""
+    """GOAWAY is the last frame on either side; nobody waits for it or acknowledges it."""
     pair = Pair(terms=terms)
     for side in (pair.a, pair.b):
         assert not side.protocol.movable

@@ -1,4 +1,4 @@
-"""Which carrier each side of a Link speaks on, and what proves that a carrier is the Link's: without I/O."""
+"""Which carrier each side of a Link sends on, and what proves that a carrier belongs to the Link; without I/O."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ SESSION: Final = b"session........."
 PROOF: Final = Proof(client_key=bytes(32), session_id=SESSION, attempt_id=bytes(16), signature=bytes(64))
 TERMS: Final = Terms(resume_timeout=120, secret=b"h" * 16, instance=b"i" * 8)
 SAYS_AGAIN: Final = replace(TERMS, keeps_ahead=False)
-"""Of a peer that is told again on another carrier what it has not acknowledged."""
+"""Terms of a peer to which unacknowledged data is sent again after a change, since it keeps nothing ahead."""
 KEYS: Final[dict[str, Any]] = {"session_id": SESSION, "server_key": b"k" * 32}
 
 
-# --- what proves a carrier ---
+# --- what proves that a carrier belongs to a Link ---
 
 
 def test_each_part_of_what_is_proven_counts() -> None:
@@ -69,7 +69,7 @@ def test_each_part_of_what_is_proven_counts() -> None:
 
 @pytest.mark.parametrize("initiator", [True, False])
 def test_golden_proofs(initiator: bool) -> None:
-    """As docs/wire_formats.md has it: every release computes the same."""
+    """The MAC of docs/wire_formats.md, computed here without the package's code."""
     secret = LinkSecret(b"a" * 16, b"b" * 16, b"l" * 16, initiator=initiator)
     key = hmac.digest(b"a" * 16 + b"b" * 16, b"warpgate-trio link v1" + b"l" * 16, "sha256")
     side = b"i" if initiator else b"r"
@@ -85,18 +85,18 @@ def test_golden_proofs(initiator: bool) -> None:
 
 @final
 class Wire:
-    """One carrier: what each end has put on it."""
+    """One carrier, with the bytes that each end has put on it."""
 
     def __init__(self, a: LaneProtocol, b: LaneProtocol) -> None:
         self.lanes = {"a": a, "b": b}
         self.bytes = {"a": bytearray(), "b": bytearray()}
         self.holes: set[str] = set()
-        """Ends from which nothing arrives any more."""
+        """Ends whose bytes are lost from now on."""
 
 
 @final
 class Ends:
-    """Two ends of a Link: `a` has called."""
+    """Two ends of a Link: `a` is the initiator."""
 
     def __init__(self, bobs: Terms = TERMS, *, greeted: bool = True) -> None:
         self.now = 1000.0
@@ -130,7 +130,7 @@ class Ends:
                 wire.bytes[name] += link.transmit(lane, self.now)
 
     def deliver(self, wire: Wire, name: str, size: int | None = None) -> None:
-        """Some of what an end has put on a carrier arrives."""
+        """Deliver some of the bytes that an end has put on a carrier."""
         self.flush(name)
         raw = bytes(wire.bytes[name][:size])
         del wire.bytes[name][:size]
@@ -140,7 +140,7 @@ class Ends:
             self.links[other].receive(lane, [raw], self.now)
 
     def settle(self) -> None:
-        """All that arrives does, until nothing more is said."""
+        """Deliver everything that arrives, until neither end sends anything more."""
         for _ in range(100):
             for name in ("a", "b"):
                 self.flush(name)
@@ -170,9 +170,9 @@ class Ends:
         return data
 
     def attach(self, name: str, took: float = 0.0, *, preferred: bool = False) -> Wire | None:
-        """One more carrier, offered by an end, whose handshake took so long; None where there is no room.
+        """An end offers one more carrier, whose handshake took `took` seconds; returns None where there is no room.
 
-        `preferred`: the end changes over to it, once it has carried bulk.
+        `preferred`: the end changes over to it, once it has passed its trial.
         """
         if len(self.wires) >= MAX_LANES or any(link.lanes.full for link in self.links.values()):
             return None
@@ -196,14 +196,14 @@ class Ends:
         return wire
 
     def cut(self, wire: Wire) -> None:
-        """A carrier ends, and both ends notice."""
+        """A carrier ends, and both ends notice that."""
         self.wires.remove(wire)
         for name, link in self.links.items():
             if wire.lanes[name] in link.lanes:
                 link.lose(wire.lanes[name], self.now)
 
     def promote(self, name: str, wire: Wire) -> None:
-        """An end changes over to a carrier, of its own accord."""
+        """An end changes over to a carrier without a trial."""
         link, lane = self.links[name], wire.lanes[name]
         if lane in link.lanes and lane is not link.lanes.active and not lane.is_over:
             link.lanes.promote(lane)
@@ -212,19 +212,19 @@ class Ends:
             lane.hint(self.now)
 
     def prefer(self, name: str, wire: Wire) -> None:
-        """An end finds a carrier better than the one that it speaks on."""
+        """An end finds a carrier better than its active one, and puts it on trial."""
         link, lane = self.links[name], wire.lanes[name]
         if lane in link.lanes and not lane.is_over:
             link.prefer(lane, self.now)
 
     def close_dropped(self) -> None:
-        """What the shell does with carriers that one side has no use for."""
+        """As the shell does with carriers that one side has given up."""
         for wire in list(self.wires):
             if any(lane.is_over for lane in wire.lanes.values()):
                 self.cut(wire)
 
     def is_good(self, wire: Wire) -> bool:
-        """Whether a carrier carries what is said both ways, and neither end thinks otherwise."""
+        """Whether a carrier works in both directions, and both ends consider it well."""
         return not wire.holes and all(lane.is_well for lane in wire.lanes.values())
 
     def wait_until_suspect(self, name: str, lane: LaneProtocol) -> None:
@@ -252,7 +252,7 @@ def test_names_of_carriers_grow_and_are_not_used_twice() -> None:
 
 @pytest.mark.parametrize("seconds", [0, 1, 120])
 def test_a_link_may_have_further_carriers_once_the_callee_has_heard_from_the_caller(seconds: int) -> None:
-    """And where both keep it without one; a caller that has gone by then will not come back."""
+    """And only where both keep a Link without a carrier; a caller that vanished before would not come back."""
     for greeted in (False, True):
         ends = Ends(replace(TERMS, resume_timeout=seconds), greeted=greeted)
         assert ends.links["a"].movable is (seconds > 0)
@@ -274,7 +274,7 @@ def test_what_proves_a_carrier_is_made_of_the_callers_half_and_the_callees() -> 
 
 
 def test_which_carriers_a_peer_may_offer() -> None:
-    """What its own secret proves, within what can be true."""
+    """Those whose ATTACH has a valid MAC and plausible claims."""
     secret = LinkSecret(TERMS.secret, TERMS.secret, b"l" * 16, initiator=True)
     ends = Ends()
     assert ends.attach("a") is not None
@@ -446,7 +446,7 @@ def test_a_better_carrier_is_spoken_on_once_it_has_carried_bulk_each_way(name: s
     ends.send(name, b"over the old one")
     ends.deliver(wire, name)
     assert ends.speaks_on(name) is ends.speaks_on(other) is first
-    ends.deliver(wire, other)  # the answer
+    ends.deliver(wire, other)  # the answer to the trial
     assert ends.speaks_on(name) is wire
     ends.deliver(wire, name)  # AT
     assert ends.speaks_on(other) is first, "its own direction is not tried yet"
@@ -527,7 +527,7 @@ def test_a_carrier_that_is_no_good_in_its_first_seconds_is_dropped_and_an_old_on
 
 
 def test_who_flees_from_a_carrier_asks_the_other_one_at_once() -> None:
-    """What took the one may have taken the other: that is known a round trip and half a second later."""
+    """The cause may have affected both carriers: that is known a round trip and half a second later."""
     ends = Ends()
     wire = ends.attach("a")
     assert wire is not None
@@ -537,7 +537,7 @@ def test_who_flees_from_a_carrier_asks_the_other_one_at_once() -> None:
     ends.send("a", b"hello")
     first, second = (each.lanes["a"] for each in ends.wires)
     ends.wait_until_suspect("a", first)
-    while ends.speaks_on("a") is not wire:  # it is left once nothing was heard for as long
+    while ends.speaks_on("a") is not wire:  # a suspect is left once nothing was received for as long
         ends.now = ends.links["a"].deadline(first)
         ends.links["a"].handle_timer(first, ends.now)
     left = ends.now
@@ -552,7 +552,7 @@ def test_a_carrier_that_is_one_too_many_takes_the_place_of_the_one_that_was_sile
     assert third is not None
     ends.settle()
     ends.now += 1.0
-    for wire in (first, third):  # what is heard on them makes the second the most silent one
+    for wire in (first, third):  # then the second is the carrier that was silent for longest
         for lane in wire.lanes.values():
             lane.send_ping(ends.now)
     ends.settle()
@@ -577,7 +577,7 @@ def test_a_carrier_that_is_one_too_many_takes_the_place_of_the_one_that_was_sile
 
 
 def test_what_comes_on_a_carrier_is_acknowledged_there_too_where_the_other_one_may_be_a_hole() -> None:
-    """Law 10: else a carrier that is well would be suspected, and closed where it is young."""
+    """Law 10: otherwise a working carrier would be suspected, and closed if it is young."""
     ends = Ends()
     first, wire = ends.wires[0], ends.attach("a")
     assert wire is not None
@@ -585,7 +585,7 @@ def test_what_comes_on_a_carrier_is_acknowledged_there_too_where_the_other_one_m
     ends.promote("a", wire)
     ends.settle()
     first.holes = {"b"}
-    ends.promote("b", first)  # nobody hears of that
+    ends.promote("b", first)  # `a` does not learn of that
     ends.send("a", b"hello")
     ends.settle()
     assert ends.read("b") == b"hello"
@@ -612,7 +612,7 @@ def test_a_peer_that_changes_over_without_end_is_left_unread_for_a_while() -> No
 
 
 def test_a_peer_that_says_again_where_it_speaks_has_not_changed_over() -> None:
-    """It does where an ACK has overtaken what it says again: that costs it nothing, and ends no trial."""
+    """A peer sends AT where an ACK has overtaken what it was to send again; that is free, and ends no trial."""
     ends = Ends()
     first, wire = ends.wires[0], ends.attach("a")
     assert wire is not None
@@ -625,7 +625,7 @@ def test_a_peer_that_says_again_where_it_speaks_has_not_changed_over() -> None:
     ends.deliver(wire, "a")
     ends.deliver(wire, "b")
     assert ends.speaks_on("a") is wire
-    ends.deliver(wire, "a")  # AT: Bob tries his direction
+    ends.deliver(wire, "a")  # AT: Bob tries his own direction
     for _ in range(20):
         wire.lanes["a"].say(At(position=0, turn=1))
         ends.deliver(wire, "a")
@@ -651,7 +651,7 @@ def test_who_follows_in_the_middle_of_a_trial_of_its_own_goes_on_with_that() -> 
 
 
 def test_who_flees_in_the_middle_of_a_trial_that_the_peer_has_begun_ends_that() -> None:
-    """Law 5: else it would go where the peer was, when that is proven, and the peer where it is now."""
+    """Law 5: otherwise each side would go, after the trial, to the carrier that the other one has left."""
     ends = Ends()
     second, third = ends.attach("a"), ends.attach("b")
     assert second is not None
@@ -660,7 +660,7 @@ def test_who_flees_in_the_middle_of_a_trial_that_the_peer_has_begun_ends_that() 
     ends.prefer("a", second)
     ends.deliver(second, "a")
     ends.deliver(second, "b")
-    ends.deliver(second, "a")  # AT: Bob tries his direction
+    ends.deliver(second, "a")  # AT: Bob tries his own direction
     ends.wires[0].lanes["b"].life.life = Life.SUSPECT
     assert ends.links["b"].choose(ends.now)
     assert ends.speaks_on("b") is third
@@ -677,7 +677,7 @@ def test_where_both_change_over_at_once_in_the_middle_of_a_trial_the_initiator_i
     ends.prefer("a", second)
     ends.deliver(second, "a")
     ends.deliver(second, "b")
-    ends.deliver(second, "a")  # AT: Bob tries his direction
+    ends.deliver(second, "a")  # AT: Bob tries his own direction
     first.lanes["b"].life.life = Life.SUSPECT
     assert ends.links["b"].choose(ends.now)
     first.lanes["b"].life.life = Life.WELL
@@ -774,7 +774,7 @@ def test_a_trial_that_the_peer_has_begun_ends_where_it_goes_elsewhere() -> None:
     ends.prefer("a", wire)
     ends.deliver(wire, "a")
     ends.deliver(wire, "b")
-    ends.deliver(wire, "a")  # AT: Bob tries his direction
+    ends.deliver(wire, "a")  # AT: Bob tries his own direction
     ends.promote("a", first)
     ends.deliver(first, "a")
     ends.settle()
@@ -782,7 +782,7 @@ def test_a_trial_that_the_peer_has_begun_ends_where_it_goes_elsewhere() -> None:
 
 
 def test_who_changes_over_hears_on_that_carrier_that_it_carries() -> None:
-    """Though the peer does not speak there yet, and nothing new comes: on the old one, nothing may arrive."""
+    """Although the peer does not send there yet and nothing new arrives; on the old carrier ACKs may be lost."""
     ends = Ends()
     first, wire = ends.wires[0], ends.attach("a")
     assert wire is not None
@@ -790,7 +790,7 @@ def test_who_changes_over_hears_on_that_carrier_that_it_carries() -> None:
     ends.send("a", b"hello")
     ends.prefer("a", wire)
     ends.deliver(wire, "a")
-    ends.flush("b")  # PONG, and an ACK of what has come
+    ends.flush("b")  # PONG, and an ACK of what has arrived
     ends.deliver(first, "a")
     first.holes = {"b"}
     ends.now += ACK_DELAY
@@ -809,7 +809,7 @@ def test_who_changes_over_hears_on_that_carrier_that_it_carries() -> None:
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_carrier_that_is_well_again_is_spoken_on_at_once_where_the_other_one_is_no_good(lost: bool) -> None:
-    """Whatever time that is: no timer is due then for long."""
+    """At once, not at the next timer, which may be long in coming."""
     ends = Ends()
     first, wire = ends.wires[0], ends.attach("a")
     assert wire is not None
@@ -850,7 +850,7 @@ def test_an_acknowledgement_is_not_lost_with_what_is_said_on_another_carrier() -
 
 
 def test_who_changes_over_says_there_how_far_it_is() -> None:
-    """What it has said on the carrier that it has left may be lost, and the peer may speak where it goes already."""
+    """Its ACKs on the carrier that it has left may be lost, and the peer may send on the new one already."""
     ends = Ends()
     first, wire = ends.wires[0], ends.attach("a")
     assert wire is not None
@@ -888,7 +888,7 @@ def test_who_follows_and_learns_at_once_that_all_has_come_waits_for_nothing() ->
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_who_changes_over_waits_there_for_what_is_not_acknowledged(waits: bool) -> None:
-    """Though the new one was well a moment ago, nobody would notice if it were a hole by now; and for nothing else."""
+    """Otherwise nobody would notice that the new carrier has failed since its trial.  It waits for nothing else."""
     ends = Ends(SAYS_AGAIN)
     first, wire = ends.wires[0], ends.attach("a")
     assert wire is not None
@@ -919,7 +919,7 @@ def test_what_was_said_on_the_carrier_that_is_left_is_waited_for_on_the_new_one_
     assert (first.lanes["a"].life.unanswered(later), wire.lanes["a"].life.unanswered(later)) == (0, 1)
     ends.now += ACK_DELAY
     ends.links["b"].handle_timer(first.lanes["b"], ends.now)
-    ends.deliver(first, "b")  # the ACK of a part
+    ends.deliver(first, "b")  # an ACK of a part
     assert first.lanes["a"].life.unanswered(later) == 0
 
 
@@ -995,7 +995,7 @@ def test_a_suspect_that_is_late_is_not_left_until_it_falls_silent() -> None:
 
 
 def test_a_suspect_has_three_times_as_long_as_another_carrier_needed_to_come() -> None:
-    """A bad link has made that slow, and may have made the other one late."""
+    """A bad network made that handshake slow, and may have delayed the suspect as well."""
     ends = Ends()
     first, lane, began = ends.wires[0], ends.wires[0].lanes["a"], ends.now
     first.holes = {"a"}
@@ -1018,7 +1018,7 @@ def test_a_suspect_has_three_times_as_long_as_another_carrier_needed_to_come() -
 
 
 def test_another_carrier_brings_word_that_a_suspect_carries() -> None:
-    """What the peer acknowledges on the suspect is behind what was lost there."""
+    """ACKs that the peer sends on the suspect are lost there with everything else."""
     ends = Ends()
     first, lane = ends.wires[0], ends.wires[0].lanes["a"]
     link = ends.links["a"]
@@ -1047,14 +1047,14 @@ def test_another_carrier_brings_word_that_a_suspect_carries() -> None:
 
 @pytest.mark.parametrize("who", ["offers", "takes"])
 def test_how_far_a_side_is_may_be_known_better_than_its_handshake_says(who: str) -> None:
-    """An ACK on the carrier that there is overtakes the ATTACH, or what answers it."""
+    """An ACK on the existing carrier overtakes the ATTACH, or the ATTACHED."""
     ends = Ends()
     a, b = ends.links["a"], ends.links["b"]
     ours, theirs = ends.lane(dialler=True), ends.lane(dialler=False)
     ours.send_proof(PROOF)
     if who == "offers":
         ends.send("b", b"12345")
-        a.attach(ours, **KEYS, now=ends.now)  # none of it has come
+        a.attach(ours, **KEYS, now=ends.now)  # nothing of it has arrived yet
         ends.settle()
         ends.now += ACK_DELAY
         a.handle_timer(ends.wires[0].lanes["a"], ends.now)
@@ -1084,7 +1084,7 @@ def test_how_far_a_side_is_may_be_known_better_than_its_handshake_says(who: str)
 
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_with_a_carrier_that_joins_each_side_learns_how_far_the_other_one_is(name: str) -> None:
-    """So that nothing is said again there that has come, though the ACK of it has not."""
+    """So nothing is sent again that has arrived, even if its ACK has not."""
     ends = Ends()
     for each in "ab":
         ends.send(each, b"hello")
@@ -1107,7 +1107,7 @@ def test_names_of_lanes_are_odd_from_the_initiator_and_even_from_the_responder(n
 
 
 def test_a_peer_that_keeps_no_links_leaves_nothing_counted() -> None:
-    """What was said before its ACCEPT, where that was promised, counts among what all Links of the node keep."""
+    """Data sent before the peer's ACCEPT is kept, and counted in the replay memory until an ACCEPT without terms."""
     memory = ReplayMemory()
     lane = LaneProtocol(dialler=True, initiator=True, now=0.0, idle_interval=60)
     link = LinkProtocol(lane, initiator=True)
@@ -1124,7 +1124,7 @@ def test_a_peer_that_keeps_no_links_leaves_nothing_counted() -> None:
 
 
 class Schedules(RuleBasedStateMachine):
-    """Whatever comes and goes: each side's stream is taken in once, in order, and the two agree in the end."""
+    """In any order of events, each side takes in the other's stream once and in order, and both agree in the end."""
 
     @initialize(terms=st.sampled_from([TERMS, SAYS_AGAIN]))
     def begin(self, terms: Terms) -> None:
@@ -1211,7 +1211,7 @@ class Schedules(RuleBasedStateMachine):
         ends = self.ends
         ends.settle()
         ends.close_dropped()
-        for wire in list(ends.wires):  # those that one side has given up
+        for wire in list(ends.wires):  # carriers that one side has given up
             if any(wire.lanes[name] not in ends.links[name].lanes for name in ("a", "b")):
                 ends.cut(wire)
         spoken_on = {ends.speaks_on(name) for name in ("a", "b")}
@@ -1235,11 +1235,11 @@ class Schedules(RuleBasedStateMachine):
             assert (link.outgoing.held, link.outgoing.acknowledged) == (0, link.outgoing.end)
 
     def let_it_arrive(self) -> None:
-        """Laws 3 and 5: one carrier is good from now on, and nothing else happens but that time passes.
+        """Laws 3 and 5: from now on one carrier is good, and nothing happens but the passing of time.
 
-        What is said takes none of it to arrive here.  A carrier that false alarms, a pause that it came back from, or
-        the peer's voice, have made patient with has more of it, and a trial that began with this ends in the same time.
-        That a side speaks into a hole, and has nothing to say, is left out: nobody notices before it asks.
+        Delivery itself takes no time here.  The bound is longer where false alarms, an earlier pause or data from the
+        peer have made a carrier's judge patient; a trial that is running ends within the same bound.  The case in which
+        a side sends into a hole and has nothing to send is left out: nobody notices that before the next PING.
         """
         ends = self.ends
         judges = [lane.life for link in ends.links.values() for lane in link.lanes]
@@ -1248,7 +1248,7 @@ class Schedules(RuleBasedStateMachine):
         patience = max(LINGER, min(HEARD_PAUSES * PAUSES * pause, HEARD_MAX))
         until = ends.now + (SUSPICION_TRIPS + 2) * trip + SLACK_MAX + patience
         while True:
-            for _ in range(10):  # windows, since nobody read
+            for _ in range(10):  # more than one window, which reads open again
                 ends.settle()
                 self.read()
             due = min(link.deadline(lane) for link in ends.links.values() for lane in link.lanes)

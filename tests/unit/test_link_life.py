@@ -1,4 +1,4 @@
-"""When a path is well, suspected or dead, by what happens on it: virtual times, no I/O."""
+"""When a path is well, suspected or dead, depending on what happens on it; in virtual time, without I/O."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SUSPICION = 3 * TRIP + SLACK
 
 
 def judge_of(*, trip: float = TRIP, notice_within: float = inf, responder: bool = False) -> LifeJudge:
-    """A judge of a path that is acknowledged and whose round trip is known, at time 0."""
+    """A judge at time 0, of a path with acknowledgements and a known round-trip time."""
     judge = LifeJudge(-trip, interval=IDLE)
     judge.notice_within = notice_within
     judge.begin_acknowledged(-trip, responder=responder)
@@ -52,7 +52,7 @@ def answer(judge: LifeJudge, token: int, now: float) -> None:
 
 
 def verdict(judge: LifeJudge, now: float) -> Life:
-    """The verdict at a time; a PING that is due leaves, and has no answer."""
+    """The verdict at a time; PINGs that are due are sent, and get no answer."""
     while judge.deadline <= now:
         at = judge.deadline
         if judge.judge(at):
@@ -60,7 +60,7 @@ def verdict(judge: LifeJudge, now: float) -> Life:
     return judge.life
 
 
-# --- who only listens ---
+# --- a side that only listens ---
 
 
 def talk(judge: LifeJudge, arrivals: int, until: float) -> None:
@@ -79,7 +79,7 @@ def test_a_peer_that_was_talking_and_stops_is_asked_soon_and_once() -> None:
 
 
 def test_a_listener_notices_soon_that_the_path_of_a_talk_is_dead() -> None:
-    """By then it has its servers asked, by which the peer looks for another path."""
+    """By then it must have called its servers, through which the peer looks for another path."""
     judge = judge_of()
     talk(judge, TALK, 10.0)
     by = 10.0 + SUSPICION + TRIP + HINT_SLACK
@@ -90,7 +90,7 @@ def test_a_listener_notices_soon_that_the_path_of_a_talk_is_dead() -> None:
 
 def test_who_says_a_word_now_and_then_is_not_asked_behind_each() -> None:
     judge = judge_of()
-    talk(judge, TALK - 2, 10.0)  # the answer to the first question was an arrival, too
+    talk(judge, TALK - 2, 10.0)  # the answer to the first PING counted as an arrival, too
     assert judge.deadline == pytest.approx(10.0 + IDLE)
 
 
@@ -125,7 +125,7 @@ def test_progress_puts_it_off_and_arrivals_do_not() -> None:
     judge.acknowledged(11.0, all_of_it=False)
     assert verdict(judge, 11.0 + SUSPICION - 0.01) is Life.WELL
     for tenth in range(60):
-        judge.heard(11.0 + tenth / 10)  # a path that is dead in our direction alone
+        judge.heard(11.0 + tenth / 10)  # a path that is dead only in this side's direction
     assert verdict(judge, 11.0 + SUSPICION + 0.01) is Life.SUSPECT
 
 
@@ -181,7 +181,7 @@ def test_a_suspect_that_is_late_is_not_left_until_it_falls_silent() -> None:
 
 
 def test_a_suspect_that_is_late_for_ever_is_left_in_the_end() -> None:
-    """As a path is that carries what is small, our acknowledgements, and nothing that is large."""
+    """For example, a path that carries small packets such as ACKs, but no large ones."""
     judge = judge_of()
     judge.sent(10.0)
     for tenth in range(100):
@@ -225,10 +225,10 @@ def test_a_path_that_has_just_taken_the_place_of_one_that_was_well_is_left_thoug
         assert judge.is_late is (since == 20.0)
 
 
-# --- what another path tells ---
+# --- what another path reveals ---
 
 ANSWERED: Final = TRIP + ACK_DELAY
-"""Seconds from something said to its ACK, at the latest."""
+"""Seconds within which data is acknowledged, at the latest."""
 
 
 @pytest.mark.parametrize("by", ["something said since", "an ACK that came before"])
@@ -250,7 +250,7 @@ def test_what_came_since_an_ack_was_due_is_progress_whatever_path_tells_it(by: s
 
 
 def test_what_may_have_come_long_ago_is_no_progress() -> None:
-    """The ACK of it was lost here: that says nothing of now, nor of how long the path may pause."""
+    """Its ACK was lost here, which says nothing about the path now, nor about the pauses that it may make."""
     judge = judge_of()
     judge.sent(10.0, 0)
     judge.sent(10.0 + ANSWERED - 0.01, 300)
@@ -271,7 +271,7 @@ def test_where_all_of_it_came_long_ago_nothing_is_waited_for_but_an_answer(asked
 
 
 def test_a_hint_has_it_left_at_once_though_it_was_heard() -> None:
-    """It moved, most likely; what is heard was on its way before."""
+    """Most likely the host has moved, and what arrives was sent before."""
     judge = judge_of()
     assert judge.hint(10.0)
     judge.ask(10.0)
@@ -284,7 +284,7 @@ def test_a_hint_has_it_left_at_once_though_it_was_heard() -> None:
 
 
 def pause(judge: LifeJudge, began: float, ended: float) -> None:
-    """Something was said, and it took so long for it to be acknowledged."""
+    """Data is sent at `began`, and acknowledged at `ended`."""
     judge.sent(began)
     verdict(judge, ended)
     answer(judge, judge._asked, ended) if judge.asking else judge.heard(ended)
@@ -292,7 +292,7 @@ def pause(judge: LifeJudge, began: float, ended: float) -> None:
 
 
 def left_after(judge: LifeJudge, at: float, *, heard: bool = False) -> float:
-    """Seconds after which a path is left on which nothing is answered from then on."""
+    """Seconds after `at` when a path is left on which nothing is answered; `heard`: other data still arrives."""
     judge.sent(at)
     for tenth in range(1, 1000):
         now = at + tenth / 10
@@ -377,7 +377,7 @@ def test_a_path_that_is_found_over_the_same_link_pauses_as_the_one_before_it() -
 
 
 def suspected_after_a_pause() -> LifeJudge:
-    """Of a path that has come back from one of six seconds, and is silent again."""
+    """A path that has come back from a pause of six seconds, and is silent and suspected again."""
     judge = judge_of()
     pause(judge, 10.0, 16.0)
     judge.sent(16.0)
@@ -496,7 +496,7 @@ def test_each_question_tells_a_round_trip_whatever_was_asked_behind_it() -> None
 def test_the_least_of_the_last_samples_counts_and_a_queue_does_not() -> None:
     judge = judge_of()
     for second in range(1, 10):
-        answer(judge, judge.ask(second * 10.0), second * 10.0 + 5.0)  # behind a bulk transfer
+        answer(judge, judge.ask(second * 10.0), second * 10.0 + 5.0)  # each answer waits behind a bulk transfer
     assert judge.rtt is not None
     assert judge.rtt > 3.0
     assert judge.trip == 5.0  # the first sample is over a minute old
@@ -551,7 +551,7 @@ def test_a_false_alarm_has_it_asked_sooner_and_death_is_still_noticed_in_time() 
 
 
 def test_who_acknowledges_nothing_is_suspected_in_time_and_has_the_carriers_intervals_to_live() -> None:
-    """Its answers wait behind bulk, up to 20 s where it was measured: four intervals of a second would condemn it."""
+    """Its answers wait behind bulk data, for 20 s where it was measured; four intervals of 1 s would be too few."""
     judge = LifeJudge(0.0, interval=IDLE)
     judge.notice_within = 6.0
     assert verdict(judge, 6.01) is Life.SUSPECT
@@ -617,7 +617,7 @@ def test_a_hint_is_not_softened_by_false_alarms_and_its_own_leave_the_slack_alon
     assert verdict(judge, 13.0) is Life.SUSPECT
     judge.receive(judge._asked, 13.0)
     judge.acknowledged(13.0, all_of_it=True)
-    for number in range(1, 4):  # the slack is doubled, and stays so
+    for number in range(1, 4):  # the slack stays doubled
         now = 13.0 + 2 * number
         assert judge.hint(now)
         token = judge.ask(now)

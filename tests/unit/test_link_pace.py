@@ -1,4 +1,4 @@
-"""How much is handed to a carrier at once, by how fast that takes it: virtual times, no I/O."""
+"""How much is handed to a carrier at once, depending on its speed; in virtual time, without I/O."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from warpgate_trio.link.pace import CHUNK_MAX, CHUNK_MIN, CHUNK_START, CHUNK_TIM
 
 
 def hand_over(pace: Pace, rate: float, seconds: float, *, buffer: int = 0, now: float = 0.0) -> float:
-    """Bulk to a carrier that takes `rate` bytes a second, the first `buffer` of them at once; returns the time."""
+    """Hand bulk data to a carrier that sends `rate` bytes a second and buffers `buffer` bytes; returns the time."""
     end = now + seconds
     while now < end:
         held_up = max(pace.size - buffer, 0)
@@ -29,7 +29,7 @@ def test_a_chunk_is_what_the_carrier_takes_in_its_time(rate: float) -> None:
 
 
 def test_a_fast_carrier_soon_gets_the_largest_chunks() -> None:
-    """Within a few of them: a transfer on loopback does not notice."""
+    """After a few chunks, so that a transfer over loopback is not slowed down."""
     pace = Pace()
     hand_over(pace, 100e6, 0.01)
     assert pace.size == CHUNK_MAX
@@ -43,7 +43,7 @@ def test_the_slowest_carrier_gets_the_smallest() -> None:
 
 
 def test_what_a_buffer_swallows_is_not_taken_for_a_fast_carrier() -> None:
-    """A buffer that holds a chunk, and grows with it, takes two of them at once; and so does the first flight."""
+    """A buffer that holds a chunk, and grows with the chunks, takes two of them at once; so does the first flight."""
     pace = Pace()
     pace.handed(CHUNK_START, 0.0, 0.0)
     pace.handed(CHUNK_START, 0.0, 0.0)
@@ -73,7 +73,7 @@ def test_it_doubles_at_most_from_one_look_to_the_next() -> None:
 
 @pytest.mark.parametrize("rate", [5e3, 50e6])
 def test_a_sender_with_pauses_says_nothing_of_the_carrier(rate: float) -> None:
-    """A talk, 20 KB/s: whether the carrier could take more is not seen."""
+    """At 20 KB/s of talk nothing shows whether the carrier could take more."""
     pace = Pace()
     hand_over(pace, rate, 10.0)
     before = pace.size

@@ -1,4 +1,4 @@
-"""Two `LinkProtocol`s with a wire of bytes between them: handshake, channels, credit, ends and timers, without I/O."""
+"""Two `LinkProtocol`s and the bytes between them: handshake, channels, credit, ends and timers; without I/O."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ TERMS = Terms(resume_timeout=120, secret=b"h" * 16, instance=b"i" * 8)
 
 @final
 class Side:
-    """A protocol, what its shell would do, and the bytes that it has put on the wire."""
+    """A protocol, the actions of its shell, and the bytes that it has put on the wire."""
 
     def __init__(self, protocol: OneLane) -> None:
         self.protocol = protocol
@@ -85,7 +85,7 @@ class Side:
         return data
 
     def said(self) -> list[object]:
-        """Everything on its wire, taken off it."""
+        """Take all frames off its wire."""
         self.flush()
         raw = bytes(self.wire)
         self.wire.clear()
@@ -94,7 +94,7 @@ class Side:
 
 @final
 class Pair:
-    """`a` calls and `b` is called; `carry` is the wire between them."""
+    """`a` is the initiator, `b` the responder; `carry` moves the bytes between them."""
 
     def __init__(
         self, *, a_dials: bool = True, open_link: bool = True, terms: tuple[Terms | None, Terms | None] = (None, None)
@@ -128,7 +128,7 @@ class Pair:
             self.deliver(self.b)
 
     def open(self, opener: Side, label: str = "") -> tuple[Channel, Channel]:
-        """A further channel, accepted: the opener's end and the other."""
+        """Open and accept a further channel; returns the opener's end and the other end."""
         ours = opener.protocol.open_channel(label, now=self.now)
         self.carry()
         other = self.b if opener is self.a else self.a
@@ -139,7 +139,7 @@ class Pair:
 
 
 def feed(side: Side, *frames: Frame | bytes, now: float = 1000.0) -> None:
-    """What a peer that follows no rules would send."""
+    """Feed frames as a peer might send them that follows no rules."""
     side.protocol.receive([frame if isinstance(frame, bytes) else encode(frame) for frame in frames], now)
     while side.protocol.has_unread:
         side.protocol.receive([], now)
@@ -210,7 +210,7 @@ def test_a_listener_settles_its_role_after_the_proof_and_judges_then_what_came_w
     assert listener.protocol.commit == COMMIT
     assert listener.main.take(None) == b"early"
     assert listener.said() == [Pong(token=1)]
-    listener.protocol.set_role(initiator=False, now=2.0)  # the same again is no change
+    listener.protocol.set_role(initiator=False, now=2.0)  # setting the same role again changes nothing
     with pytest.raises(LocalProtocolError, match="the session's roles are settled already"):
         listener.protocol.set_role(initiator=True, now=2.0)
 
@@ -319,7 +319,7 @@ def test_credit_follows_what_the_application_read() -> None:
     pair.carry()
     assert pair.a.main.sendable == 0
     pair.b.read(pair.b.main, pair.now, WINDOW_MIN // 2 - 1)
-    assert not pair.b.protocol.has_outbox  # not for every few bytes
+    assert not pair.b.protocol.has_outbox  # there is no CREDIT for every few bytes
     pair.b.read(pair.b.main, pair.now, 1)
     pair.carry()
     assert pair.a.main.sendable == WINDOW_MIN // 2
@@ -385,8 +385,8 @@ def test_a_peer_that_overruns_its_credit_has_its_channel_reset() -> None:
     assert pair.b.protocol.take_touched()[-1] is main
     assert isinstance(main.failure, RemoteProtocolError)
     assert main.incoming is main.outgoing is DirectionState.ABANDONED
-    assert main.take(1000) == b"y" * 1000  # what came within the credit is good
-    feed(pair.b, data(0, b"z"))  # on its way before it learned of the reset
+    assert main.take(1000) == b"y" * 1000  # what arrived within the credit is delivered
+    feed(pair.b, data(0, b"z"))  # sent before the peer received the RESET
     assert not pair.b.protocol.has_outbox
 
 
@@ -410,13 +410,13 @@ def test_credit_never_shrinks_and_may_come_after_the_end() -> None:
 
 def test_a_peer_that_sends_single_bytes_does_not_fill_the_memory_with_them() -> None:
     pair = Pair()
-    raw = data(0, b"x") + encode(Ping(token=1))  # the ping ends each run of data
+    raw = data(0, b"x") + encode(Ping(token=1))  # the PING ends each run of data
     for _ in range(20):
         feed(pair.b, raw * 100)
         assert len(pair.b.main.buffer) <= LOOSE_PIECES
     assert pair.b.main.take(None) == b"x" * 2000
     pair = Pair()
-    for _ in range(LOOSE_PIECES + 6):  # bulk data is left as it came
+    for _ in range(LOOSE_PIECES + 6):  # bulk data is kept as it arrived
         pair.b.protocol.receive([data_header(0, 8192), b"x" * 8192], pair.now)
     assert len(pair.b.main.buffer) == LOOSE_PIECES + 6
 
@@ -445,7 +445,7 @@ def test_what_ended_channels_hold_unread_counts_against_the_budget() -> None:
     for channel in held[2:]:
         pair.b.read(channel, pair.now, 1000)
         pair.b.protocol.close_channel(channel)
-    assert pair.b.protocol.channels._windows == WINDOW_MIN  # of the main channel
+    assert pair.b.protocol.channels._windows == WINDOW_MIN  # only the main channel's
     pair.open(pair.a)
 
 
@@ -546,7 +546,7 @@ def test_an_abort_that_crosses_our_fin_is_known_though_both_directions_had_ended
 
 def test_only_pipes_that_the_application_holds_are_remembered_after_their_end() -> None:
     pair = Pair()
-    for number in range(2, 10, 2):  # taken back before anybody saw it
+    for number in range(2, 10, 2):  # each is withdrawn before the application has seen it
         feed(pair.a, Open(channel=number, credit=0, label=""), Reset(channel=number, code=ResetCode.ABORTED))
     ours, theirs = pair.open(pair.a)
     pair.a.protocol.close_channel(ours)
@@ -652,7 +652,7 @@ def test_a_refused_channel_is_forgotten_on_both_sides() -> None:
 
 
 def early(takes_early_data: bool = True) -> tuple[Pair, Channel]:
-    """A channel of a's whose OPEN has no answer."""
+    """A pair, and a channel of `a` whose OPEN is not answered yet."""
     terms = replace(TERMS, takes_early_data=takes_early_data)
     pair = Pair(terms=(TERMS, terms))
     return pair, pair.a.protocol.open_channel("", now=pair.now)
@@ -835,7 +835,7 @@ def test_go_away_breaks_what_had_not_ended() -> None:
     assert pair.a.protocol.state is LinkState.ENDED
     assert pair.a.protocol.channels == {}
     assert {id(channel) for channel in pair.a.protocol.take_touched()} >= {id(ours), id(second)}
-    assert ours.incoming is DirectionState.FINISHED  # it had ended well before
+    assert ours.incoming is DirectionState.FINISHED  # its own end had arrived before
     assert ours.take(None) == b"tail"
     assert ours.outgoing is second.incoming is second.outgoing is DirectionState.ABANDONED
     assert str(second.failure) == "the peer ended the link"
@@ -871,13 +871,13 @@ def test_a_pong_measures_the_round_trip() -> None:
     pair = Pair()
     a = pair.a.protocol
     a.send_ping(pair.now)
-    a.send_ping(pair.now)  # one question at a time
+    a.send_ping(pair.now)  # one PING at a time
     assert pair.a.said() == [Ping(token=1)]
-    feed(pair.a, Pong(token=2))  # an answer to nothing
+    feed(pair.a, Pong(token=2))  # answers no PING
     assert a.life.rtt is None
     feed(pair.a, Pong(token=1), now=pair.now + 0.2)
     assert a.life.rtt == pytest.approx(0.2)
-    feed(pair.a, Pong(token=1), now=pair.now + 5.0)  # twice the same
+    feed(pair.a, Pong(token=1), now=pair.now + 5.0)  # the same answer twice
     a.send_ping(pair.now)
     feed(pair.a, Pong(token=2), now=pair.now + 0.6)
     assert a.life.rtt == pytest.approx(0.2 * 7 / 8 + 0.6 / 8)
@@ -889,7 +889,7 @@ def test_who_asks_is_answered_whatever_else_is_under_way() -> None:
     a.send_ping(pair.now)
     first, second = a.ask(pair.now), a.ask(pair.now)
     assert pair.a.said() == [Ping(token=1), Ping(token=first), Ping(token=second)]
-    feed(pair.a, Pong(token=99))  # an answer to nothing
+    feed(pair.a, Pong(token=99))  # answers no PING
     assert a.life.answered == 0
     feed(pair.a, Pong(token=first))
     assert a.life.answered == first
@@ -911,7 +911,7 @@ def test_many_pings_get_one_pong() -> None:
 
 @pytest.mark.parametrize("a_dials", [True, False])
 def test_what_each_side_says_first_comes_behind_a_full_segment(a_dials: bool) -> None:
-    """The stream is in order, so where a full segment does not pass there is no COMMIT, or no ACCEPT."""
+    """The stream is in order: where a full segment does not get through, neither COMMIT nor ACCEPT arrives."""
     now = 0.0
     ends = [OneLane(dialler=x is a_dials, initiator=x, now=now, idle_interval=IDLE, padded=True) for x in (True, False)]
     a, b = ends
@@ -932,7 +932,7 @@ def test_what_each_side_says_first_comes_behind_a_full_segment(a_dials: bool) ->
     assert a.state is b.state is LinkState.OPEN
     for side in (True, False):
         first, *rest = said[side]
-        assert first.index(bytes(MAX_CONTROL)) < 20  # nothing but a header before it
+        assert first.index(bytes(MAX_CONTROL)) < 20  # preceded by a header only
         assert len(first) > 1460
         assert all(len(each) < 200 for each in rest)
 
@@ -944,7 +944,7 @@ def test_the_padding_is_skipped_by_who_does_not_know_it() -> None:
 # --- floods ---
 
 NOTHING = HEADER.pack(0x80, 0, 0, 0, 0)
-"""A frame of a type that is skipped."""
+"""A frame of an unknown type, which is skipped."""
 
 
 EARLY = data(0, b"x")
@@ -1029,7 +1029,7 @@ def test_who_says_nothing_too_often_is_left_unread_for_a_while(frame: bytes) -> 
     assert a.pause(pair.now + 500 / CONTROL_RATE) == 0.0
     assert a.state is LinkState.OPEN
     pair.now += 10.0
-    feed(pair.a, frame * CONTROL_BURST, now=pair.now)  # and a quiet time forgives all
+    feed(pair.a, frame * CONTROL_BURST, now=pair.now)  # a quiet time restores the whole burst
     assert a.pause(pair.now) == 0.0
 
 
@@ -1056,7 +1056,7 @@ def test_data_that_is_paid_for_with_credit_is_never_held_up() -> None:
 
 
 def test_a_reader_that_takes_little_holds_little() -> None:
-    """What is left of a piece is a view of it, which must not keep all of it while new credit is given."""
+    """The rest of a chunk is a view, which must not keep the whole chunk alive while new credit is given."""
     pair = Pair()
     feed(pair.b, data(0, bytes(MAX_DATA)))
     while pair.b.main.buffered > 1000:
@@ -1152,7 +1152,7 @@ def test_an_acknowledgement_goes_with_whatever_is_said() -> None:
 
 
 def test_what_an_older_release_is_told_is_what_it_always_was() -> None:
-    """Bytes of its time, with it on either side; and with nothing offered here."""
+    """Whichever side has no terms, no frame is sent that an older release does not know."""
     for ours, theirs in ((TERMS, None), (None, TERMS), (None, None)):
         pair = Pair(terms=(ours, theirs))
         pair.b.send(pair.b.main, b"12345")
@@ -1181,7 +1181,7 @@ PICK = st.integers(0, 50)
 
 @final
 class End:
-    """One end of a channel as an application sees it, with what it sent and what it got."""
+    """One end of a channel as an application sees it: what it has sent and received."""
 
     def __init__(self, side: Side, channel: Channel) -> None:
         self.side = side
@@ -1190,14 +1190,14 @@ class End:
         self.got = bytearray()
         self.closed = False
         self.cut_short = False
-        """It was aborted before its own end, so that the peer must never read one."""
+        """It was aborted before its own end, so that the peer must never read an end."""
 
     def waiting(self) -> int:
         return 0 if self.closed else self.channel.buffered
 
 
 class TwoProtocols(RuleBasedStateMachine):
-    """Two applications that open, write, read, half-close and close as they like, over a wire that cuts as it likes."""
+    """Two applications open, write, read, half-close and close at random, over a wire that cuts at random."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1227,7 +1227,7 @@ class TwoProtocols(RuleBasedStateMachine):
 
     @staticmethod
     def is_usable(end: End) -> bool:
-        return end.channel.accepted or end.channel.outgoing is DirectionState.FLOWING  # what is early
+        return end.channel.accepted or end.channel.outgoing is DirectionState.FLOWING  # early data
 
     def after_delivery(self, receiver: Side) -> None:
         for opened in receiver.protocol.take_opened():
@@ -1292,7 +1292,7 @@ class TwoProtocols(RuleBasedStateMachine):
     @rule(name=SIDES, pick=PICK, abort=st.booleans())
     def close(self, name: str, pick: int, abort: bool) -> None:
         own = [end for (side, _), end in self.ends.items() if side == name]
-        end = own[pick % len(own)]  # also one that was not answered yet
+        end = own[pick % len(own)]  # including one that is not answered yet
         end.cut_short |= abort and end.channel.outgoing is DirectionState.FLOWING
         end.side.protocol.close_channel(end.channel, abort=abort)
         end.closed = True

@@ -1,4 +1,4 @@
-"""For how long paths over UDP may be silent, by what has become of others: virtual times, no I/O."""
+"""How long paths over UDP may be silent, as learned from other paths; in virtual time, without I/O."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PEER: Final = "8.8.8.8"
 
 
 def judge_of(uplink: Uplink | None, *, responder: bool = False, now: float = 0.0) -> LifeJudge:
-    """A judge of a path that is acknowledged and whose round trip is known."""
+    """A judge of a path with acknowledgements and a known round-trip time."""
     judge = LifeJudge(now - TRIP, interval=IDLE)
     judge.begin_acknowledged(now - TRIP, responder=responder)
     judge.uplink = uplink
@@ -43,7 +43,7 @@ def answer(judge: LifeJudge, token: int, now: float) -> None:
 
 
 def idle(judge: LifeJudge, rounds: int) -> float:
-    """So many questions that are answered at once; when the last one was."""
+    """Let so many PINGs be answered at once; returns the time of the last answer."""
     at = 0.0
     for _ in range(rounds):
         at = judge.deadline
@@ -53,7 +53,7 @@ def idle(judge: LifeJudge, rounds: int) -> float:
 
 
 def verdict(judge: LifeJudge, now: float) -> Life:
-    """The verdict at a time; a PING that is due leaves, and has no answer."""
+    """The verdict at a time; PINGs that are due are sent, and get no answer."""
     while judge.deadline <= now:
         at = judge.deadline
         if judge.judge(at):
@@ -63,7 +63,7 @@ def verdict(judge: LifeJudge, now: float) -> Life:
 
 @final
 class Path:
-    """Both ends of an idle path; what is said after so many seconds of silence is lost, as are all words after it."""
+    """Both ends of an idle path, whose NAT loses its mapping after `bears` seconds of silence: then nothing arrives."""
 
     def __init__(self, ours: Uplink, theirs: Uplink, *, bears: float = 1e9) -> None:
         self.ends = [judge_of(ours), judge_of(theirs, responder=True)]
@@ -122,7 +122,7 @@ def test_a_path_that_does_not_bear_it_is_lost_once_and_no_other_one_tries() -> N
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_no_end_tries_the_nat_of_the_other_one(which: int) -> None:
-    """Which asks before the least patient NATs forget, until it tries or knows."""
+    """The other end asks before the least patient NATs forget a mapping, until it tries longer silences itself."""
     uplinks = [Uplink(), Uplink()]
     uplinks[which].note_borne(asked=False)
     uplinks[1 - which].note_lost(0.0)
@@ -222,7 +222,7 @@ def test_where_there_is_no_nat_to_ask_for_the_interval_stays_as_it_is() -> None:
 
 
 def trying() -> tuple[Uplink, LifeJudge, float]:
-    """A path that tries, and since when."""
+    """A path that is trying a longer silence, and the time since when."""
     uplink = Uplink()
     judge = judge_of(uplink)
     return uplink, judge, idle(judge, QUIET_ROUNDS)
@@ -237,7 +237,7 @@ def test_who_is_heard_unasked_after_a_long_silence_is_behind_a_nat_that_bears_it
 
 
 def test_an_answer_proves_nothing_by_itself() -> None:
-    """The question has opened the NAT anew."""
+    """The question itself has renewed the NAT's mapping."""
     uplink, judge, _ = trying()
     idle(judge, 3)
     assert not uplink.bears
@@ -251,7 +251,7 @@ def test_a_question_without_an_answer_in_time_is_a_failure(answered: bool) -> No
     token = judge.ask(asked_at)
     assert verdict(judge, asked_at + SUSPICION + 0.01) is Life.SUSPECT
     if answered:
-        answer(judge, token + 1, asked_at + SUSPICION + 1.0)  # by what a search has opened
+        answer(judge, token + 1, asked_at + SUSPICION + 1.0)  # through a mapping that a search has opened
     assert not uplink.bears
     failed_at = asked_at + SUSPICION
     for later, tries in ((TOO_LONG_FOR - 1.0, False), (TOO_LONG_FOR + 1.0, True)):
@@ -297,7 +297,7 @@ def test_a_path_that_dies_after_a_silence_that_all_bear_says_nothing(silence: fl
 
 
 def test_a_path_that_a_hint_has_suspected_says_nothing() -> None:
-    """The machine has moved, or slept."""
+    """The host has moved, or slept."""
     uplink = Uplink()
     uplink.note_borne(asked=False)
     judge = judge_of(uplink)
@@ -317,7 +317,7 @@ def test_a_path_that_the_peer_has_fled_from_in_a_long_silence_is_a_failure(silen
 
 
 def test_a_trial_that_a_signal_has_broken_off_is_none_that_is_tried_again() -> None:
-    """The peer has not been heard, and searches: what we say to it opens our NAT anew."""
+    """What this side sent in a search has renewed its NAT's mapping, so an arrival after it proves nothing."""
     uplink, judge, now = trying()
     judge.said_unasked = True
     judge.heard(now + LONG + 1.0)

@@ -1,4 +1,4 @@
-"""The state tables: every state, role and frame is either in the table or an error of whoever sent the frame."""
+"""The state tables: each combination of state, role and frame is in the table, or an error of the frame's sender."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DIALLER, LISTENER, INITIATOR, RESPONDER = Role.DIALLER, Role.LISTENER, Role.INIT
 
 PARTIES = [frozenset(pair) for pair in product((DIALLER, LISTENER), (INITIATOR, RESPONDER))]
 
-# Written again, not imported: state, frame, who may send it, state after.
+# Written out again, not imported: state, frame, its sender, next state.
 LINK: list[tuple[LinkState, FrameType, Role | None, LinkState]] = [
     (L.FRESH, F.PROOF, DIALLER, L.PROVEN),
     (L.PROVEN, F.COMMIT, INITIATOR, L.COMMITTED),

@@ -1,4 +1,4 @@
-"""The numbered stream of a Link: what is kept, what is forgotten, what is said again, and what is taken once."""
+"""The numbered stream of a Link: what is kept, forgotten and sent again, and that each unit is taken in once."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def put(outgoing: Outgoing, data: bytes | bytearray, channel: int = 0) -> None:
 
 
 def items_of(outgoing: Outgoing, position: int, limit: int = 1 << 30) -> list[Item]:
-    """What a carrier brings that begins at a position."""
+    """The items that a carrier brings from a position on."""
     raw = b"".join(bytes(part) for chunk in outgoing.read(position, limit) for part in chunk.parts)
     return FrameReader().feed([raw]) if raw else []
 
@@ -70,7 +70,7 @@ def items_of(outgoing: Outgoing, position: int, limit: int = 1 << 30) -> list[It
         (Fin(channel=0, final_offset=1), 1),
         (Reset(channel=0, code=1), 1),
         (GoAway(), 1),
-        # About the carrier, or what came before the stream:
+        # These concern the carrier, or precede the stream:
         (Accept(channel=0, credit=1), 0),
         (Refuse(channel=0, reason=1), 0),
         (Ack(position=1), 0),
@@ -98,7 +98,7 @@ def test_all_is_kept_until_it_is_acknowledged() -> None:
     assert (outgoing.held, outgoing.frames) == (len(FRAME) + 5_000 + 2 * ENTRY_COST, 1)
     assert outgoing.acknowledge(10_001)
     assert (outgoing.held, outgoing.frames) == (5_000 + ENTRY_COST, 0)
-    assert outgoing.acknowledge(12_000)  # in the middle: all of the piece is kept
+    assert outgoing.acknowledge(12_000)  # in the middle of a chunk, which is kept whole
     assert outgoing.held == 5_000 + ENTRY_COST
     assert outgoing.acknowledge(15_001)
     assert outgoing.held == 0
@@ -255,7 +255,7 @@ def test_whatever_is_said_again_arrives_once_and_in_order(
     writes: list[tuple[int, int] | None], data: st.DataObject
 ) -> None:
     outgoing, incoming = Outgoing(), Incoming()
-    said: list[tuple[int | None, int]] = []  # one for each unit: its channel, and a byte
+    said: list[tuple[int | None, int]] = []  # one entry per unit: its channel, and a byte
     got: list[tuple[int | None, int]] = []
     counter = 0
     for write in writes:
@@ -269,7 +269,7 @@ def test_whatever_is_said_again_arrives_once_and_in_order(
             put(outgoing, payload if size % 2 else bytearray(payload), channel)
             said += [(channel, byte) for byte in payload]
             counter += 7
-        # A carrier comes, from somewhere between what was acknowledged and what was taken in, and brings a part.
+        # A carrier comes, starts between what was acknowledged and what was taken in, and brings a part.
         position = data.draw(st.integers(outgoing.acknowledged, incoming.received), label="begins at")
         items = items_of(outgoing, position, data.draw(st.integers(0, 5 * SMALL), label="brings"))
         for item in items:
@@ -295,7 +295,7 @@ def test_whatever_is_said_again_arrives_once_and_in_order(
     assert got == said
 
 
-# --- what all Links of a node keep ---
+# --- the memory that all Links of a node share ---
 
 
 def test_what_a_part_keeps_alive_is_counted_with_it() -> None:
@@ -335,7 +335,7 @@ def test_who_keeps_much_leaves_room_for_who_comes_later() -> None:
             put(outgoing, bytes(10_000))
     assert memory.held <= 1_000_000 + 10 * (20_000 + 10_000 + ENTRY_COST)
     assert links[0].held > links[-1].held >= 20_000
-    for _ in range(20):  # all go on alike
+    for _ in range(20):  # all Links go on sending alike
         for outgoing in links:
             outgoing.acknowledge(min(outgoing.acknowledged + 100_000, outgoing.end))
             if not outgoing.full:
@@ -361,7 +361,7 @@ def test_a_link_that_is_over_keeps_nothing() -> None:
 @pytest.mark.slow("traces every allocation")
 @pytest.mark.parametrize("size", [1, 300, SMALL, SMALL + 1, 64 * 1024, 3_000_000])
 def test_what_is_counted_is_what_it_takes(size: int) -> None:
-    """As Python measures it, for writes of every kind: kept by reference, in part, copied, joined; and frames."""
+    """Compared with Python's own sizes, for writes of every kind (referenced, partial, copied, joined) and frames."""
     total, count = 4 * 1024 * 1024, 16
     memory = ReplayMemory(total=total, floor=16 * 1024)
     part = memoryview(b"")
@@ -389,7 +389,7 @@ def test_what_is_counted_is_what_it_takes(size: int) -> None:
 
 
 class Links(RuleBasedStateMachine):
-    """Whatever some Links keep and let go, the count is the sum of it."""
+    """Whatever some Links keep and release, the count is the sum of what they hold."""
 
     @initialize()
     def begin(self) -> None:
