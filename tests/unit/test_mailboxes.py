@@ -1,4 +1,4 @@
-"""The mailboxes of pairing on a rendezvous server: who may offer, claim and post, who is told what, for how long."""
+"""The mailboxes of pairing on a rendezvous server: who may offer, claim and post, what each side is told, and when."""
 
 from __future__ import annotations
 
@@ -298,7 +298,7 @@ def test_who_leaves_behind_a_wrong_proof_waits_nevertheless() -> None:
 @pytest.mark.parametrize("why", [Outcome.SLOW, Outcome.EXPIRED])
 @pytest.mark.parametrize("timed", ["claimer", "offerer"])
 def test_a_proof_that_nobody_has_judged_in_time_counts_as_wrong(timed: str, why: Outcome, leaves: bool) -> None:
-    """Posted just before the time is over, it is checked by who offers, and what that says finds no try any more."""
+    """It is posted just before the deadline; when the offerer's judgement arrives, the try is over already."""
     server = Server()
     for number in range(2):
         bob = server.offer()
@@ -321,7 +321,7 @@ def test_a_proof_that_nobody_has_judged_in_time_counts_as_wrong(timed: str, why:
 
 
 def test_a_slow_try_without_a_proof_costs_no_wait() -> None:
-    """Who offers was slow, and nobody has learned anything.  So is who loses his connection behind a proof."""
+    """Nobody has learned anything from it.  The same holds where the offerer loses his connection after a proof."""
     server = Server()
     for _ in range(3):
         bob = server.offer()
@@ -450,13 +450,13 @@ def test_a_network_whose_claims_are_refused_has_nobody_elses_wrong_tries_forgott
 
 def test_who_has_to_wait_is_told_the_longest_wait_of_all_that_he_is_counted_under() -> None:
     rates = ClaimRates()
-    for _ in range(4):  # of one /64, and beside it of its /48
+    for _ in range(4):  # counted for its /64 and for its /48
         rates.end("2001:db8::1", T, wrong=True)
     assert rates.begin("2001:db8::1", T) > rates.begin("2001:db8:0:ff00::1", T) > 0
 
 
 def greedy(rates: ClaimRates, hosts: list[str], seconds: float) -> int:
-    """How many wrong tries somebody gets who has these addresses, tries whenever he may, and as many as he may."""
+    """The number of wrong tries by somebody who has these addresses, and tries as soon and as often as he may."""
     now, wrong = T, 0
     while now < T + seconds:
         begun = [host for host in hosts if rates.begin(host, now) == 0]

@@ -1,4 +1,4 @@
-"""Which of the ports that a router says it has opened are published."""
+"""Which of the ports that a router claims to have opened are published."""
 
 from __future__ import annotations
 

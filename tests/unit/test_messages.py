@@ -133,13 +133,13 @@ Ends = tuple[MessageChannel, MessageChannel]
 
 
 def ends(max_size: int = 100) -> Ends:
-    """Two ends over a stream that holds any amount."""
+    """Two ends of a stream that buffers any amount."""
     one, other = trio.testing.memory_stream_pair()
     return MessageChannel(one, max_size=max_size), MessageChannel(other, max_size=max_size)
 
 
 def lockstep(max_size: int = 200_000) -> Ends:
-    """Two ends over a stream that holds nothing: a send waits until the other end receives."""
+    """Two ends of a stream without a buffer: a send waits until the other end receives."""
     one, other = trio.testing.lockstep_stream_pair()
     return MessageChannel(one, max_size=max_size), MessageChannel(other, max_size=max_size)
 
@@ -176,7 +176,7 @@ async def test_small_ones_are_one_call_of_the_stream_and_large_ones_two(size: in
 
 
 async def test_what_waits_to_be_cut_is_bounded() -> None:
-    """However much the stream has, and however small the messages in it are."""
+    """However much the stream delivers, and however small its messages are."""
     alice, bob = ends()
     await alice.stream.send_all(framed(b"x") * 200_000)
     assert await bob.receive() == b"x"
@@ -255,7 +255,7 @@ async def test_a_closed_channel_says_so() -> None:
     alice, bob = ends()
     await bob.send(b"unread")
     await bob.send(b"unread")
-    await alice.receive()  # the other one is in the reader
+    await alice.receive()  # the other message is in the reader
     await alice.aclose()
     for call in (alice.receive, partial(alice.send, b"x"), partial(alice.send, b"")):
         with pytest.raises(trio.ClosedResourceError, match="this channel was closed"):
@@ -334,7 +334,7 @@ async def test_a_send_that_is_cancelled_before_it_began_breaks_nothing() -> None
 
 
 async def cut_off(alice: MessageChannel, bob: MessageChannel, *, after: int) -> None:
-    """Alice is cancelled when so many bytes of a message are out."""
+    """Alice's send is cancelled when `after` bytes of its message have been sent."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(alice.send, b"hello")
         if after:
@@ -357,7 +357,7 @@ async def test_a_send_that_is_cut_off_breaks_the_sending_half() -> None:
 
 
 class Counted(trio.abc.HalfCloseableStream):
-    """A stream of two that knows what it has taken, and stops after `room` bytes."""
+    """A stream that counts the bytes that it takes, and blocks after `room` bytes."""
 
     def __init__(self, room: int) -> None:
         self.taken = 0
@@ -437,7 +437,7 @@ async def test_a_cancelled_close_closes() -> None:
 
 
 class Leaving(Counted):
-    """Notes how its block is left."""
+    """Records the exception with which its block is left."""
 
     left_by: type[BaseException] | None = None
     left = False
@@ -467,7 +467,7 @@ async def test_what_the_stream_raises_comes_out() -> None:
     await bob.stream.aclose()
     with pytest.raises(trio.BrokenResourceError):
         await alice.send(b"x")
-    with pytest.raises(trio.BrokenResourceError) as caught:  # of the stream, again
+    with pytest.raises(trio.BrokenResourceError) as caught:  # the stream's own error again
         await alice.send(b"x")
     assert "cut off" not in str(caught.value)
 
@@ -481,5 +481,5 @@ async def test_how_it_is_shown() -> None:
 
 @pytest.mark.slow("cuts messages for a while")
 def test_messages_in_one_chunk_cost_the_same_each() -> None:
-    """What was cut is not moved: a chunk of a megabyte does not take its square."""
+    """The rest of a chunk is not moved for each message: the cost does not grow with the square of its size."""
     assert len(cut(MessageReader(1), framed(b"x") * 200_000)) == 200_000

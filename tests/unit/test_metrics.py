@@ -1,4 +1,4 @@
-"""What the servers count, as Prometheus reads it."""
+"""The servers' counters, in the form that Prometheus reads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNITS = ("seconds", "bytes")
 
 
 def parse(text: str) -> dict[str, tuple[str, float]]:
-    """Type and value by name; strict: of each metric HELP, TYPE and one sample without labels, in this order."""
+    """Type and value by name; strict: each metric has HELP, TYPE and one sample without labels, in this order."""
     assert text.endswith("\n")
     lines = iter(text[:-1].split("\n"))
     found: dict[str, tuple[str, float]] = {}
@@ -50,7 +50,7 @@ PARTS: Final[dict[str, type[Any]]] = {
 
 
 def filled(kind: type[Any], start: int) -> Any:
-    """Statistics in which no two fields are equal, and the next number."""
+    """Statistics with a different number in each field, counted from `start`; and the next number."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         if field.name in PARTS:

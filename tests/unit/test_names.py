@@ -1,4 +1,4 @@
-"""Names of servers: what is remembered of them, and who waits for a resolver that is slow, fails, or never answers."""
+"""Names of servers: what is remembered of them, and lookups by a resolver that is slow, fails, or never answers."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_it_is_bounded() -> None:
     assert cache.addresses("n0", 0.0) == ()
     known = cache.addresses("n1", 0.0)
     assert known[:MAX_ADDRESSES] == tuple(f"fd00::{host}" for host in range(MAX_ADDRESSES))
-    assert known[MAX_ADDRESSES] == "10.0.0.1"  # one family hides nothing of the other
+    assert known[MAX_ADDRESSES] == "10.0.0.1"  # addresses of one family leave room for those of the other
     assert len(known) <= 2 * MAX_ADDRESSES
 
 
@@ -108,14 +108,14 @@ def test_what_is_said_of_failures() -> None:
 
 
 class Resolver(trio.abc.HostnameResolver):
-    """Of each name: seconds, and its addresses or what is raised."""
+    """Answers after a delay that each name has, with its addresses or with an exception."""
 
     def __init__(self) -> None:
         self.known: dict[str, tuple[float, tuple[str, ...] | Exception]] = {}
         self.mute: int | None = None
-        """A family about which it never answers."""
+        """A family for which it never answers."""
         self.late = 0.0
-        """Seconds more for IPv6."""
+        """Additional seconds for IPv6."""
         self.asked: list[str] = []
         self.calls = 0
         self.under_way = 0
@@ -200,7 +200,7 @@ def test_a_family_that_is_late_is_added() -> None:
 
 
 def test_who_asks_while_half_an_answer_is_there_waits_for_the_other_half() -> None:
-    """The first family alone may be the one that leads nowhere."""
+    """The family that arrives first may be the one that does not work."""
 
     async def body(resolver: Resolver, names: Names) -> None:
         resolver.known["one"] = (0.0, ONE)
@@ -273,7 +273,7 @@ def test_names_are_looked_up_side_by_side_and_one_that_hangs_is_waited_for_a_mom
         assert await names.look_up(order, timeout=5) == {"one": ONE, "two": TWO}
         assert trio.current_time() - began == pytest.approx(0.3 + SETTLE)
         began = trio.current_time()
-        for _ in range(10):  # from then on it costs nothing
+        for _ in range(10):  # further lookups cost no time
             assert await names.look_up(order, timeout=5) == {"one": ONE, "two": TWO}
         assert trio.current_time() == began
         assert sorted(resolver.asked) == ["hangs", "one", "two"]
@@ -353,7 +353,7 @@ def test_whatever_a_resolver_raises_is_a_failure(raised: Exception, why: str) ->
             "empty": "no address",
         }
         assert await names.look_up(["bad"], timeout=1) == {}
-        assert sorted(resolver.asked) == ["bad", "empty"]  # not again at once
+        assert sorted(resolver.asked) == ["bad", "empty"]  # they are not asked for again at once
         await trio.sleep(RETRY + 0.1)
         await names.look_up(["bad"], timeout=1)
         assert resolver.asked[2:] == ["bad"]
@@ -392,7 +392,7 @@ def test_a_slow_one_is_a_failure_until_it_comes() -> None:
 
 
 def real(body: Callable[[Resolver, Names], Awaitable[None]]) -> None:
-    """As `play`, over real sockets of loopback."""
+    """Like `play`, but over real loopback sockets."""
 
     async def main() -> None:
         resolver, names = Resolver(), Names()
@@ -416,7 +416,7 @@ def test_every_address_is_connected_to_the_next_at_once_after_a_failure() -> Non
                     assert stream.socket.getpeername() == ("127.0.0.1", port)
             resolver.known = dict.fromkeys(resolver.known, (math.inf, ()))
             await trio.lowlevel.checkpoint()
-            async with await names.open_tcp_stream("n2", port):  # by what is remembered
+            async with await names.open_tcp_stream("n2", port):  # by remembered addresses
                 pass
             async with await names.open_tcp_stream("127.0.0.1", port):
                 pass
@@ -498,11 +498,11 @@ def test_after_the_end_nothing_is_looked_up() -> None:
 
 @pytest.fixture
 def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
-    """A real resolver that never answers; tells how many threads are in it."""
+    """A real resolver that never answers; yields a function that counts the threads in it."""
     release, inside = threading.Event(), [0]
 
     def getaddrinfo(*args: Any) -> list[object]:
-        if len(args) == 6 and args[5] & socket.AI_NUMERICHOST:  # Trio looks first whether it is an address
+        if len(args) == 6 and args[5] & socket.AI_NUMERICHOST:  # Trio first tries to read it as an address
             raise socket.gaierror(socket.EAI_NONAME, "no address")
         inside[0] += 1
         release.wait()

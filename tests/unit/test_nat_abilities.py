@@ -1,4 +1,4 @@
-"""The words about a network against the outlooks that they are made of; the simulator's NATs are in tests/sim."""
+"""The sentences about a network, against the outlooks that they come from; tests/sim has the simulator's NATs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_something_is_said_of_everything_and_nothing_twice(profile: NatProfile) 
     assert len(set(sentences)) == len(sentences)
     for each in sentences:
         assert each
-        assert not each.endswith(".")  # they are parts of lines
+        assert not each.endswith(".")  # they are fragments of lines
 
 
 @settings(max_examples=50)

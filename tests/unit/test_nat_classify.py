@@ -1,4 +1,4 @@
-"""What observations add up to: each axis by hand, then every NAT of the simulator asked by hand-made packets."""
+"""How observations are classified: each axis by hand, then every NAT of the simulator, asked with made-up packets."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ AXES = {Axis.EIM: EIM, Axis.ADM: ADM, Axis.APDM: APDM}
 def one_socket(
     mapped: Sequence[int | tuple[str, int]], *, servers: Sequence[tuple[str, int]] = SERVERS
 ) -> list[Binding]:
-    """What one socket was told by one server after another."""
+    """The bindings of one socket, as seen by one server after another."""
     ends = [(OUT, each) if isinstance(each, int) else each for each in mapped]
     return [
         Binding(local=(US, 40000), server=server, mapped=end, at=i)
@@ -57,7 +57,7 @@ def one_socket(
 
 
 def fresh_sockets(mapped: Sequence[int], local: Sequence[int] | None = None) -> list[Binding]:
-    """What one server told one fresh socket after another."""
+    """The bindings of fresh sockets, as seen by one server."""
     ports = local or [1024 + 7919 * i % 60000 for i in range(len(mapped))]
     return [
         Binding(local=(US, port), server=SERVERS[0], mapped=(OUT, end), at=i)
@@ -66,9 +66,9 @@ def fresh_sockets(mapped: Sequence[int], local: Sequence[int] | None = None) -> 
 
 
 def ask(nat: Nat, random: Random, *, sockets: int = 16, foreign: float = 0.0) -> list[Binding]:
-    """The measurement, packet by packet: one socket to all servers, then fresh ones to the first server each.
+    """Measure a NAT packet by packet: one socket asks all servers, then each fresh socket asks the first server.
 
-    `foreign`: the chance that another inside host opens a mapping before each packet.
+    `foreign`: the probability that another inside host opens a mapping before each packet.
     """
     bindings: list[Binding] = []
     ports = random.sample(range(20000, 60000), sockets)
@@ -88,9 +88,9 @@ class TestMapping:
             ([500, 500, 500, 500], EIM),
             ([500, 500, 600, 700], ADM),
             ([500, 501, 600, 700], APDM),
-            ([500, 500, 500, 666], EIM),  # one of three lies, or had a conflict
+            ([500, 500, 500, 666], EIM),  # one of three lies, or met a port conflict
             ([500, 500, 500, (OUT[:-1] + "9", 500)], EIM),
-            ([500, 500], Mapping.UNKNOWN),  # two ports of one address
+            ([500, 500], Mapping.UNKNOWN),  # two ports of one address only
             ([500, 600], APDM),
             ([500], Mapping.UNKNOWN),
             ([500, 600, 600, 700], Mapping.UNKNOWN if False else EIM),  # two of three addresses agree on 600
@@ -137,14 +137,14 @@ class TestAllocation:
         ("mapped", "local", "found"),
         [
             ([40000], [40000], (Allocation.PRESERVING, 0)),
-            ([40000, 50000, 7], [40000, 50000, 60000], (Allocation.PRESERVING, 0)),  # one met a conflict
+            ([40000, 50000, 7], [40000, 50000, 60000], (Allocation.PRESERVING, 0)),  # one met a port conflict
             ([40100, 50100, 60100], [40000, 50000, 60000], (Allocation.PRESERVING, 100)),
             ([39900, 49900, 59900], [40000, 50000, 60000], (Allocation.PRESERVING, -100)),
-            ([100, 101, 102, 103], [40000, 40001, 40002, 40003], (Allocation.SEQUENTIAL, 1)),  # not an offset
+            ([100, 101, 102, 103], [40000, 40001, 40002, 40003], (Allocation.SEQUENTIAL, 1)),  # no constant offset
             ([5000, 5002, 5004], None, (Allocation.SEQUENTIAL, 2)),
             ([5004, 5002, 5000], None, (Allocation.SEQUENTIAL, -2)),
             ([5000, 5002, 5008, 5010, 5012, 5018, 5020], None, (Allocation.SEQUENTIAL, 2)),  # foreign ones between
-            ([65530, 65533, 1024, 1027, 1030, 1033], None, (Allocation.SEQUENTIAL, 3)),  # it wraps
+            ([65530, 65533, 1024, 1027, 1030, 1033], None, (Allocation.SEQUENTIAL, 3)),  # wraps around
             ([1030, 1027, 65533, 65530, 65527, 65524], None, (Allocation.SEQUENTIAL, -3)),
             ([5000, 5002, 5001, 5003], None, (Allocation.RANDOM, 0)),
             ([5000, 5000, 5000, 5000], None, (Allocation.RANDOM, 0)),
@@ -166,7 +166,7 @@ class TestAllocation:
     @settings(max_examples=40)
     @given(st.integers(0, 10**6), st.sampled_from((512, 1024, 64512)))
     def test_random_is_hardly_ever_taken_for_a_sequence(self, seed: int, size: int) -> None:
-        """16 sockets; with Hypothesis' forty draws, and a chance below 1e-9 each, never."""
+        """16 sockets: the chance is below 1e-9 for each of Hypothesis' forty examples."""
         random = Random(seed)
         ports = [random.randint(1024, 1023 + size) for _ in range(16)]
         assert classify_allocation(fresh_sockets(ports), EIM)[0] is Allocation.RANDOM
@@ -182,14 +182,14 @@ class TestRange:
         ],
     )
     def test_it_errs_wide(self, low: int, high: int, samples: int) -> None:
-        """Of a range, less than nine tenths are found with the chance that the rule accepts, at most."""
+        """The estimate covers less than three quarters of the range no more often than the rule accepts."""
         random, runs = Random(low * samples), 300
         missed = 0
         for _ in range(runs):
             first, last = port_range(random.randint(low, high) for _ in range(samples))
             covered = (min(high, last) - max(low, first) + 1) / (high - low + 1)
             missed += covered < 0.75
-        assert missed / runs < 0.04  # 1 %, and four standard deviations
+        assert missed / runs < 0.04  # 1 %, plus four standard deviations
 
     @pytest.mark.parametrize(("size", "at_most"), [(512, 1.3), (1024, 1.3), (2048, 1.3)])
     def test_a_carriers_block_is_found(self, size: int, at_most: float) -> None:
@@ -360,6 +360,6 @@ class TestContradicts:
         random = Random(seed)
         nat = Nat(config, [OUT], random)
         profile = classify(NatObservations(bindings=tuple(ask(nat, random))))
-        if profile.allocation is Allocation.RANDOM:  # a range is an estimate: one port in a hundred is outside of it
+        if profile.allocation is Allocation.RANDOM:  # the range is an estimate, and leaves out one port in a hundred
             profile = replace(profile, low=1, high=65535)
         assert contradicts(profile, Evidence(bindings=tuple(ask(nat, random, sockets=3)))) is None

@@ -1,4 +1,4 @@
-"""Port prediction: by hand for each kind of NAT, against the simulator's allocators, bounded whatever is claimed."""
+"""Port prediction: by hand for each kind of NAT, against the simulator's allocators, and bounded for any claims."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TestByHand:
     def test_a_cone_keeps_what_a_server_saw(self) -> None:
         (only,) = predict_ports(CONE, seen(5555), count=8, local_port=40000)
         assert (only.port, only.probability > 0.9) == (5555, True)
-        assert ports(CONE, [*seen(5555), *seen(5556, at=1.0)], local_port=40000) == [5556]  # the newest
+        assert ports(CONE, [*seen(5555), *seen(5556, at=1.0)], local_port=40000) == [5556]  # the newest one counts
 
     def test_a_cone_that_nobody_saw(self) -> None:
         assert ports(CONE, seen(5555), local_port=40001) == []
@@ -58,7 +58,7 @@ class TestByHand:
         assert fresh.probability > 0.9 > 0.1 > used.probability
         assert ports(replace(keeps, delta=-50), local_port=40000) == [39950]
         assert ports(replace(keeps, delta=100), local_port=65500) == [64]
-        assert ports(replace(keeps, delta=36), local_port=65500) == []  # port 0
+        assert ports(replace(keeps, delta=36), local_port=65500) == []  # that would be port 0
 
     def test_sequential(self) -> None:
         assert ports(SEQUENTIAL, seen(5000, 5002)) == [5004, 5006, 5008, 5010]
@@ -69,7 +69,7 @@ class TestByHand:
         assert ports(SEQUENTIAL) == []
 
     def test_sequential_in_company(self) -> None:
-        """Four foreign allocations a second for a second: the likeliest are 3 or 4 of them."""
+        """At four foreign allocations a second, 3 or 4 in the first second are the likeliest."""
         predicted = predict_ports(SEQUENTIAL, seen(5000), count=9, elapsed=1.0, rate=4.0)
         assert {each.port for each in predicted[:2]} == {5008, 5010}
         assert predicted[0].probability == pytest.approx(0.195, abs=0.001)
@@ -81,7 +81,7 @@ class TestByHand:
         assert foreign_rate(SEQUENTIAL, busy) == pytest.approx(20.1 / 0.3)
         assert foreign_rate(SEQUENTIAL, []) == foreign_rate(CONE, busy) == 1.0
         assert foreign_rate(SEQUENTIAL, seen(1024, 65534, gap=0.0)) <= MAX_RATE
-        assert foreign_rate(SEQUENTIAL, seen(65534, 1024, 1026)) == pytest.approx(0.1 / 0.2)  # a wrap tells nothing
+        assert foreign_rate(SEQUENTIAL, seen(65534, 1024, 1026)) == pytest.approx(0.1 / 0.2)  # a wrap reveals nothing
 
     def test_random_and_unknown(self) -> None:
         assert ports(SYM, seen(5000, 6000), local_port=40000) == []
@@ -90,7 +90,7 @@ class TestByHand:
         assert ports(TransportProfile(), seen(5000), local_port=7) == []
 
     def test_what_keeps_ports_and_may_keep_mappings(self) -> None:
-        """The old mapping or the own port: nothing tells which, unless there is no old one."""
+        """Either the old mapping or the local port: nothing tells which, unless there is no old mapping."""
         keeps = replace(TransportProfile(), allocation=Allocation.PRESERVING)
         both = predict_ports(keeps, seen(5000), count=2, local_port=40000)
         assert {(each.port, each.probability) for each in both} == {(5000, 0.5), (40000, 0.5)}
@@ -100,12 +100,12 @@ class TestByHand:
 
 
 class TestAgainstAllocators:
-    """A NAT of the simulator is sampled, classified, predicted; its next mapping is compared with the prediction."""
+    """A simulated NAT is sampled and classified; its next mapping is compared with the predicted ports."""
 
     RUNS = 60
 
     def hits(self, allocation: SimAllocation, axis: Axis, *, count: int, rate: float) -> tuple[int, float]:
-        """How many runs met one of `count` predicted ports, and how many were promised."""
+        """How many runs hit one of `count` predicted ports, and how many hits the probabilities promised."""
         config = NatConfig(udp=Behavior(mapping=axis, allocation=allocation))
         met, promised = 0, 0.0
         for seed in range(self.RUNS):
@@ -126,7 +126,7 @@ class TestAgainstAllocators:
                 wait(0.1)
                 mapped = nat.outbound(Packet(UDP, (US, port), SERVER), now).packet.src
                 samples.append(Binding(local=(US, port), server=SERVER, mapped=mapped, at=now))
-            # The classifier is not what is tested here, and does not see the mapping by one server.
+            # The classifier is not under test; it cannot see the mapping behaviour with a single server.
             profile = replace(
                 classify(NatObservations(bindings=tuple(samples))), mapping=Mapping(list(Axis).index(axis) + 1)
             )
@@ -147,11 +147,11 @@ class TestAgainstAllocators:
         assert promised <= self.RUNS + 1e-6
 
     def test_a_busy_one_keeps_its_promise(self) -> None:
-        """20 foreign allocations a second: the ports are spread over some ten, and so are the promises."""
+        """20 foreign allocations a second spread the ports, and the probabilities, over some ten values."""
         met, promised = self.hits(Sequential(), Axis.APDM, count=4, rate=20.0)
         deviation = (promised * (1 - promised / self.RUNS)) ** 0.5
         assert 0.3 * self.RUNS < promised < 0.8 * self.RUNS
-        assert abs(met - promised) < 4 * deviation + 0.1 * self.RUNS  # the rate itself is estimated from 0.8 s
+        assert abs(met - promised) < 4 * deviation + 0.1 * self.RUNS  # the rate itself is estimated, from 0.8 s
 
     @pytest.mark.parametrize("allocation", [Uniform(), Block(size=512)], ids=repr)
     def test_random_ones_promise_nothing(self, allocation: SimAllocation) -> None:

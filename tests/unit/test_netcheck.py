@@ -1,4 +1,4 @@
-"""Which paths `netcheck` measures, and what it says of a node as a whole."""
+"""Which paths `netcheck` measures, and its summary for a whole node."""
 
 from __future__ import annotations
 

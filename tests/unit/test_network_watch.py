@@ -1,4 +1,4 @@
-"""When a machine has moved or slept, by what it says of itself."""
+"""How a host's interfaces and clocks show that it has moved or slept."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ETH0 = interface("eth0", "192.0.2.7")
 
 @final
 class Machine(LoopbackHost):  # type: ignore[misc]  # final for everybody else
-    """One whose interfaces and clock the test has a hand in."""
+    """A host whose interfaces and clocks the test controls."""
 
     def __init__(self) -> None:
         super().__init__()

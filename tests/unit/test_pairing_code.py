@@ -1,4 +1,4 @@
-"""Pairing codes: the list of words, and what is read as a code."""
+"""Pairing codes: the list of words, and which inputs are read as a code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GUITAR = Code(7, ("guitar", "orbit"))
 
 
 def distance(one: str, two: str) -> int:
-    """Levenshtein's."""
+    """The Levenshtein distance."""
     row = list(range(len(two) + 1))
     for i, a in enumerate(one, 1):
         new = [i]
@@ -30,7 +30,7 @@ def distance(one: str, two: str) -> int:
 
 
 def sound(word: str) -> str:
-    """Roughly how an English word sounds: what is spelled otherwise and sounds the same becomes the same."""
+    """Roughly how an English word sounds: homophones get the same result."""
     for spelled, heard in (("ph", "f"), ("ck", "k"), ("qu", "kw"), ("x", "ks"), ("wh", "w"), ("kn", "n"), ("wr", "r")):
         word = word.replace(spelled, heard)
     word = re.sub("c(?=[eiy])", "s", word.replace("gh", "g")).replace("ch", "7").replace("c", "k")

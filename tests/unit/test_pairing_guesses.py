@@ -1,4 +1,4 @@
-"""Somebody guesses codes, ten thousand times, from one network: none is accepted, and other people pair undisturbed."""
+"""Ten thousand guesses of codes from one network: none is accepted, and other people pair undisturbed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def us(identity: Identity) -> Us:
 
 @dataclass(eq=False)
 class Offering:
-    """Somebody who offers a code at a server, and a new one when that is over."""
+    """A person who offers a code at a server, and a new code whenever the offer ends."""
 
     server: Server
     us: Us
@@ -54,7 +54,7 @@ class Offering:
         self.core = OfferCore(Code(offered.nameplate, words), self.us)
 
     def work(self) -> None:
-        """Answer what was said, as a node does."""
+        """Answer the received frames as a node does."""
         if self.client.deadline <= self.server.now:
             self.client.tick()
         while self.client.heard:
@@ -70,7 +70,7 @@ class Offering:
 
 
 def try_code(server: Server, offering: Offering, code: Code, who: Us, host: str) -> Paired | Outcome:
-    """One claim from its beginning to its end, by whoever follows the protocol."""
+    """Claim a code, from beginning to end, following the protocol."""
     claimer = Claimer(code, who) if not _has_to_wait(server, host) else None
     client = server.claim(code.nameplate, host, b"hello" if claimer is None else claimer.hello)
     offering.work()
@@ -89,7 +89,7 @@ def try_code(server: Server, offering: Offering, code: Code, who: Us, host: str)
 
 
 def _has_to_wait(server: Server, host: str) -> bool:
-    """Whether the key exchange may be saved: the server will not pass it on."""
+    """Whether the server will not pass the claim on, so that the key exchange need not be computed."""
     rates = server.mailboxes._rates
     return max(source.wait(server.now) for source in rates._of(host)) > 0
 
@@ -97,7 +97,7 @@ def _has_to_wait(server: Server, host: str) -> bool:
 @pytest.mark.slow("ten thousand guesses, and honest pairings in between")
 @pytest.mark.parametrize("network", ["2001:db8:0:{:x}::1", "203.0.113.{}"])
 def test_ten_thousand_guesses_of_one_network(network: str) -> None:
-    """One each second, over all codes that are offered, from as many addresses as the network has: three hours."""
+    """One guess a second for three hours, at all offered codes, from up to 254 addresses of the network."""
     chance = random.Random(7)
     server = Server()
     offers = [Offering(server, us(BOB), chance) for _ in range(OFFERS)]

@@ -1,4 +1,4 @@
-"""The handshake of pairing, and what becomes of an offer's tries: right, wrong, replayed, forged, and in any order."""
+"""The handshake of pairing, and how an offer's tries end: right, wrong, replayed, forged, and in any order."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def us(identity: Identity, entropy: Callable[[int], bytes] = ENTROPY) -> Us:
 
 
 def counting(n: int) -> bytes:
-    """Entropy that is the same each time, for golden bytes."""
+    """The same entropy each time, for golden bytes."""
     return (b"\x01" + bytes(range(256)))[:n]
 
 
@@ -88,7 +88,7 @@ EXCHANGES = [(b"7-guitar-orbit", False), (b"7-guitar-orbit", True), (b"7-guitar-
         b"A" + b"\xff" * 32,
         b"A" + (1).to_bytes(32, "little"),  # the neutral element
         b"A" + bytes(32),  # of order 4
-        b"B" + b"\x58" + b"\x66" * 31,  # our own side, and the base point
+        b"B" + b"\x58" + b"\x66" * 31,  # our own side's letter, and the base point
         b"S" + b"\x58" + b"\x66" * 31,
         b"\0" * ELEMENT_LENGTH,
     ],
@@ -158,7 +158,7 @@ def test_who_guesses_is_told_nothing_and_counted() -> None:
 
 
 def test_an_offerer_who_does_not_know_the_code_is_found_out() -> None:
-    """A server that pairs a claimer with itself: it gets one guess."""
+    """An attacker who answers the claimer gets one guess."""
     alice, mallory = claimer(), Offerer(WRONG, us(MALLORY))
     proof = answer_of(alice, reply_of(mallory, alice.hello))
     with pytest.raises(CodeRefused):
@@ -182,7 +182,7 @@ def test_our_own_key_is_another_outcome() -> None:
 
 
 def test_messages_of_another_try_prove_nothing() -> None:
-    """A server that replays, swaps or reflects."""
+    """The server may replay, swap or reflect messages."""
     alice, bob = claimer(), Offerer(CODE, us(BOB))
     old = answer_of(alice, reply_of(bob, alice.hello))
     bob.receive(old)
@@ -198,7 +198,7 @@ def test_messages_of_another_try_prove_nothing() -> None:
 
 
 def test_an_address_of_somebody_else_is_not_taken() -> None:
-    """Who knows the code cannot say that he is another one."""
+    """Even with the code nobody can claim another peer's address."""
     liar = Us(MALLORY, lambda: ADDRESSES[ALICE.peer_id], ENTROPY)
     mallory, bob = Claimer(CODE, liar), Offerer(CODE, us(BOB))
     with pytest.raises(CodeRefused):

@@ -1,4 +1,4 @@
-"""An offer at two servers: what one says while the other is still being told how it has ended."""
+"""An offer at two servers: frames of one server while the other has not taken the outcome yet."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def us(identity: Identity) -> Us:
 
 
 class Server:
-    """A `MailboxServer` and its only channel, which takes what it is sent while `takes` is set."""
+    """A `MailboxServer` and its only channel; sending waits until `takes` is set."""
 
     allocates = True
 
@@ -61,7 +61,7 @@ class Server:
         await trio.testing.wait_all_tasks_blocked()
 
     async def claim(self, code: Code, number: int) -> tuple[Claimer, bytes]:
-        """Somebody who knows the code claims it, and would prove that by this."""
+        """A peer with the right code claims it; returns the claimer and the proof that it would post."""
         claimer = Claimer(code, us(ALICE))
         await self.say(Claimed(number, claimer.hello))
         reply = self.sent[-1]
@@ -73,7 +73,7 @@ class Server:
 
 @pytest.mark.parametrize("says", ["claimed", "post", "settle", "over", "nothing"])
 async def test_what_another_server_says_meanwhile_changes_nothing(says: str) -> None:
-    """The application is told once, the claimer gets its proof, and the offer is over when that is out."""
+    """The application is told once, the claimer gets its proof, and the offer ends when that is sent."""
     first, second = Server("first"), Server("second")
     told: list[Paired] = []
 

@@ -1,4 +1,4 @@
-"""A panic becomes an error; what a user, the system or a cancel scope wants passes."""
+"""A panic of a Rust library becomes an error; interrupts, exits and cancellation pass unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a path is searched for, by what, and what ends a search; the Link has no carriers, and walks find nothing."""
+"""When and how the keeper searches for a path, and what ends a search; Links have no carriers, walks find nothing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ PUNCHED: Final = PathInfo(
     remote=("198.51.100.1", 2),
 )
 CALLED: Final = Reach(plugins=("direct_connect", "udp_punch"), phases=("direct", "punch"), peer=PEER, signalled=True)
-"""What the caller's Link may be searched for by."""
+"""The ways in which the caller's Link may be searched for."""
 LONG: Final = 2 * sum(PAUSES)
 MANY: Final = 100
 BETTER: Final = Combo(
@@ -67,12 +67,12 @@ BETTER: Final = Combo(
     delay=0.0,
     why="",
 )
-"""What may lead to a better path than PUNCHED."""
+"""A combo whose path would be better than PUNCHED."""
 
 
 @final
 class FakeWalk:
-    """A search that asks for the peer's address, takes its time and finds nothing."""
+    """A search that asks for the peer's address, takes `takes` seconds and finds nothing."""
 
     begun: ClassVar[list[FakeWalk]]
     takes: ClassVar[float]
@@ -111,14 +111,14 @@ class FakeWalk:
         raise ConnectError(recorder.finish(Verdict.UNREACHABLE, 0.0, session_id=b""))
 
     async def _ask(self) -> None:
-        for _ in range(3):  # as in the phases of a walk
+        for _ in range(3):  # once in each phase, like a walk
             with suppress(AttemptFailed, trio.TooSlowError):
                 await self._refresh(self._peer)
 
 
 @final
 class Kept:
-    """A Link that is kept, and all that its keeper hears and does."""
+    """A Link with its keeper, and a record of what the keeper does."""
 
     def __init__(self, *, initiator: bool, upgrade: bool, path: PathInfo) -> None:
         carrier = SimpleNamespace(began=0.0, dialler=True, idle_interval=60.0, name="quic", limit_unsent=lambda _: None)
@@ -166,33 +166,33 @@ class Kept:
         return peer
 
     def lose(self) -> None:
-        """There is no path any more."""
+        """The Link loses its path."""
         self.link.protocol.lanes.active = None
         self.link.path_log.told.unpark_all()
 
     def find(self) -> None:
-        """There is one again."""
+        """The Link has a path again."""
         self.link.protocol.lanes.active = self.link._first.protocol
         self.link.path_log.told.unpark_all()
 
     def change(self, cause: PathCause) -> None:
-        """There is another one."""
+        """The Link has moved to another path."""
         old, self.link.path = self.link.path, replace(PUNCHED)
         change = PathChange(at=trio.current_time(), old=old, new=self.link.path, cause=cause)
         self.link.path_log._note(change)
         self.link.path_log.told.unpark_all()
 
     def say(self) -> None:
-        """Something is said on a Pipe."""
+        """Data is sent on a Pipe."""
         self.stream.put_frame(b"x")
 
     def hint(self) -> None:
-        """Something has happened on this machine."""
+        """This host's network has changed."""
         self.link._note_hint()
 
     @property
     def searches(self) -> list[float]:
-        """When they began."""
+        """The times at which searches began."""
         return [walk.at for walk in FakeWalk.begun]
 
 
@@ -206,7 +206,7 @@ def walks(monkeypatch: pytest.MonkeyPatch) -> None:
 async def kept(
     *, initiator: bool = True, upgrade: bool = False, path: PathInfo = PUNCHED, reach: Reach = CALLED
 ) -> AsyncGenerator[Kept]:
-    """A Link on a path, and its keeper."""
+    """A Link on a path, and its keeper, running."""
     one = Kept(initiator=initiator, upgrade=upgrade, path=path)
     async with trio.open_nursery() as nursery:
         one.plan = [BETTER]
@@ -217,7 +217,7 @@ async def kept(
 
 
 def after(began: float, pauses: Sequence[float]) -> list[float]:
-    """The times behind each of these pauses, one after the other."""
+    """The times at which these pauses end, one after the other."""
     times: list[float] = []
     for pause in pauses:
         began += pause
@@ -284,7 +284,7 @@ async def test_a_path_that_comes_and_goes_is_searched_for_ever_more_rarely(autoj
 
 
 async def test_however_often_the_path_has_changed_a_lost_one_is_searched_for_at_once(autojump_clock: MockClock) -> None:
-    """What holds up searches for a better path does not bind those for any."""
+    """The pauses between searches for a better path do not delay a search for any path."""
     async with kept(upgrade=True) as one:
         for _ in range(6):
             one.change(PathCause.BETTER)
@@ -302,7 +302,7 @@ async def test_however_often_the_path_has_changed_a_lost_one_is_searched_for_at_
 
 
 async def test_however_often_the_path_was_lost_a_better_one_is_searched_for_soon(autojump_clock: MockClock) -> None:
-    """What was borne in trouble does not hold up the way back; upgrades do."""
+    """Changes that a lost path has forced do not delay the way back; upgrades do."""
     async with kept(upgrade=True) as one:
         for cause in [*[PathCause.FOUND, PathCause.FOLLOWED] * 3, PathCause.FORGIVEN]:
             one.change(cause)
@@ -407,7 +407,7 @@ async def test_a_server_that_is_back_ends_a_pause(autojump_clock: MockClock) -> 
 async def test_a_server_that_is_back_has_another_search_begin_where_one_goes_by_a_dead_connection(
     autojump_clock: MockClock, has_signals: bool
 ) -> None:
-    """One that began without any connection waits for it by itself."""
+    """A search that began without any connection waits for the server by itself."""
     FakeWalk.takes = 5.0
     async with kept() as one:
         one.has_signals = has_signals
@@ -451,7 +451,7 @@ async def test_nothing_is_waited_for_on_a_link_that_is_over(autojump_clock: Mock
                 await wait()
 
 
-# -- by what -----------------------------------------------------------------------------------------------------------
+# -- in which ways -----------------------------------------------------------------------------------------------------
 
 
 async def test_who_has_called_searches_by_what_the_call_allows(autojump_clock: MockClock) -> None:
@@ -466,7 +466,7 @@ async def test_who_has_called_searches_by_what_the_call_allows(autojump_clock: M
 async def test_who_was_called_searches_by_a_relay_only_where_the_lost_path_was_one(
     autojump_clock: MockClock, lost: str
 ) -> None:
-    """It does not know what the call allows, and a relay costs somebody."""
+    """The callee does not know what the call allows, and somebody has to pay for a relay."""
     async with kept(initiator=False) as one:
         one.link.path = replace(PUNCHED, phase=lost)
         one.lose()
@@ -633,7 +633,7 @@ async def test_a_way_that_was_no_good_is_left_alone_for_a_while(autojump_clock: 
 
 
 async def test_a_search_that_waits_for_its_turn_ends_with_its_time(autojump_clock: MockClock) -> None:
-    """And the next one has the turn where nobody else has."""
+    """The next one gets the turn, if nobody else has it."""
     ends: list[tuple[float, Verdict, Sequence[str]]] = []
 
     async def migrate(seconds: float | None) -> None:

@@ -1,4 +1,4 @@
-"""How long a phase lasts: its budget, and what holds or suspends that."""
+"""How long a phase lasts: its budget, and the events that extend or suspend it."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ async def test_a_handshake_is_waited_for_but_not_for_ever(
 async def test_a_budget_that_is_shortened_cuts_no_handshake(
     held_first: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """A node that was just opened learns in the middle of a phase how far its signals go."""
+    """A node that was just opened may learn its signal round-trip time in the middle of a phase."""
     clock = PhaseClock()
     began = trio.current_time()
     with clock.phase(BUDGET):
-        clock.shorten(2 * BUDGET)  # longer than it was: nothing happens
+        clock.shorten(2 * BUDGET)  # longer than the budget: no effect
         if held_first:
             clock.hold()
         clock.shorten(0.1)

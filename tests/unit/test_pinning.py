@@ -1,4 +1,4 @@
-"""Whose key a certificate shows: a stranger's bytes are nobody's, whatever the library says of them."""
+"""Whose key a certificate shows: hostile certificates show nobody's, whatever the library raises for them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_key_of_a_certificate() -> None:
 
 @pytest.mark.parametrize("version", [1, 3, 127])
 def test_a_version_that_there_is_not(version: int) -> None:
-    """The library says so with an error that is no ValueError."""
+    """The library raises an exception for it that is no ValueError."""
     hostile = DER.replace(VERSION, VERSION[:-1] + bytes([version]), 1)
     assert hostile != DER
     assert certificate_key(hostile) is None

@@ -1,4 +1,4 @@
-"""The Pipe laws hold on Trio's own streams, and each of them catches the stream that it was made for."""
+"""The Pipe laws hold for Trio's own streams, and each law catches a stream that was made to break it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CAPACITY = 4096
 
 @asynccontextmanager
 async def bounded(seconds: float = 5.0) -> AsyncGenerator[None]:
-    """A broken stream may show as a hang."""
+    """A deadline, since a broken stream may hang."""
     with trio.fail_after(seconds):
         yield
 
@@ -44,7 +44,7 @@ class Wire:
 
 
 class MemoryPipe(trio.abc.HalfCloseableStream):
-    """A correct stream of two wires; each subclass below breaks one law."""
+    """A correct stream over two wires; most subclasses below break one law."""
 
     capacity: ClassVar[int] = CAPACITY
 
@@ -147,7 +147,7 @@ class MemoryPipe(trio.abc.HalfCloseableStream):
 class LosesWhatItTook(MemoryPipe):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         data = await super().receive_some(max_bytes)
-        await trio.lowlevel.checkpoint()  # cancelled here, nobody gets the data
+        await trio.lowlevel.checkpoint()  # if it is cancelled here, the data is lost
         return data
 
 
@@ -157,7 +157,7 @@ class IgnoresMaxBytes(MemoryPipe):
 
 
 class EndsWhenWoken(MemoryPipe):
-    """A wake-up without data reads as the end."""
+    """Takes a wake-up without data for the end of the stream."""
 
     async def wait_data(self) -> bool:
         if not self.incoming.data and not self.incoming.ended:
@@ -186,7 +186,7 @@ class GoesOnAfterTheEnd(MemoryPipe):
 
 
 class StartsOverWhenCancelled(MemoryPipe):
-    """What a cancelled call had sent goes out a second time."""
+    """Sends again what a cancelled call has sent already."""
 
     last = b""
 
@@ -197,7 +197,7 @@ class StartsOverWhenCancelled(MemoryPipe):
 
 
 class DropsTheMiddle(MemoryPipe):
-    """A cancelled call leaves out what the wire had no room for, and then goes on with the rest of its own."""
+    """A cancelled call skips the part that did not fit into the wire, but still sends the last bytes."""
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         try:
@@ -208,7 +208,7 @@ class DropsTheMiddle(MemoryPipe):
 
 
 class BreaksWhenCancelled(MemoryPipe):
-    """Honest, but no Pipe: like `trio.SSLStream`."""
+    """Reports the break, as `trio.SSLStream` does, but is no Pipe."""
 
     torn = False
 
@@ -223,7 +223,7 @@ class BreaksWhenCancelled(MemoryPipe):
 
 
 class ReceiverFindsItBroken(MemoryPipe):
-    """The sender is not told that its cancelled call tore the stream."""
+    """Does not tell the sender that a cancelled call has broken the stream; only the receiver notices."""
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         try:
@@ -256,7 +256,7 @@ class KeepsTheBuffer(MemoryPipe):
         await super().send_all(data)
         self.kept = (len(data), data) if isinstance(data, bytearray) else None
 
-    async def wait_data(self) -> bool:  # lets the sender come first
+    async def wait_data(self) -> bool:  # so the sender acts first
         while not self.incoming.ended:
             await self.incoming.changed.park()
         return bool(self.incoming.data)

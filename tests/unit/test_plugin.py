@@ -1,4 +1,4 @@
-"""Registration and loading: what a plugin may be called, what becomes of a broken one, and who is chosen."""
+"""Registration and loading: which names plugins may have, what happens to broken ones, and which are chosen."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from warpgate_trio.plugin.registry import ENTRY_POINT_GROUP, status_of, techniqu
 
 @pytest.fixture(autouse=True)
 def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, type[Plugin]]]:
-    """An empty registry for each test; the process's own comes back whole."""
-    load_plugins()  # a module is imported once: what its import registers now is to stay
+    """An empty registry for each test; the process's own registry is restored afterwards."""
+    load_plugins()  # modules are imported once, so their registrations must be in the saved registry
     kept = dict(plugin_registry)
     plugin_registry.clear()
     yield plugin_registry
@@ -43,11 +43,11 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, type[Plugin]
 
 
 class Bell(Message, frozen=True):
-    """Any message."""
+    """A message."""
 
 
 class Chime(Message, frozen=True):
-    """Another."""
+    """Another message."""
 
 
 class Ring(Plugin):
@@ -59,7 +59,7 @@ class Ring(Plugin):
 
 
 def a_plugin(**declarations: object) -> type[Plugin]:
-    """A plugin class of its own, as if it stood in a module of its own."""
+    """A new plugin class, as if defined in a module of its own."""
 
     async def run(self: Plugin, reply: Message | None = None) -> Any:
         raise AssertionError("never run")
@@ -158,7 +158,7 @@ class {name}(Plugin):
 
 
 class Installed:
-    """Modules that can be imported, and the entry points that name them."""
+    """Modules that can be imported, and the entry points for them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -252,7 +252,7 @@ class TestLoading:
         loaded = load_plugins(["two", Ring], entry_points=installed.points)
         assert list(loaded.plugins) == ["two", "ring"]
         assert loaded.plugins["ring"] is Ring
-        assert set(plugin_registry) == {"one", "two"}  # a class that was handed in needs no registration
+        assert set(plugin_registry) == {"one", "two"}  # a plugin class that is passed in need not be registered
 
     def test_an_unknown_name_is_an_error_that_names_the_known_ones(self, installed: Installed) -> None:
         installed.good("loading_one", "one")

@@ -1,4 +1,4 @@
-"""The messages of the built-in plugins on the wire: never to change, since peers of other releases read them."""
+"""The wire format of the built-in plugins' messages, which must never change: peers of other releases read them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DIAL_ME = DialMe(af=4, route_type=RouteType.NIC_BIND, address=bytes([192, 168, 1
 HERE = (Candidate(bytes([192, 0, 2, 9]), 4433),)
 SECRET = bytes(range(16))
 HERE_HEX = "aa63616e646964617465739192c404c0000209cd1151"
-PATH_HEX = "a2616604aa726f7574655f7479706502a761646472657373c400a4706f727400"  # nobody is dialled
+PATH_HEX = "a2616604aa726f7574655f7479706502a761646472657373c400a4706f727400"  # an empty address: nobody is dialled
 SECRET_HEX = "a6736563726574c410000102030405060708090a0b0c0d0e0f"
 
 GOLDEN = [

@@ -1,4 +1,4 @@
-"""When a mapping is asked for, renewed, checked and given up."""
+"""When a mapping is requested, renewed, checked and given up."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_an_announcement_renews_now() -> None:
 
 
 class _Events:
-    """What may happen to a lease, by number."""
+    """The events that a lease may receive, by number."""
 
     @staticmethod
     def happen(held: Lease, event: int, value: int, now: float) -> None:
@@ -192,8 +192,8 @@ class TestEpoch:
         epoch = Epoch()
         assert epoch.is_continued(100, NOW)
         assert epoch.is_continued(110, NOW + 10)
-        assert epoch.is_continued(110, NOW + 11)  # a slow answer
-        assert epoch.is_continued(990, NOW + 1000)  # its clock is slower, by less than an eighth
+        assert epoch.is_continued(110, NOW + 11)  # the answer was slow
+        assert epoch.is_continued(990, NOW + 1000)  # the gateway's clock is slower, by less than an eighth
 
     @pytest.mark.parametrize(("later", "epoch"), [(600, 0), (600, 90), (600, 500), (3, 0)])
     def test_a_restart(self, later: float, epoch: int) -> None:

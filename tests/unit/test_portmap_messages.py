@@ -1,4 +1,4 @@
-"""NAT-PMP and PCP: golden bytes, what is refused, and when a question is repeated."""
+"""NAT-PMP and PCP: golden bytes, what is refused, and when a request is retransmitted."""
 
 from __future__ import annotations
 

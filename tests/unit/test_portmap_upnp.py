@@ -1,4 +1,4 @@
-"""What is read of UPnP gateways: answers to searches, descriptions, SOAP; and what is not."""
+"""What is read from UPnP gateways (search responses, descriptions, SOAP), and what is refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TestSearch:
         "data",
         [
             b"HTTP/1.1 200 OK\r\nST: x\r\nLOCATION: http://192.168.1.1/a\r\n\r\n",
-            b"HTTP/1.1 200 OK\r\nst:x\r\nLocation:http://192.168.1.1/a",  # no space, no end
+            b"HTTP/1.1 200 OK\r\nst:x\r\nLocation:http://192.168.1.1/a",  # no space, and no end of the headers
             b"HTTP/1.0 200 \nST: x\nlocation:   http://192.168.1.1/a  \n\n",
         ],
     )
@@ -94,7 +94,7 @@ class TestLocation:
             "http://127.0.0.1:5000/rootDesc.xml",
             "http://[::1]/",
             "http://[::ffff:127.0.0.1]/",
-            "http://192.168.1.2:9200/",  # ourselves
+            "http://192.168.1.2:9200/",  # this host itself
             "http://192.168.1.255/",
             "http://192.168.1.0/",
             "http://192.168.2.1/",

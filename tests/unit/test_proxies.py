@@ -1,4 +1,4 @@
-"""Whose connection a reverse proxy passes on: the PROXY protocol, Forwarded, X-Forwarded-For, and hostile bytes."""
+"""Which client a reverse proxy names: the PROXY protocol, Forwarded, X-Forwarded-For, and hostile bytes."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ HEADERS = [
     (b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n", None),
     (v2(1, 0x11, V4), ("198.51.100.7", 50000)),
     (v2(1, 0x21, V6), ("2001:db8::7", 50000)),
-    (v2(1, 0x11, V4 + b"\x20\x00\x10" + bytes(16)), ("198.51.100.7", 50000)),  # with an extension
+    (v2(1, 0x11, V4 + b"\x20\x00\x10" + bytes(16)), ("198.51.100.7", 50000)),  # with an extension (TLV)
     (v2(0, 0x00, b""), None),  # a health check
     (v2(0, 0x11, V4), None),
-    (v2(1, 0x31, bytes(216)), None),  # a client by a UNIX socket
+    (v2(1, 0x31, bytes(216)), None),  # a client on a UNIX socket
 ]
 
 
@@ -59,8 +59,8 @@ def test_the_proxy_protocol(header: bytes, source: tuple[str, int] | None, rest:
         b"PROXY \xff\r\n",
         b"PROXY \r\n",
         b"PROXY TCP4 " + b"1" * 200,
-        SIGNATURE + b"\x11\x11\x00\x0c" + V4,  # version 1 in the form of 2
-        SIGNATURE + b"\x22\x11\x00\x0c" + V4,  # no command that there is
+        SIGNATURE + b"\x11\x11\x00\x0c" + V4,  # version 1 in the binary form
+        SIGNATURE + b"\x22\x11\x00\x0c" + V4,  # an unknown command
         SIGNATURE + b"\x21\x11\xff\xff",  # longer than anybody needs
         v2(1, 0x11, V4[:-1]),
         v2(1, 0x21, V4),
@@ -112,7 +112,7 @@ FOR = b"X-Forwarded-For"
     [
         ([], "10.0.0.1"),
         ([(FOR, b"198.51.100.7")], "198.51.100.7"),
-        ([(FOR, b"203.0.113.66, 198.51.100.7")], "198.51.100.7"),  # what the client has sent itself stands to the left
+        ([(FOR, b"203.0.113.66, 198.51.100.7")], "198.51.100.7"),  # the client's own header stands to the left
         ([(FOR, b"203.0.113.66"), (FOR, b"198.51.100.7, 10.0.0.2")], "198.51.100.7"),
         ([(FOR, b"10.0.0.3, 10.0.0.2")], "10.0.0.3"),
         ([(FOR, b"198.51.100.7:50000")], "198.51.100.7"),
@@ -137,7 +137,7 @@ def test_the_rightmost_that_is_not_trusted(headers: list[tuple[bytes, bytes]], c
 @pytest.mark.parametrize(
     ("headers", "words"),
     [
-        # One of the two is the client's own invention, and passes through a proxy that does not write that header.
+        # The client made up one of the two, and its proxy passes the header that it does not write itself.
         ([(FORWARDED, b"for=203.0.113.66"), (FOR, b"198.51.100.7")], "different clients"),
         ([(FORWARDED, b"for=a for=b")], "malformed"),
         ([(FORWARDED, b'for="unfinished')], "malformed"),

@@ -1,4 +1,4 @@
-"""By which proxy a server is reached: the setting, curl's variables, and who is exempt."""
+"""Which proxy leads to a server: the setting, curl's environment variables, and exempt servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the package shows: its names, that importing it costs nothing, and that what is shown is documented."""
+"""The package's public names; importing the package costs nothing, and every public name is documented."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class TestNames:
 
 
 def run(program: str) -> str:
-    """What a fresh interpreter prints."""
+    """The output of a fresh interpreter."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -114,7 +114,7 @@ class TestImports:
 
 # -- docstrings --------------------------------------------------------------------------------------------------------
 
-UNFINISHED = {  # rooms that are still empty; a room leaves this list with its first line of code
+UNFINISHED = {  # packages that are still empty; one leaves this list with its first line of code
     "warpgate_trio.cli",
     "warpgate_trio.clock",
     "warpgate_trio.nat",
@@ -124,7 +124,7 @@ UNFINISHED = {  # rooms that are still empty; a room leaves this list with its f
 
 
 def modules() -> Iterator[types.ModuleType]:
-    """Every module of the package, and the built-in plugins."""
+    """Every module of the package and of the built-in plugins."""
     for name in ("warpgate_trio", "warpgate_strategies"):
         package = import_module(name)
         yield package
@@ -146,13 +146,13 @@ def shown(module: types.ModuleType) -> Iterator[tuple[str, Any]]:
 
 
 def own_doc(value: Any) -> str:
-    """The docstring that was written for it; not an inherited one, nor the signature that a dataclass puts there."""
+    """The object's own docstring: neither inherited, nor the signature that a dataclass generates."""
     doc = (vars(value).get("__doc__") if inspect.isclass(value) else value.__doc__) or ""
     return "" if doc.startswith(f"{value.__name__}(") else doc
 
 
 def documented_members(kind: type) -> bool:
-    """An enum may leave it to its members: each has a string below it."""
+    """Whether it is an enum whose members each have a docstring."""
     if not issubclass(kind, enum.Enum):
         return False
     source = inspect.getsource(kind)
@@ -169,14 +169,14 @@ class TestDocstrings:
         missing = [
             f"{module.__name__}.{name}"
             for module in modules()
-            if module.__name__.startswith("warpgate_trio")  # a plugin's page is its module's
+            if module.__name__.startswith("warpgate_trio")  # plugins are documented by their module's docstring
             for name, value in shown(module)
             if not own_doc(value).strip() and not (inspect.isclass(value) and documented_members(value))
         ]
         assert set(missing) <= TERSE
 
     def test_every_method_of_the_top_level_classes_has_one(self) -> None:
-        """Its own, its base class's, or an entry in the class's list of attributes."""
+        """A docstring of its own or of its base class, or a mention in the class's docstring."""
         missing = []
         for name in warpgate_trio.__all__:
             kind = getattr(warpgate_trio, name)
@@ -192,7 +192,7 @@ class TestDocstrings:
 
 
 TERSE = {
-    # Frames whose meaning stands in the table of their module's page.
+    # Frames that are explained in their module's table.
     *(f"warpgate_trio.link.frames.{name}" for name in ("Ping", "Pong")),
     *(
         f"warpgate_trio.servers.rendezvous_frames.{name}"
