@@ -1,4 +1,4 @@
-"""What one address gets unasked, over all attempts of a node."""
+"""How many unrequested packets one address gets, over all attempts of a node."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_it_fills_up_again_to_the_burst() -> None:
 
 
 def test_a_refusal_does_not_put_it_off() -> None:
-    """Asking again and again must not keep it empty for ever, nor full."""
+    """Repeated requests must not keep it empty for ever, nor keep it full."""
     allowance = Allowance()
     spend(allowance, BURST, 0.0)
     taken = sum(allowance.take(VICTIM, k * 0.01) for k in range(1, 101))
@@ -74,7 +74,7 @@ def test_naming_many_addresses_makes_nobody_forgotten_who_is_owed_something() ->
     spend(allowance, BURST, 0.0)
     for ip in strangers(MAX_TARGETS - 1):
         assert allowance.take(ip, 0.0)
-    assert not allowance.take(OTHER, 0.0)  # no room, and nobody whose burst is whole again
+    assert not allowance.take(OTHER, 0.0)  # the table is full, and no entry has its whole burst again
     assert not allowance.take(VICTIM, 0.0)
     assert len(allowance._left) == MAX_TARGETS
 
@@ -178,7 +178,7 @@ def test_whatever_is_asked_for_an_address_gets_its_dials_and_their_refill(
         assert count <= TARGET_DIALS + now * TARGET_DIALS_REFILL
 
 
-# -- ports of our own NAT ----------------------------------------------------------------------------------------------
+# -- ports of this side's NAT ------------------------------------------------------------------------------------------
 
 
 def block(ports: int, *external: str) -> TransportProfile:

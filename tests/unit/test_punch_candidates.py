@@ -1,4 +1,4 @@
-"""Which of a peer's claims about itself is believed: every class of address, by every route."""
+"""Which of a peer's claims about itself are believed: every class of address, for every route."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from warpgate_trio.sockaddr import TransportAddress
 
 NIC, EXT = EndpointKind.NIC, EndpointKind.EXT
 PUBLIC, PRIVATE = ("198.51.100.7", 1), ("10.8.0.7", 1)
-"""Where a STUN server saw us: across the internet, and in a lab whose internet is private."""
+"""The address that a STUN server saw: across the internet, and in a lab whose internet is private."""
 
 
 def endpoint(ip: str, prefix: int | None, kind: EndpointKind = NIC) -> Endpoint:
@@ -31,7 +31,7 @@ OURS = [
     endpoint("fd00:1::7", 64),
 ]
 OWN = frozenset(ip_address(each) for each in ("192.168.1.7", "10.88.0.1", "198.51.100.200", "2001:db8:1::7", "2a00::7"))
-"""All addresses of our machine, which are more than those that it publishes."""
+"""All addresses of this host, which has more than it publishes."""
 LAN, LAN_V6 = ip_address("192.168.1.7"), ip_address("2001:db8:1::7")
 
 
@@ -100,7 +100,7 @@ class TestAcrossTheInternet:
         assert admitted(*PRIVATE_V6, af=6, mapped=(("fd00:7::1", 5),)) == PRIVATE_V6
 
     def test_our_own_machine_for_nobody_who_is_not_on_it(self) -> None:
-        """Not at a public address either: it would hear us through its loopback interface, past its firewall."""
+        """Not at a public address either: the peer's packets would come from loopback, past this host's firewall."""
         ours = [str(each) for each in OWN if each.version == 4]
         for mapped in (PUBLIC, PRIVATE):
             assert admitted(*ours, mapped=(mapped,)) == []
@@ -108,7 +108,7 @@ class TestAcrossTheInternet:
         assert admitted("2a00::7", "2001:db8:1::7", af=6) == []
 
     def test_private_ones_where_the_internet_itself_is_private(self) -> None:
-        """But not in our own networks: there a stranger has no business."""
+        """But not on this side's own networks, where a stranger has no business."""
         assert admitted(*PRIVATE_V4, *NEAR_V4, *LOOPBACK_V4, mapped=(PRIVATE,)) == PRIVATE_V4
         assert admitted("fd00:9::1", "fd00:1::9", "::1", af=6, mapped=(("fd00:7::1", 5),)) == ["fd00:9::1"]
 
@@ -186,7 +186,7 @@ class TestNumbers:
         assert len(to_candidates([("203.0.113.9", 1 + n) for n in range(100)])) == MAX_CANDIDATES
 
     def test_on_the_wire(self) -> None:
-        """An array of arrays; what is out of bounds is refused when it is read."""
+        """An array of arrays; values out of bounds are refused when the message is decoded."""
         said = to_candidates([("203.0.113.9", 4000)])
         data = msgspec.msgpack.encode(said)
         assert data == b"\x91\x92\xc4\x04\xcb\x00\x71\x09\xcd\x0f\xa0"

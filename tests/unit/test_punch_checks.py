@@ -1,4 +1,4 @@
-"""The state of connectivity checks: what is sent when, to whom, how much of it, and what an attacker can make of it."""
+"""The state of connectivity checks: what is sent when, to whom and how much, and what an attacker can do with it."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def numbers() -> Callable[[int], bytes]:
 
 
 def due(checks: PathChecks, now: float) -> list[Outgoing]:
-    """What is to be sent once the time has come."""
+    """The packets that are due at `now`."""
     checks.handle_timer(now)
     return checks.transmit(now)
 
 
 def answered(checks: PathChecks, socket: int, data: bytes, source: TransportAddress, now: float) -> list[Outgoing]:
-    """What is to be sent because of a datagram."""
+    """The packets that are sent in response to a datagram."""
     checks.receive(socket, data, source, now)
     return checks.transmit(now)
 
@@ -58,7 +58,7 @@ def answered(checks: PathChecks, socket: int, data: bytes, source: TransportAddr
 @final
 @dataclass
 class Side:
-    """One side's checks, and what they called back."""
+    """One side's checks, and the callbacks that they have made."""
 
     initiator: bool = True
     burst: int = MAX_PACKETS
@@ -85,7 +85,7 @@ class Side:
         )
 
     def run(self, until: float, *, start: float = 0.0, most: int = 100_000) -> list[tuple[float, Outgoing]]:
-        """What goes out up to an instant, and when; fails where time would stand still."""
+        """All packets up to a time, each with its time; fails where time would stand still."""
         sent: list[tuple[float, Outgoing]] = []
         now = start
         for _ in range(most):
@@ -93,7 +93,7 @@ class Side:
                 return sent
             sent += [(now, packet) for packet in due(self.checks, now)]
             if self.checks.deadline <= now:
-                assert self.pause == 0  # a burst was full, and more is really due
+                assert self.pause == 0  # a burst was full, and more packets are really due
             now = max(now, self.checks.deadline)
         raise AssertionError("the checks never come to rest")
 
@@ -118,7 +118,7 @@ class TestOpening:
         expected = [*OPENER_TIMES, *(OPENER_TIMES[-1] + k * OPENER_PERIOD for k in (1, 2))]
         assert [at for at, _ in sent] == pytest.approx(expected)
         assert {(packet.hops, packet.remote, packet.socket) for _, packet in sent} == {(OPENER_HOPS, THERE, 0)}
-        assert len({packet.data for _, packet in sent}) == len(sent)  # a transaction each
+        assert len({packet.data for _, packet in sent}) == len(sent)  # each with a transaction id of its own
 
     def test_a_silent_pair_is_opened_for_once(self) -> None:
         side = Side()
@@ -141,7 +141,7 @@ class TestOpening:
         assert side.checks.unopened == 1
         assert kinds(due(side.checks, 0.0)) == ["opener"]
         assert side.checks.unopened == 0
-        assert len(side.run(1.0, start=0.001)) > 1  # it is not silent because of that
+        assert len(side.run(1.0, start=0.001)) > 1  # the repeated, silent `add` does not make it silent
 
     def test_unopened_counts_down_and_not_on_a_budget_that_is_spent(self) -> None:
         side = Side(burst=2, pause=1.0, max_packets=3)
@@ -150,7 +150,7 @@ class TestOpening:
         assert len(due(side.checks, 0.0)) == 2
         assert side.checks.unopened == 3
         assert len(due(side.checks, 1.0)) == 1
-        assert side.checks.unopened == 0  # nobody is to wait for the rest
+        assert side.checks.unopened == 0  # so that nobody waits for the rest
         assert side.checks.packets == 3
 
     def test_what_was_refused_is_opened_too_as_far_as_anybody_waits(self) -> None:
@@ -213,7 +213,7 @@ class TestProbing:
 
 
 class TestAnswers:
-    """What counts as one: our own fresh transaction, from where it was sent to, by the peer's key."""
+    """An answer counts if it is the first to a transaction of ours, from the right address, under the peer's key."""
 
     def probing(self) -> tuple[Side, Outgoing]:
         side = Side()
@@ -243,7 +243,7 @@ class TestAnswers:
         side, packet = self.probing()
         assert answered(side.checks, where[0], answer_to(packet), where[1], 0.02) == []
         self.unmoved(side)
-        answered(side.checks, 0, answer_to(packet), THERE, 0.03)  # it is not used up by that
+        answered(side.checks, 0, answer_to(packet), THERE, 0.03)  # the forged answer has not used up the transaction
         assert side.confirmed == [(PAIR, 0.03)]
 
     def test_not_to_a_transaction_of_nobodys(self) -> None:
@@ -260,7 +260,7 @@ class TestAnswers:
         self.unmoved(side)
 
     def test_not_what_is_sent_back_to_us(self) -> None:
-        """A NAT that hairpins, or somebody in the middle: our own packets are not the peer's."""
+        """Our own packets do not count as the peer's, if a hairpinning NAT or an attacker sends them back."""
         side, packet = self.probing()
         assert answered(side.checks, 0, packet.data, THERE, 0.02) == []
         (answer,) = answered(side.checks, 0, peer_request(), THERE, 0.02)
@@ -293,7 +293,7 @@ class TestRequests:
         assert len(answer.data) <= 1.6 * len(request)
 
     def test_an_unknown_source_is_a_candidate(self) -> None:
-        """RFC 8445 §7.3.1.3, peer-reflexive."""
+        """It becomes a peer-reflexive candidate, RFC 8445 §7.3.1.3."""
         side = Side()
         answered(side.checks, 0, peer_request(), ELSEWHERE, 0.0)
         assert side.heard == [(0, ELSEWHERE)]
@@ -341,7 +341,7 @@ class TestRequests:
 
     @pytest.mark.parametrize("port", [THERE[1], THERE[1] + 1])
     def test_a_replay_that_is_faster_than_the_original_does_not_take_its_place(self, port: int) -> None:
-        """Where the peer said that it is, it is heard, whoever said the same before; its port may differ."""
+        """A request from an announced address counts even if a replay came first; the port may differ."""
         side = Side()
         side.checks.add([PAIR], 0.0)
         request = peer_request()
@@ -396,7 +396,7 @@ class TestPace:
         assert due(side.checks, 0.99) == []
 
     def test_a_triggered_check_does_not_wait_for_the_pause_and_lets_nothing_else_through(self) -> None:
-        """A peer that comes from many ports must not make us send faster than was planned."""
+        """A peer that sends from many ports must not make this side send faster than planned."""
         side = Side(burst=10, pause=1.0)
         side.checks.add([(0, (THERE[0], port)) for port in range(1, 101)], 0.0, silent=True)
         assert len(due(side.checks, 0.0)) == 10
@@ -418,7 +418,7 @@ class TestPace:
         assert side.checks.deadline == math.inf
 
     def test_who_was_heard_is_counted_until_it_has_answered(self) -> None:
-        """The source of a packet is anybody's word; an answer to our own transaction has been where we sent to."""
+        """The source of a packet can be forged; only an answer to our own transaction proves the address."""
         asked: list[str] = []
         left = 4
 

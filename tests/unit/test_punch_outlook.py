@@ -1,4 +1,4 @@
-"""Outlooks against theory: the matrix of kernel-verified pairs, the simulator's oracle, and what an unknown may do."""
+"""Outlooks against theory: the matrix of pairs verified with kernels, the simulator's oracle, and unknown values."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class TestPunch:
     @pytest.mark.parametrize("a", list(product(range(3), range(3))))
     @pytest.mark.parametrize("b", list(product(range(3), range(3))))
     def test_the_simulators_oracle_agrees(self, a: tuple[int, int], b: tuple[int, int]) -> None:
-        """Up to what endpoint-dependent mappings with lenient filters allow, which only the oracle goes into."""
+        """Except for endpoint-dependent mappings with lenient filters, which only the oracle considers."""
         mappings, filters = (EIM, ADM, APDM), (EIF, ADF, APDF)
         ours, peers = (replace(FC, mapping=mappings[m], filtering=filters[f]) for m, f in (a, b))
         boxes = [

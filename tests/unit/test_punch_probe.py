@@ -1,4 +1,4 @@
-"""The packets of connectivity checks: golden bytes, whose key is whose, and what hostile bytes are."""
+"""The packets of connectivity checks: golden bytes, which key belongs to whom, and hostile bytes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PACKETS = {
 
 
 def reference(kind: bytes, attributes: bytes, key: bytes) -> bytes:
-    """The packet as RFC 8489 §14.6 says, without our codec: the MAC is over a header that counts it already."""
+    """The packet of RFC 8489 §14.6, without the project's codec: the header's length already includes the MAC."""
     header = kind + (len(attributes) + 4 + MAC_LENGTH).to_bytes(2, "big") + b"\x21\x12\xa4\x42" + TRANSACTION
     mac = hmac.digest(key, header + attributes, "sha256")[:MAC_LENGTH]
     return header + attributes + b"\x00\x1c" + MAC_LENGTH.to_bytes(2, "big") + mac
@@ -40,7 +40,7 @@ def reference(kind: bytes, attributes: bytes, key: bytes) -> bytes:
 @pytest.mark.parametrize("codec", [INITIATOR, RESPONDER], ids=["initiator", "responder"])
 def test_golden_bytes(codec: ProbeCodec) -> None:
     assert codec.request(TRANSACTION) == reference(b"\x00\x01", b"", KEYS[codec])
-    # 1000 ^ 0x2112, 203.0.113.1 ^ the cookie; IPv6 also over the transaction id.
+    # 1000 ^ 0x2112, 203.0.113.1 ^ the cookie; an IPv6 address also ^ the transaction id.
     v4 = bytes.fromhex("0020 0008 0001 22fa ea12d543")
     assert codec.response(TRANSACTION, MAPPED) == reference(b"\x01\x01", v4, KEYS[codec])
     xored = int.from_bytes(b"\x21\x12\xa4\x42" + TRANSACTION, "big") ^ (0x20010DB8 << 96 | 1)
@@ -49,7 +49,7 @@ def test_golden_bytes(codec: ProbeCodec) -> None:
 
 
 def test_bytes_on_the_wire_stay_what_they_are() -> None:
-    """Two releases have to understand each other."""
+    """Different releases must understand each other."""
     assert PACKETS["request"].hex() == (
         "000100142112a442" + TRANSACTION.hex() + "001c0010" + "497c10c4acc56fd07c07a38c6d323dda"
     )
@@ -110,7 +110,7 @@ def test_every_byte_counts(name: str) -> None:
 
 
 def test_a_short_mac_is_none() -> None:
-    """RFC 8489 allows others to go down to 16 bytes; nobody goes below."""
+    """RFC 8489 allows a truncation to 16 bytes, and no shorter MAC."""
     key = KEYS[INITIATOR]
     full = encode(BINDING, MessageClass.REQUEST, TRANSACTION, integrity_sha256=key, sha256_length=32)
     assert RESPONDER.read(full) == Probe(ProbeKind.REQUEST, TRANSACTION, None)
@@ -127,7 +127,7 @@ def test_other_authentic_messages_are_no_probes() -> None:
     for method, kind in ((BINDING, MessageClass.INDICATION), (BINDING, MessageClass.ERROR), (3, MessageClass.REQUEST)):
         data = encode(method, kind, TRANSACTION, integrity_sha256=key, sha256_length=MAC_LENGTH)
         assert RESPONDER.read(data) is None
-    assert RESPONDER.read(encode(BINDING, MessageClass.REQUEST, TRANSACTION)) is None  # no MAC
+    assert RESPONDER.read(encode(BINDING, MessageClass.REQUEST, TRANSACTION)) is None  # without a MAC
 
 
 def test_an_answer_need_not_say_where_it_saw_us() -> None:
@@ -136,7 +136,7 @@ def test_an_answer_need_not_say_where_it_saw_us() -> None:
 
 
 def test_what_a_later_release_may_add() -> None:
-    """A few attributes more, up to a bound."""
+    """More attributes, up to a bound."""
 
     def extended(length: int) -> bytes:
         attributes = [XOR_MAPPED_ADDRESS(MAPPED), SOFTWARE("x" * length)]

@@ -1,4 +1,4 @@
-"""Spraying: the birthday arithmetic against published tables, the plans, and the caps that no claim can raise."""
+"""Spraying: the birthday arithmetic against published tables, the plans, and caps that no claim can raise."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def block(size: int) -> TransportProfile:
     return replace(HARD, low=8192, high=8191 + size)
 
 
-# Percent, for the full range; the figures of Tailscale's "How NAT traversal works" are among them.
+# In percent, for the full port range; the figures of Tailscale's "How NAT traversal works" are among them.
 OPENERS = (64, 128, 174, 256, 512, 1024, 2048, 4096)
 TABLE = {
     1: (0.10, 0.20, 0.27, 0.40, 0.79, 1.59, 3.17, 6.35),

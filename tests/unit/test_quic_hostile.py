@@ -1,4 +1,4 @@
-"""QUIC's first flights as a stranger would make them: what the library raises stays with the start that it is about."""
+"""QUIC's first flights as an attacker might make them: an exception of the library ends only the start it concerns."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def listener() -> QuicProtocol:
 
 
 def hello_of(dialler: QuicProtocol) -> tuple[bytes, bytes, bytes]:
-    """Of its first flight: destination, source, ClientHello."""
+    """From its first flight: destination id, source id, ClientHello."""
     opened = [open_initial(datagram) for datagram in dialler.transmit(0.0)]
     destination, source, _ = opened[0]
     return destination, source, b"".join(part for _, _, part in opened)
@@ -56,7 +56,7 @@ def first_flight(hello: bytes, *, destination: bytes = b"anywhere") -> list[byte
 
 
 def with_shares(*shares: tuple[int, bytes]) -> bytes:
-    """A good ClientHello with other key shares, from `STRANGER`."""
+    """A valid ClientHello with other key shares, from `STRANGER`."""
     dialler = QuicProtocol.dialing(now=0.0)
     _, source, hello = hello_of(dialler)
     head, extensions = split_hello(hello.replace(source, STRANGER))
@@ -64,7 +64,7 @@ def with_shares(*shares: tuple[int, bytes]) -> bytes:
 
 
 def endure(protocol: QuicProtocol, datagrams: list[bytes]) -> None:
-    """All that a carrier calls."""
+    """Call everything that a carrier calls."""
     protocol.receive(datagrams, 0.1)
     protocol.transmit(0.1)
     if (timer := protocol.deadline) < math.inf:
@@ -125,17 +125,17 @@ def test_garbled_frames_end_nothing() -> None:
 
 
 def test_forged_flights_take_no_place_from_the_dialler() -> None:
-    """The rule of the module's page: some are looked at as they come, later ones have to hear us."""
+    """The rule in the module's docstring: some flights are processed at once, later ones must answer a Retry."""
     server = listener()
     good = with_shares((X25519, bytes(range(32))))
     for number in range(100):
         server.receive(first_flight(good, destination=b"forged%02d" % number), 0.0)
         answers = server.transmit(0.0)
         if number >= MAX_STARTS:
-            assert [len(answer) for answer in answers] == [63]  # a Retry: 5 % of what it answers
+            assert [len(answer) for answer in answers] == [63]  # a Retry has 5 % of the bytes that it answers
     assert len(server._flights._starts) == MAX_STARTS
     world = World(server=server)
-    world.until(lambda: world.dialler.ready, limit=2 * RTT + 0.001)  # one round trip more
+    world.until(lambda: world.dialler.ready, limit=2 * RTT + 0.001)  # the Retry costs one round trip more
     world.until(lambda: world.server.ready)
     assert not server._flights._starts
 
@@ -150,12 +150,12 @@ def test_a_token_cannot_be_made_up() -> None:
     retry = server.transmit(0.0)[0]
     dialler.receive([retry], 0.1)
     (again,) = dialler.transmit(0.1)
-    for at in (*range(6, 14), *range(24, 48)):  # its destination, and the token
+    for at in (*range(6, 14), *range(24, 48)):  # the destination id, and the token
         server.receive([again[:at] + bytes([again[at] ^ 1]) + again[at + 1 :]], 0.1)
     assert server._flights._begun == begun
     other = listener()
     other._flights._begun = MAX_STARTS
-    other.receive([again], 0.1)  # that of another listener
+    other.receive([again], 0.1)  # a token of another listener
     assert other._flights._begun == MAX_STARTS
     server.receive([again], 0.1)
     assert server._flights._begun == begun + 1
@@ -176,7 +176,7 @@ def test_the_starts_of_a_listener_are_bounded_in_all() -> None:
 
 def test_a_start_that_says_too_much_is_dropped() -> None:
     server = listener()
-    announced = b"\x01\xff\xff\xff"  # a ClientHello of 16 MiB
+    announced = b"\x01\xff\xff\xff"  # the start of a ClientHello of 16 MiB
     for number in range(HANDSHAKE_MAX // 1200 + 1):
         part = announced + bytes(996) if number == 0 else bytes(1000)
         server.receive([make_initial(b"anywhere", STRANGER, crypto(part, number * 1000), number=number)], 0.0)
@@ -241,7 +241,7 @@ def test_a_dialler_offers_x25519_alone() -> None:
 
 
 def test_a_dialler_that_offers_more_gets_x25519() -> None:
-    """As older releases do, and with ML-KEM in the first place."""
+    """As older releases do: they offer ML-KEM first."""
     world = World()
     connection = Connection(world.dialler._configuration)
     connection._quic = QuicConnection(configuration=world.dialler._configuration)  # type: ignore[assignment]
@@ -274,11 +274,11 @@ def raising(kind: type[BaseException]) -> Callable[..., NoReturn]:
 
 
 def test_a_real_panic_is_known_for_one(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RUST_BACKTRACE", "0")  # which takes half a second
+    monkeypatch.setenv("RUST_BACKTRACE", "0")  # a backtrace would take half a second
     with pytest.raises(BaseException, match="mid > len") as caught:
         _hazmat.X25519ML768KeyExchange().exchange(b"\0")
     assert is_panic(caught.value)
-    assert "panicked" in capfd.readouterr().err  # what Rust writes, which nobody can silence
+    assert "panicked" in capfd.readouterr().err  # written by Rust, and cannot be suppressed
 
 
 @pytest.mark.parametrize(

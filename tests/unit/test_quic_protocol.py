@@ -1,4 +1,4 @@
-"""QUIC without I/O: round trips, lengths, the end, losses, and datagrams that somebody forged."""
+"""QUIC without I/O: round trips, lengths, the end, losses, and forged datagrams."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ LATENCY: Final = 0.02
 RTT: Final = 2 * LATENCY
 
 Fault = Callable[[bytes], list[bytes]]
-"""What arrives of a datagram."""
+"""The datagrams that arrive in place of one."""
 
 
 @final
 @dataclass
 class World:
-    """Two ends and the wire between them, on a clock of its own."""
+    """Two ends and the wire between them, with a clock of its own."""
 
     dialler: QuicProtocol = field(default_factory=lambda: QuicProtocol.dialing(now=0.0))
     server: QuicProtocol = field(default_factory=lambda: QuicProtocol.serving(BOB))
@@ -40,12 +40,12 @@ class World:
     """(time, whether the dialler sent it, datagram)."""
     flying: list[tuple[float, int, QuicProtocol, bytes]] = field(default_factory=list)
     got: dict[bool, bytes] = field(default_factory=lambda: {True: b"", False: b""})
-    """What the dialler has read (True), and the server."""
+    """What the dialler (True) and the server (False) have read."""
     deaf: QuicProtocol | None = None
-    """An end that is not there any more."""
+    """An end that no longer exists."""
 
     def step(self, until: float = math.inf) -> bool:
-        """Send, and go to the next thing that happens before `until`; False when nothing will."""
+        """Send, and advance to the next event before `until`; False if there is none."""
         for end in (self.dialler, self.server):
             if end is self.deaf:
                 continue
@@ -77,13 +77,13 @@ class World:
         return True
 
     def run(self, seconds: float) -> None:
-        """Let so much time pass."""
+        """Let `seconds` pass."""
         until = self.now + seconds
         while self.step(until):
             pass
 
     def until(self, condition: Callable[[], bool], limit: float = 60.0) -> World:
-        """Let time pass until something holds."""
+        """Let time pass until the condition holds."""
         while not condition():
             assert self.step(), f"nothing happens any more: {self.dialler.failure!r} {self.server.failure!r} {self.now}"
             assert self.now < limit, "it took too long"
@@ -122,7 +122,7 @@ def test_every_run_has_the_same_lengths_and_every_datagram_fits() -> None:
         world.dialler.send_end()
         world.server.send_end()
         world.until(lambda: world.dialler.delivered and world.server.delivered)
-        assert all(datagram[0] & 0x40 for _, _, datagram in world.sent)  # RFC 9443: none looks like STUN
+        assert all(datagram[0] & 0x40 for _, _, datagram in world.sent)  # RFC 9443: no datagram looks like STUN
         return [(at, dialler, len(datagram)) for at, dialler, datagram in world.sent]
 
     first = lengths()
@@ -174,7 +174,7 @@ def test_another_protocol_is_refused() -> None:
     world = World(dialler=dialler)
     world.until(lambda: world.dialler.failure is not None)
     assert not world.server.ready
-    assert world.server.failure is None  # it may have been anybody
+    assert world.server.failure is None  # the failed dialler may have been anybody
 
 
 # --- the stream ---
@@ -194,7 +194,7 @@ def test_the_end_is_delivered_when_it_is_acknowledged() -> None:
     began = world.now
     world.until(lambda: world.server.ended)
     assert world.got[False] == b"last words"
-    assert world.now > began + RTT  # it was sent again
+    assert world.now > began + RTT  # it was retransmitted
     assert not world.dialler.delivered
     world.until(lambda: world.dialler.delivered)
     world.server.send(b"the other half is open")
@@ -234,7 +234,7 @@ def test_a_close_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_bad_wire(seed: int) -> None:
-    """A tenth of the datagrams is lost, a tenth comes twice, and all come in disorder."""
+    """A tenth of the datagrams is lost, a tenth is doubled, and all are reordered."""
     rng = random.Random(seed)
 
     def fault(datagram: bytes) -> list[bytes]:
@@ -329,7 +329,7 @@ def test_what_is_lost_after_a_silence_in_which_nothing_was_owed_is_sent_again_as
 
 
 def hostile(rng: random.Random, seen: list[bytes]) -> bytes:
-    """Noise, or something near to a datagram that was on the wire."""
+    """Noise, or a modified copy of a datagram that was on the wire."""
     kind = rng.randrange(5)
     if kind == 0 or not seen:
         return rng.randbytes(rng.choice([0, 1, 7, 20, 300, DATAGRAM, 2048]))
@@ -398,7 +398,7 @@ def test_starts_are_bounded() -> None:
     for _ in range(MAX_STARTS + 5):
         server.receive(QuicProtocol.dialing(now=0.0).transmit(0.0), 0.0)
     assert len(server._flights._starts) == MAX_STARTS
-    assert len(server.transmit(0.0)) <= 3 * 2 * MAX_STARTS  # RFC 9000 §8.1: three times what came
+    assert len(server.transmit(0.0)) <= 3 * 2 * MAX_STARTS  # RFC 9000 §8.1: at most three times the bytes received
     assert server.deadline < math.inf
     assert server.close(1.0)
 
@@ -464,7 +464,7 @@ def test_datagram_frames_are_not_taken() -> None:
     try:
         world.dialler._connection._quic.send_datagram_frame(b"x")
     except Exception:
-        return  # the library knows already that we have no use for them
+        return  # the peer has announced that it takes none
     world.until(lambda: world.server.failure is not None)
 
 

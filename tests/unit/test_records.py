@@ -1,4 +1,4 @@
-"""How outgoing plaintext is cut into records, by sizes and times alone."""
+"""How outgoing plaintext is divided into records, depending on sizes and times only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_the_first_flight_goes_in_small_records_and_the_rest_whole() -> None:
 
 
 def test_its_records_fill_the_initial_window_and_no_more() -> None:
-    """RFC 6928: 14,600 bytes at most; each record has 22 of its own (RFC 8446 §5.2)."""
+    """RFC 6928: at most 14,600 bytes; each record adds 22 bytes (RFC 8446 §5.2)."""
     assert 14_600 - 1208 < 12 * (FIRST_RECORD + 22) <= 14_600
 
 
@@ -44,7 +44,7 @@ def test_a_second_without_a_write_begins_again() -> None:
 
 
 def test_what_was_written_before_counts() -> None:
-    """The answer to a first call goes small, since the handshake before it left most of the flight."""
+    """The answer to a first call is sent in small records, since the handshake has used little of the first flight."""
     records = RecordSizes()
     assert sizes(records, bytes(300)) == [300]
     assert sum(sizes(records, bytes(65_536), now=0.1)[:-1]) == FIRST_FLIGHT - 300

@@ -1,4 +1,4 @@
-"""Circuits on a rendezvous server: who may have one, what it holds at most, in which order it is passed on."""
+"""Circuits on a rendezvous server: who may open one, how much it holds, and the order in which data is passed on."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ WHOLE = bytes(MAX_RELAY)
 
 
 class Client:
-    """A client of version 3 on a core, and all that the server has written to it."""
+    """A client of version 3 on a core, and the frames that the server writes to it."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Client:
         return None if answer is None else decode_from_server(answer)
 
     def take(self) -> FromServer | None:
-        """One frame, written."""
+        """Write the next frame, and return it."""
         data = self.core.transmit(self.state, T)
         if data is None:
             return None
@@ -104,7 +104,7 @@ def open_core(**limits: float) -> RendezvousCore:
 
 
 def circuit_of(core: RendezvousCore) -> tuple[Client, Client]:
-    """Alice has called Bob, who has answered: circuit 1 of hers, 2 of his."""
+    """Alice has called Bob, who has answered: circuit 1 on Alice's side, 2 on Bob's."""
     alice, bob = Client(core, ALICE), Client(core, BOB)
     assert alice.call(BOB) is None
     assert bob.drain() == [Ring(2, b"hello")]
@@ -144,7 +144,7 @@ def test_who_may_relay_is_said_at_registration() -> None:
 
 
 def relaying(client: Client) -> int:
-    """What the server has said of circuits."""
+    """The capabilities concerning circuits that the server has announced."""
     assert isinstance(client.registered, Registered)
     return (client.registered.capabilities or 0) & (Capability.RELAY | Capability.MAY_RELAY)
 
@@ -422,7 +422,7 @@ def test_an_end_that_nobody_takes() -> None:
         bob.take()
         alice.drain()
     alice.say(RelayEnd(1, EndReason.CLOSED), T + 1)
-    assert bob.drain() == []  # it has no credit
+    assert bob.drain() == []  # Bob's circuit has no credit
     assert core.statistics().relay.circuits == 1
     assert core.deadline(bob.state) == T + 61
     core.handle_timer(bob.state, T + 61)
@@ -482,7 +482,7 @@ def test_who_exceeds_its_credit_loses_the_circuit() -> None:
 
 @pytest.mark.slow("32,768 frames")
 def test_bytes_that_come_in_crumbs_cost_no_more_than_others() -> None:
-    """An object for each two bytes would be twenty times what was counted."""
+    """An object for each two bytes would take twenty times as much memory as was counted."""
     alice, bob = circuit_of(open_core())
     sent = b"".join(number.to_bytes(2, "big") for number in range(INITIAL_CREDIT // 2))
     for start in range(0, INITIAL_CREDIT, 2):
@@ -549,7 +549,7 @@ def test_circuits_take_turns_and_credit_goes_before() -> None:
     bob.drain()
     bob.say(Answer(4, b"yes"))
     alice.drain()
-    first, second = b"a" * MERGED, b"b" * MERGED  # what is shorter becomes one piece
+    first, second = b"a" * MERGED, b"b" * MERGED  # frames with less data would be merged
     for data in (first, second):
         for circuit in (1, 3):
             alice.say(Relay(circuit, data))
@@ -564,7 +564,7 @@ def test_circuits_take_turns_and_credit_goes_before() -> None:
 
 
 class Side:
-    """One side of a circuit in the model: it keeps to its credit."""
+    """One side of a circuit in the model, which keeps to its credit."""
 
     def __init__(self, client: Client, circuit: int) -> None:
         self.client, self.circuit = client, circuit
@@ -663,7 +663,7 @@ def test_a_server_that_drains_takes_no_calls_back_and_makes_none() -> None:
 
 
 def test_a_server_that_warns_keeps_the_circuits_that_are_answered() -> None:
-    """And tells their clients, by the end of all circuits; who has none is over, and no call is taken."""
+    """Their clients receive the end of all circuits; clients without a circuit are over, and new calls are refused."""
     core = open_core()
     alice, bob = circuit_of(core)
     carol = Client(core, CAROL)
@@ -709,7 +709,7 @@ def test_no_circuit_has_the_number_of_all() -> None:
 
 
 def test_a_client_that_drains_slowly_is_not_over_and_then_it_is() -> None:
-    """Without credit what waits stays; whoever waits for it may give it up, and the end is told all the same."""
+    """Data without credit stays queued; the server may give up waiting for it, and still sends the circuit's end."""
     core = open_core()
     alice, bob = circuit_of(core)
     alice.say(Relay(1, WHOLE))

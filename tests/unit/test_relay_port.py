@@ -1,4 +1,4 @@
-"""A relayed port in virtual time, at a server that is as small as it can be."""
+"""A relayed port in virtual time, at a minimal server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SERVER = ("198.51.100.1", 3478)
 
 
 class Line:
-    """To the server and back in 50 ms; nothing is lost."""
+    """A connection without losses; an answer takes 50 ms."""
 
     server = SERVER
     reliable = False
@@ -50,7 +50,7 @@ class Line:
 
 
 async def test_an_idle_one_is_refreshed_once(autojump_clock: trio.testing.MockClock) -> None:
-    """What a server gives counts from when it has come, not from when it was waited for."""
+    """An allocation's lifetime counts from the arrival of the answer, not from when the port began to wait for it."""
     server = ModelServer(lifetime=600)
     core = TurnClientCore(SERVER, entropy=random.Random(1).randbytes, credentials=Credentials("user", "secret"))
     port = RelayPort(core, Line(server), name="the relay")

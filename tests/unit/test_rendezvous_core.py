@@ -169,7 +169,7 @@ def test_hostile_frames(data: bytes) -> None:
             frame = decode(data)
         except (RemoteProtocolError, SignalUnsupported):
             continue
-        if not isinstance(frame, Error):  # whose text is cleaned
+        if not isinstance(frame, Error):  # an ERROR's text is sanitised
             assert frame.encode() == data
 
 
@@ -177,7 +177,7 @@ def test_hostile_frames(data: bytes) -> None:
 
 
 class Client:
-    """One client on a core, with everything that the server wrote to it."""
+    """One client on a core, and everything that the server has written to it."""
 
     def __init__(
         self,
@@ -349,7 +349,7 @@ def test_statistics() -> None:
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 3), st.binary(max_size=60)), max_size=30))
 def test_hostile_clients(steps: list[tuple[int, bytes]]) -> None:
-    """Whatever unregistered clients say, they are answered with an ERROR, and who is registered is not disturbed."""
+    """Unregistered clients get an ERROR for any input, and registered ones are not disturbed."""
     core = RendezvousCore()
     bob = Client(core, BOB)
     strangers = [Client(core) for _ in range(4)]
@@ -401,7 +401,7 @@ def test_both_versions_write_to_each_other() -> None:
 
 
 def test_a_registration_for_another_server_is_worth_nothing() -> None:
-    """Whoever passes this server's challenge on gets a signature that names himself."""
+    """A server that passes on this server's challenge gets a signature over its own name."""
     core = RendezvousCore()
     relayed = Client(core, version=2)
     answer = relayed.say(Registrant(INSTANCE).answer(BOB, Challenge(NONCE, 2), "evil.example:443"))
@@ -425,7 +425,7 @@ def test_the_text_about_a_long_name_is_whole() -> None:
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_registration_is_of_the_version_of_its_challenge(version: int) -> None:
-    """A hostile server that was given a challenge of version 2 has a client sign it as one of version 1."""
+    """A hostile server might have a client sign a version 2 challenge as one of version 1."""
     client = Client(RendezvousCore(), version=version)
     other = Registrant(INSTANCE).answer(BOB, Challenge(NONCE, 3 - version), NAME)
     answer = client.say(other)
@@ -477,7 +477,7 @@ def test_version_2_ends_what_version_1_has_opened() -> None:
 
 
 def test_a_mailbox_that_version_2_has_left_stays_closed_to_version_1_for_a_while() -> None:
-    """While its owner is away nobody else says that he is there."""
+    """While its owner is away, nobody else can claim his mailbox with a registration of version 1."""
     limits = RendezvousLimits(key_memory=3600.0)
     core = RendezvousCore(limits)
     alice, bob = Client(core, ALICE), Client(core, BOB, version=2)
@@ -540,7 +540,7 @@ def test_a_broker_that_closes_is_spared_once(extra: BrokerExtra) -> None:
 
 
 def test_one_address_does_not_fill_the_memory() -> None:
-    """256 connections of one address, which send to as many that do not read."""
+    """Many connections of one address send to each other, and none of them reads."""
     core = RendezvousCore(RendezvousLimits(queued_bytes=4_000_000, queued_bytes_per_address=500_000))
     keys = [Identity.from_seed(bytes([n, 1]) * 16) for n in range(40)]
     evil = [Client(core, key, host="198.51.100.7") for key in keys]
@@ -566,5 +566,5 @@ def test_a_frame_counts_until_it_is_written() -> None:
     assert core.transmit(bob.state, 0.0) == Message(b"hello").encode()
     assert core._for.held == len(Message(b"hello").encode()) + QUEUED_OVERHEAD
     core.written(bob.state)
-    core.written(bob.state)  # its connection ended in that moment
+    core.written(bob.state)  # the connection ended at the same moment
     assert core._for.held == 0

@@ -1,4 +1,4 @@
-"""The life of a walk's record: from the plan, through what happened, to the report that users and scripts read."""
+"""How a walk's record develops: from the plan, through the events, to the report that users and scripts read."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ MEASURED = NatProfiles({(None, 4): NatProfile(udp=TransportProfile(translated=Fa
 def test_what_this_side_was_without(
     phases: Sequence[str], this_side: ThisSide, nat: bytes | None, known: set[Known], lacks: list[str]
 ) -> None:
-    """What a walk had no use for is not missed: a STUN server, where nothing was to be punched."""
+    """Only what the walk needed is reported as missing: no STUN server, for example, if nothing was to be punched."""
     peer = PeerAddress.issue(
         Identity.from_seed(bytes(32)), seq=1, issued_at=1, expires_at=2, host_salt=bytes(8), host_id=bytes(16), nat=nat
     )

@@ -1,4 +1,4 @@
-"""Whose turn it is to search."""
+"""The turns that searches take."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_turns() -> SearchTurns:
 
 
 class Searches:
-    """Some that want a turn, each for a second, and the order and the times in which they have begun."""
+    """Searches of one second each that want a turn, and the order and times in which they began."""
 
     def __init__(self) -> None:
         self.turns = make_turns()

@@ -1,4 +1,4 @@
-"""Which opened messages count: time, novelty, rates, and wrong clocks."""
+"""Which opened messages are accepted: freshness, replays, rates, and wrong clocks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from warpgate_trio.signal import (
 from warpgate_trio.signal.replays import ANSWER_TIME, CATCH_UP, WINDOW
 
 T = 1_700_000_000.0
-"""Now, long after the start of the process at 0."""
+"""The current time, long after the start of the process at 0."""
 ALICE, BOB, US = b"a" * 32, b"b" * 32, b"u" * 32
 UNLIMITED = InboxLimits(sender_rate=1e9, sender_burst=10**9, stranger_rate=1e9, stranger_burst=10**9)
 
@@ -52,7 +52,7 @@ def message(
 
 
 def at(wall: float, monotonic: float | None = None) -> Moment:
-    """A moment; on a machine whose wall clock nobody moves, unless told otherwise."""
+    """A moment on a host whose wall clock nobody sets, unless `monotonic` is given."""
     return Moment(wall, wall if monotonic is None else monotonic)
 
 
@@ -81,7 +81,7 @@ def test_nothing_from_before_the_start() -> None:
 
 @pytest.mark.parametrize("clock", [-1e9, -3600.0, -10.0, 0.0, 3600.0])
 def test_an_answer_to_our_own_message_is_fresh_whatever_its_stamp(clock: float) -> None:
-    """We have just started, and the peer's clock shows another time; a stranger gains nothing by claiming to answer."""
+    """This node has just started, and the peer's clock is wrong; a stranger gains nothing by claiming to answer."""
     asked, never_asked = b"A" * 16, b"N" * 16
     inbox = Inbox(at(T), UNLIMITED)
     inbox.clocks.note_sent(asked, ALICE, at(T + 1))
@@ -115,7 +115,7 @@ def test_clock_replies_in_all_are_limited() -> None:
     strangers = [n.to_bytes(32, "big") for n in range(100)]
     verdicts = [inbox.check(message(T - 1000, sender=stranger), at(T)) for stranger in strangers]
     assert verdicts.count(OutsideWindow(needs_clock_reply=True)) == 20
-    # Those who got none are not marked as if they had.
+    # Senders that got no clock reply are not marked as if they had.
     assert inbox.check(message(T - 1000, sender=strangers[-1]), at(T + 1)) == OutsideWindow(needs_clock_reply=True)
 
 
@@ -145,7 +145,7 @@ def test_replayed() -> None:
 
 
 def test_an_id_is_kept_for_the_whole_window() -> None:
-    """A stamp 300 s ahead stays acceptable for 600 s."""
+    """A message stamped 300 s ahead stays acceptable for 600 s."""
     inbox = running()
     ahead = message(T + 300)
     assert inbox.check(ahead, at(T)) == Accepted()
@@ -165,23 +165,23 @@ def test_nothing_forgotten_comes_back_when_the_clock_goes_back() -> None:
     inbox = running()
     first = message()
     assert inbox.check(first, at(T)) == Accepted()
-    assert inbox.check(message(T + 400), at(T + 400)) == Accepted()  # forgets the first
+    assert inbox.check(message(T + 400), at(T + 400)) == Accepted()  # evicts the first one
     assert isinstance(inbox.check(first, at(T + 100, T + 401)), OutsideWindow)
 
 
 def test_a_step_of_a_tenth_of_a_second_replays_nothing() -> None:
-    """NTP puts our clock back by 0.1 s, just when a message has left the window."""
+    """NTP sets the clock back by 0.1 s when a message has just left the window."""
     inbox = running()
     first = message()
     assert inbox.check(first, at(T)) == Accepted()
     for later in (300.05, 300.06, 300.1, 300.2, 300.25):
-        assert inbox.check(message(T + later), at(T + later)) == Accepted()  # one by one, whatever is over is forgotten
+        assert inbox.check(message(T + later), at(T + later)) == Accepted()  # expired ids are forgotten one by one
         assert inbox.check(first, at(T + later - 0.1, T + later)) != Accepted()
         assert inbox.check(first, at(T + later - 0.1, T + later + 0.01)) != Accepted()
 
 
 def test_a_clock_that_is_put_back_by_an_hour_shuts_nobody_out() -> None:
-    """Who is outside the window is told a time to stamp by, and heard by it."""
+    """A sender outside the window is told a time; messages stamped by it are accepted."""
     inbox = running()
     old = message()
     assert inbox.check(old, at(T)) == Accepted()
@@ -193,7 +193,7 @@ def test_a_clock_that_is_put_back_by_an_hour_shuts_nobody_out() -> None:
             assert inbox.check(message(now.wall), now) == OutsideWindow(needs_clock_reply=True)
         assert inbox.check(message(stamp), now) == Accepted()
         assert inbox.check(old, now) != Accepted()
-    # At half speed our time is met by the clock after two hours.
+    # The inbox's time goes at half speed until the clock has caught up, after two hours.
     late = at(T + 9000 - 3600, T + 9000)
     assert inbox.time(late) == late.wall
     assert inbox.check(message(late.wall), late) == Accepted()
@@ -208,7 +208,7 @@ def test_a_clock_that_is_put_back_before_anything_was_forgotten_is_gone_by_at_on
 
 
 def test_a_corrected_clock_moves_the_start() -> None:
-    """Our clock was an hour ahead when the process started; what was stamped after the start is accepted."""
+    """The clock was an hour ahead when the process started; messages stamped after the start are accepted."""
     inbox = Inbox(at(T + 3600, 0.0), UNLIMITED)
     assert isinstance(inbox.check(message(T + 3590), at(T + 3601, 1.0)), TooOld)
     assert inbox.check(message(T + 1), at(T + 1, 1.0)) == Accepted()
@@ -228,9 +228,9 @@ def test_a_corrected_clock_moves_the_start() -> None:
     )
 )
 def test_nothing_is_accepted_twice(steps: list[tuple[int, float, float, float]]) -> None:
-    """Ten messages with arbitrary stamps, repeated at arbitrary times, on a wall clock that is moved about.
+    """Ten messages with arbitrary stamps, repeated at arbitrary times, on a wall clock that is set at random.
 
-    Five of them are answers; three of those to something that we have said.
+    Five of them are answers, three of those to messages that this side has sent.
     """
     inbox = running()
     stamps: dict[int, float] = {}
@@ -274,7 +274,7 @@ def test_per_sender() -> None:
 
 
 def test_replays_cost_the_sender_nothing() -> None:
-    """Every message comes in once per server."""
+    """Every message arrives once per server."""
     inbox = running(InboxLimits(sender_rate=1.0, sender_burst=2))
     first = message()
     inbox.check(first, at(T))
@@ -288,7 +288,7 @@ def test_the_table_of_senders_forgets_the_longest_silent() -> None:
     for stranger in strangers:
         assert inbox.check(message(sender=stranger), at(T)) == Accepted()
     assert inbox.check(message(sender=strangers[0]), at(T)) == RateLimited()  # known, and now the most recent
-    assert inbox.check(message(sender=ALICE), at(T)) == Accepted()  # pushes out the second
+    assert inbox.check(message(sender=ALICE), at(T)) == Accepted()  # evicts the second
     assert inbox.check(message(sender=strangers[0]), at(T)) == RateLimited()
     assert inbox.check(message(sender=strangers[1]), at(T)) == Accepted()
 
@@ -312,7 +312,7 @@ def test_strangers_never_fill_the_table_for_whom_we_know() -> None:
 
 
 def test_strangers_of_one_channel_take_nothing_from_others() -> None:
-    """Who knows our address can seal to us in as many names as there are keys."""
+    """Whoever knows the node's address can send it messages under any number of keys."""
     inbox = running(InboxLimits(stranger_rate=2.0, stranger_burst=3))
     names = iter(n.to_bytes(32, "big") for n in range(100))
     flood = [inbox.check(message(sender=next(names)), at(T), via="flooded") for _ in range(5)]
@@ -323,7 +323,7 @@ def test_strangers_of_one_channel_take_nothing_from_others() -> None:
 
 
 def test_strangers_of_one_channel_cannot_fill_their_part_of_the_table() -> None:
-    """Even while our time goes at half speed, when ids are kept for twice as long."""
+    """Even while the inbox's time goes at half speed, so that ids are kept twice as long."""
     limits = InboxLimits()
     assert limits.stranger_rate * 2 * WINDOW / CATCH_UP + limits.stranger_burst < limits.stranger_ids
 
@@ -332,7 +332,7 @@ def test_strangers_of_one_channel_cannot_fill_their_part_of_the_table() -> None:
 
 
 def test_a_wrong_clock_is_corrected() -> None:
-    """Ours is an hour behind Bob's: his reply tells, and what we send him from then on is stamped by his clock."""
+    """It is an hour behind Bob's: after his reply, messages to him are stamped by his clock."""
     inbox = running()
     request = b"q" * 16
     inbox.clocks.note_sent(request, BOB, at(T))
@@ -340,7 +340,7 @@ def test_a_wrong_clock_is_corrected() -> None:
     assert inbox.check(reply, at(T + 1)) == Accepted()
     assert inbox.clocks.on_clock_reply(BOB, request, reply.time_ms, at(T + 1)) == pytest.approx(3600.0)
     assert inbox.clocks.time_of(BOB, at(T + 2)) == pytest.approx(T + 3602)
-    # Whatever Bob says about time is between him and us, and what he stamps by his own clock is not fresh by that.
+    # A clock reply concerns that peer only, and does not make a message fresh that he stamps by his own clock.
     assert isinstance(inbox.check(message(T + 3602, sender=BOB), at(T + 2)), OutsideWindow)
     assert inbox.clocks.time_of(ALICE, at(T + 2)) == T + 2
     assert inbox.check(message(T + 2), at(T + 2)) == Accepted()

@@ -55,7 +55,7 @@ def address_of(identity: Identity) -> PeerAddress:
 
 ALICE_ADDRESS, BOB_ADDRESS, MALLORY_ADDRESS = map(address_of, (ALICE, BOB, MALLORY))
 
-# The body of the message below up to the address, and behind it.
+# The golden message's body up to the address, and the part after it.
 GOLDEN_HEAD = bytes.fromhex(
     "9c01aa636f72652e436c6f636bc42003a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8c42029"
     "acbae141bccaf0b22e1a94d34d0bc7361e526d0bfe12c89794bc9322966dd7c4106d6d6d6d6d6d6d6d6d6d6d6d6d6d6d6dc4"
@@ -66,7 +66,7 @@ GOLDEN_SIGNATURE = bytes.fromhex(
     "afc8ead454f13222e0ab046373399cc02f95a3c1e92ab4e00b04414957b4e809ada593a255c9d12ac9278526a87b8185e729"
     "f4061e3bb6566cd559da304abd0a"
 )
-# The same message, once sealed to Bob.
+# The same message, sealed to Bob.
 GOLDEN_BLOB = bytes.fromhex(
     "01172549c7bc4830a0fa47f054d3b9662bae1b1a7005e69ba09e3afa5545bca11418d166b1c8ac6ef18b8c93fe38ec966c3a"
     "86c17ec2a5eccba7a1e5265b05ebdd3787b2d574350cb78161e4c1970ab2003988d4249d6696f21e5aa723d560b42b889790"
@@ -101,12 +101,12 @@ def sealed(payload: Message | None = None, **changes: Any) -> bytes:
 
 
 def sealed_body(body: bytes, *, signer: Identity = ALICE, context: bytes = CONTEXT) -> bytes:
-    """What somebody who knows the format, and may lie, sends to Bob."""
+    """A message to Bob whose signature is valid, with any body."""
     return b"\x01" + seal(BOB.sealing_key, signer.sign(context, body) + body, info=CONTEXT)
 
 
 def changed(**changes: object) -> bytes:
-    """The golden body with fields changed."""
+    """The golden body with some fields changed."""
     names = "version type sender receiver message_id session attempt in_reply_to generation time_ms address payload"
     fields = dict(zip(names.split(), msgspec.msgpack.decode(GOLDEN_BODY), strict=True))
     return msgspec.msgpack.encode([*(fields | changes).values()])
@@ -164,7 +164,7 @@ def test_size_limit_is_the_servers_too() -> None:
 
 
 def test_largest_message() -> None:
-    empty = len(sealed(Blob(bytes(300)), wire_name="t.Blob")) - 300  # lengths take two bytes from 256 on
+    empty = len(sealed(Blob(bytes(300)), wire_name="t.Blob")) - 300  # from 256 on, lengths take two bytes
     room = MAX_SIGNAL - empty
     blob = sealed(Blob(bytes(room)), wire_name="t.Blob")
     assert len(blob) == MAX_SIGNAL
@@ -213,7 +213,7 @@ def test_wire_name() -> None:
         wire_name("a b", Blob)
 
 
-# --- what comes in ---
+# --- opening messages ---
 
 
 @pytest.mark.parametrize("size", [1, 30, 112, MAX_SIGNAL + 1])
@@ -253,20 +253,20 @@ def test_a_flipped_bit() -> None:
 
 
 def test_foreign() -> None:
-    """A broker delivers to the wrong mailbox."""
+    """A broker has delivered the message to the wrong mailbox."""
     with pytest.raises(SignalMalformed, match="not sealed to us"):
         open_message(MALLORY, GOLDEN_BLOB)
 
 
 def test_resealed() -> None:
-    """Bob, who got the message, seals it again for Mallory, who would take it for a message of Alice to her."""
+    """Bob seals Alice's message again for Mallory, who must not take it for a message to herself."""
     plaintext = BOB.open_sealed(GOLDEN_BLOB[1:], info=CONTEXT)
     with pytest.raises(SignalMisdirected):
         open_message(MALLORY, b"\x01" + seal(MALLORY.sealing_key, plaintext, info=CONTEXT))
 
 
 def test_readdressed() -> None:
-    """... and writes her key into it, which breaks the signature."""
+    """Bob also replaces the receiver by Mallory's key, which breaks the signature."""
     body = changed(receiver=MALLORY.public_key)
     blob = b"\x01" + seal(MALLORY.sealing_key, GOLDEN_SIGNATURE + body, info=CONTEXT)
     with pytest.raises(SignalForged, match="has not signed"):
@@ -345,7 +345,7 @@ def test_signed_nonsense(change: dict[str, object]) -> None:
 
 
 def test_invalid_utf8_and_deep_nesting() -> None:
-    """Neither is one of msgspec's own errors."""
+    """msgspec raises none of its own errors for these."""
     with pytest.raises(SignalMalformed):
         open_message(BOB, sealed_body(GOLDEN_BODY.replace(b"core.Clock", b"core.\xff\xff\xff\xff\xff")))
     nested = b"\x9d" + GOLDEN_BODY[1:] + b"\x91" * 15_000 + b"\xc0"

@@ -1,4 +1,4 @@
-"""What of a broker's bytes reaches the MQTT client library."""
+"""Which bytes of a broker reach the MQTT client library."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_refusal(code: int, words: str) -> None:
     [
         b"SSH-2.0-OpenSSH_9.2p1\r\n",
         b"HTTP/1.1 400 Bad Request\r\n",
-        SUBACK,  # before CONNACK
+        SUBACK,  # before the CONNACK
         HELLO,
         CONNACK + CONNACK,
         b"\x20\x03\0\0\0",
@@ -104,12 +104,12 @@ def test_a_refusal(code: int, words: str) -> None:
         CONNACK + publish(b"x", qos=3),
         CONNACK + b"\xd0\x01\0",
         CONNACK + b"\x90\x11" + bytes(17),
-        CONNACK + b"\x10\0",  # a CONNECT
-        CONNACK + b"\x30\xff\xff\xff\x7f\xff\xff",  # a topic of 65,535 bytes
-        CONNACK + b"\x30\x02\0\0",  # of none
-        CONNACK + b"\x30\x01\0",  # of half a length
+        CONNACK + b"\x10\0",  # followed by a CONNECT, which brokers do not send
+        CONNACK + b"\x30\xff\xff\xff\x7f\xff\xff",  # its topic would have 65,535 bytes
+        CONNACK + b"\x30\x02\0\0",  # an empty topic
+        CONNACK + b"\x30\x01\0",  # half a length field
         CONNACK + b"\x30\0",
-        CONNACK + b"\x32\x04\0\1tx",  # with half a packet id
+        CONNACK + b"\x32\x04\0\1tx",  # half a packet id
         CONNACK + publish(b"x", topic=b"\xff"),
         CONNACK + publish(b"x", topic=b"a/+"),
         CONNACK + publish(b"x", topic=b"#"),

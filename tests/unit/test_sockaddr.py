@@ -1,4 +1,4 @@
-"""Addresses of sockets: of which family, without what is not part of them, and shown."""
+"""Socket addresses: their family, their normal form, and how they are shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers that failed are passed over for a while, then tried beside the others."""
+"""Servers that failed are passed over for a while, and then tried together with the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_each_further_failure_doubles_it_up_to_a_bound() -> None:
     standings, now, seconds = Standings[str](), NOW, PASSED_OVER
     for _ in range(10):
         standings.failed("a", now)
-        standings.failed("a", now + seconds / 2)  # several calls at once
+        standings.failed("a", now + seconds / 2)  # several calls fail at the same time
         assert standings.of("a", now + seconds - 0.1) is Standing.FAILED
         assert standings.of("a", now + seconds) is Standing.ON_TRIAL
         now, seconds = now + seconds, min(2 * seconds, PASSED_OVER_MAX)

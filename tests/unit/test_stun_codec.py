@@ -95,7 +95,7 @@ SHA256 = bytes.fromhex(  # RFC 8489 appendix B.1, as in errata 6268
     "79363473 41000000 0014000b 6578616d 706c652e 6f726700 001d0004 00020000 001c0020 b5c7bf00 5b6c52a2 1c51c5e8"
     "92f81924 136296cb 927c4314 9309278c c6518e65"
 )
-PASSWORD_ALGORITHM = opaque(0x001D, "PASSWORD-ALGORITHM")  # as TURN will bring its own
+PASSWORD_ALGORITHM = opaque(0x001D, "PASSWORD-ALGORITHM")  # defined here, since TURN defines its own
 
 
 def test_rfc5769_request() -> None:
@@ -253,7 +253,7 @@ def test_hostile_bytes_raise_stun_errors_alone(data: bytes) -> None:
 
 @pytest.mark.parametrize("data", [REQUEST, RESPONSE_4, RESPONSE_6, SHA256], ids=["request", "v4", "v6", "sha256"])
 def test_no_bit_can_change(data: bytes) -> None:
-    """Of what a MAC covers, nor of the MAC."""
+    """Neither in the bytes that a MAC covers, nor in the MAC itself."""
     key = long_term_key(MATRIX, "example.org", "TheMatrIX", sha256=True) if data is SHA256 else PASSWORD
     for at in range(len(data) - (0 if data is SHA256 else 8)):
         changed = data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]
@@ -353,7 +353,7 @@ def test_only_the_first_of_a_type_counts() -> None:
 
 
 def test_what_stands_behind_a_mac_is_not_there() -> None:
-    """Whoever is on the path could have added it."""
+    """Anybody on the path could have added it."""
     for length in (20, 32):
         mac = attribute(0x0008 if length == 20 else 0x001C, bytes(length))
         message = decode(message_of(attribute(0x8022, b"in front"), mac, attribute(0x0020, bytes(8)), mac))

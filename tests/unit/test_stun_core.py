@@ -1,4 +1,4 @@
-"""The STUN server without I/O: what it answers, from where, and how often."""
+"""The STUN server without I/O: what it answers, from which address, and how often."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def request(*attributes: AttributeValue) -> bytes:
 
 
 def classic(*attributes: AttributeValue) -> bytes:
-    """A request with a transaction id of 16 bytes, and no cookie."""
+    """A request of RFC 3489, with a transaction id of 16 bytes and no cookie."""
     data = request(*attributes)
     return data[:4] + CLASSIC_ID + data[20:]
 
@@ -172,7 +172,7 @@ def test_a_bad_request(attribute: AttributeValue) -> None:
     ],
 )
 def test_what_is_no_request_gets_no_answer(data: bytes) -> None:
-    """Not even an error, or two servers could be made to talk to each other for ever."""
+    """An error response would allow an attacker to make two servers answer each other for ever."""
     core = StunCore(PLACES)
     assert core.receive(data, CLIENT, 0.0) is None
     assert core.statistics().ignored == 1
@@ -227,7 +227,7 @@ def test_rfc3489_is_answered_from_where_it_asks_for(place: tuple[int, int], chan
     ("places", "attribute"),
     [
         ({}, CHANGE_REQUEST(ChangeRequest(port=True))),
-        (PLACES, RESPONSE_ADDRESS(("203.0.113.1", 53))),  # has the answer sent to whoever stands there
+        (PLACES, RESPONSE_ADDRESS(("203.0.113.1", 53))),  # would have the answer sent to a third party
         (PLACES, RESPONSE_PORT(53)),
     ],
 )

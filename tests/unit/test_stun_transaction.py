@@ -1,4 +1,4 @@
-"""A STUN request without I/O: its repetitions, and what is believed."""
+"""A STUN request without I/O: its retransmissions, and which responses are accepted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def made(**options: Any) -> StunTransaction:
 
 
 def due(transaction: StunTransaction, now: float) -> bytes | None:
-    """What is to be sent once the time has come."""
+    """The request, if it is due at `now`."""
     transaction.handle_timer(now)
     return transaction.transmit(now)
 
@@ -64,7 +64,7 @@ def read(*attributes: AttributeValue, server: tuple[str, int] = SERVER) -> StunA
 
 
 def sending_times(transaction: StunTransaction) -> tuple[list[float], float]:
-    """When it sends, and when it gives up."""
+    """The times of its transmissions, and the time at which it gives up."""
     transaction.start(0.0)
     times: list[float] = []
     now = 0.0
@@ -78,7 +78,7 @@ def sending_times(transaction: StunTransaction) -> tuple[list[float], float]:
 
 
 def test_requests_are_repeated_as_the_rfc_says() -> None:
-    """RFC 8489 §6.2.1, its example."""
+    """The example of RFC 8489 §6.2.1."""
     transaction = made()
     assert transaction.deadline == math.inf
     times, given_up = sending_times(transaction)
@@ -130,7 +130,7 @@ def test_an_answer() -> None:
         response_origin=SERVER,
         software="x",
     )
-    # A copy is ours too, so that nobody else takes it for something; it changes nothing.
+    # A duplicate belongs to this transaction, so nobody else may take it, but it changes nothing.
     assert transaction.receive(answer(XOR_MAPPED_ADDRESS(("203.0.113.1", 1))), SERVER, 9.0)
     assert read_binding_answer(transaction).mapped == MAPPED
 

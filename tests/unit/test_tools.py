@@ -1,4 +1,4 @@
-"""The project's own tools: what a mutant is, who failed in a run, and how a fault of a fuzzer is told."""
+"""The project's own tools: which mutants there are, which tests failed in a run, and how fuzzers report a fault."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_who_failed_by_luck_is_named_with_the_seeds() -> None:
 
 
 class Panic(BaseException):
-    """What a panic of Rust is to Python."""
+    """Like a Rust panic in Python: an exception that is no `Exception`."""
 
 
 @pytest.mark.parametrize("error", [KeyError, Panic])
@@ -103,7 +103,7 @@ def test_a_fuzzer_tells_what_a_target_may_not_raise(error: type[BaseException]) 
 
 def test_a_fuzzer_lets_pass_what_a_target_may_raise() -> None:
     def raises(data: bytes) -> None:
-        raise UnicodeError  # a ValueError
+        raise UnicodeError  # a subclass of ValueError
 
     feed(Target("raises", lambda random: b"", raises, (ValueError,), 1), 7, 3)
 
@@ -153,7 +153,7 @@ def test_what_is_too_long_says_why(source: str, found: list[str]) -> None:
     ],
 )
 def test_modules_that_import_each_other_are_found(tmp_path: Path, first: str, second: str, circle: bool) -> None:
-    """For types and inside functions, too."""
+    """Imports for types and inside functions count, too."""
     (tmp_path / "p").mkdir()
     for name, text in (("__init__", ""), ("a", first), ("b", second)):
         (tmp_path / "p" / f"{name}.py").write_text(text)
@@ -164,8 +164,9 @@ def test_modules_that_import_each_other_are_found(tmp_path: Path, first: str, se
 
 
 def cancels_itself(source: str) -> list[str]:
-    """Tests that go on after they have cancelled pytest-trio's `nursery`: that ends the test at its next checkpoint,
-    and it counts as passed.
+    """Names of the tests that go on after they have cancelled pytest-trio's `nursery`.
+
+    That ends a test at its next checkpoint, and it counts as passed.
     """
     return [
         test.name

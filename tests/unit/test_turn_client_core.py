@@ -1,4 +1,4 @@
-"""The TURN client without I/O, against a server as small as it can be and against anything that may come."""
+"""The TURN client without I/O, against a minimal server and against arbitrary input."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PEER = ("203.0.113.5", 4000)
 
 
 class Net:
-    """Client, server, and a clock; datagrams pass at once."""
+    """A client, a server and a clock; datagrams arrive at once."""
 
     def __init__(self, server: ModelServer | None = None, *, password: str = "secret", **options: Any) -> None:
         self.server = server or ModelServer()
@@ -51,20 +51,20 @@ class Net:
         return self.client.state
 
     def flush(self) -> list[bytes]:
-        """What the client sends, and the answers to it, which have not come in yet."""
+        """Transmit the client's requests, and return the answers without delivering them."""
         requests = self.client.transmit(self.now)
         self.sent += requests
         answers = [self.server.receive(each, self.now) for each in requests]
         return [each for each in answers if each is not None and not self.lossy(each)]
 
     def settle(self) -> None:
-        """Until nobody has anything to say."""
+        """Exchange datagrams until neither side has anything to send."""
         while answers := self.flush():
             for each in answers:
                 self.client.receive(each, self.now)
 
     def wait(self, seconds: float) -> None:
-        """The same while time passes."""
+        """Let time pass, and exchange datagrams meanwhile."""
         end = self.now + seconds
         self.settle()
         while self.client.deadline <= end:
@@ -160,7 +160,7 @@ def test_permission_and_channel_go_in_one_flight_with_it() -> None:
 
 
 NOTHING_THERE: Final = [400, 437]
-"""What servers answer to who asks for something of an allocation that is not there: coturn, RFC 8656."""
+"""Error codes of servers for requests about an allocation that does not exist: coturn's, and RFC 8656's."""
 
 
 @pytest.mark.parametrize("code", NOTHING_THERE)
@@ -172,7 +172,7 @@ def test_what_is_refused_before_the_allocation_stands_or_overtakes_it_is_asked_a
     net.settle()
     net.client.allocate(net.now)
     allocate, bind = net.client.transmit(net.now)
-    early = net.server.receive(bind, net.now)  # it looks the user up aside
+    early = net.server.receive(bind, net.now)  # the server looks the user up asynchronously
     granted = net.server.receive(allocate, net.now)
     assert early is not None
     assert granted is not None
@@ -470,7 +470,7 @@ def test_data_goes_by_channel_where_there_is_one_and_by_indication_where_not(rel
     assert sent is not None
     message = decode(sent)
     assert (message.method, message.message_class) == (Method.SEND, MessageClass.INDICATION)
-    assert [type_ for type_, _ in message.attributes] == [XOR_PEER_ADDRESS.type, DATA.type]  # and no DONT-FRAGMENT
+    assert [type_ for type_, _ in message.attributes] == [XOR_PEER_ADDRESS.type, DATA.type]  # without DONT-FRAGMENT
     assert (message.get(XOR_PEER_ADDRESS), message.get(DATA)) == (PEER, b"hello")
     net.client.bind(PEER, net.now)
     net.settle()
@@ -566,7 +566,7 @@ def test_garbage_changes_nothing(garbage: list[bytes], steps: int) -> None:
 @settings(max_examples=25)
 @given(st.integers(0, 2**32), st.booleans(), st.integers(0, 60))
 def test_in_any_order_lost_and_doubled(seed: int, sha256: bool, released_at: int) -> None:
-    """However datagrams fare, the client gets what it wants, or ends; and no allocation outlives its release."""
+    """Whatever happens to datagrams, the client gets what it wants or ends, and no allocation outlives its release."""
     chance = random.Random(seed)
     net = Net(ModelServer(sha256=sha256))
     grants = [net.client.permit(PEER[0], net.now), net.client.bind(PEER, net.now)]

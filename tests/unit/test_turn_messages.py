@@ -1,4 +1,4 @@
-"""TURN's messages, ChannelData and the streams of both; the long-term mechanism's password algorithms."""
+"""TURN's messages, ChannelData, and streams of both; the password algorithms of the long-term mechanism."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_nonce_says_what_its_server_can_do() -> None:
     both = SecurityFeature.PASSWORD_ALGORITHMS | SecurityFeature.USERHASH
     assert nonce_cookie(both) == "obMatJos2wAAA"
     assert security_features(nonce_cookie(both) + "anything") == both
-    assert security_features("obMatJos2AAAC//499k954d6OL34oL9FSTvy64sA") == 2  # of RFC 8489's appendix B, as it says
+    assert security_features("obMatJos2AAAC//499k954d6OL34oL9FSTvy64sA") == 2  # as RFC 8489 says in appendix B
     for other in ("", "abc", "obMatJos2", "obMatJos2AA", "obMatJos2A=AA", "obMatJos2ä000"):
         assert security_features(other) == 0
 
@@ -194,10 +194,10 @@ def test_a_stream_is_cut_into_its_messages_wherever_it_is_torn(sent: list[bytes]
     "data",
     [
         b"GET / HTTP/1.1\r\n",
-        bytes([0, 1, 0, 0]) + bytes(16),  # no cookie
-        bytes([0, 1, 0, 3]) + b"\x21\x12\xa4\x42" + TID,  # not a multiple of four
-        b"\x50\x00\x00\x00",  # a channel that is reserved
-        b"\x40\x00\x00\x64",  # 104 bytes
+        bytes([0, 1, 0, 0]) + bytes(16),  # without the cookie
+        bytes([0, 1, 0, 3]) + b"\x21\x12\xa4\x42" + TID,  # its length is not a multiple of four
+        b"\x50\x00\x00\x00",  # a reserved channel number
+        b"\x40\x00\x00\x64",  # announces 100 bytes, 104 with the header
         bytes([0, 1, 0, 100]) + b"\x21\x12\xa4\x42" + TID,
     ],
 )

@@ -1,4 +1,4 @@
-"""The TURN server without I/O: who gets what, for how long, and what is relayed."""
+"""The TURN server without I/O: who gets an allocation, for how long, and what is relayed."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_credentials_that_lack_a_part_are_a_bad_request(missing: object) -> None
 
 
 def rest_password(secret: str, username: str) -> str:
-    """As the draft has it, by other means than the package's."""
+    """As the draft defines it, computed without the package's code."""
     return base64.b64encode(hmac.new(secret.encode(), username.encode(), hashlib.sha1).digest()).decode()
 
 
@@ -227,7 +227,7 @@ def test_a_refresh_keeps_it_and_a_refresh_to_nothing_frees_it_at_once() -> None:
     client.requests.learn(client.refresh(0))
     answer = client.refresh(0)
     assert (error_of(answer), answer.get(LIFETIME)) == (0, 0)
-    assert len(client.bench.closed) == 1  # in the same step
+    assert len(client.bench.closed) == 1  # in the same step as the answer
     assert error_of(client.refresh(600)) == Code.ALLOCATION_MISMATCH
     assert error_of(client.allocate()) == 0
 
@@ -246,7 +246,7 @@ def test_a_relay_that_opens_too_late_is_not_wanted() -> None:
     client = Client(bench)
     bench.core.receive(client.requests.allocate(), UDP, CLIENT, bench.now)
     (wanted,) = bench.core.take_wanted()
-    assert error_of(client.permit(PEER)) == Code.ALLOCATION_MISMATCH  # nothing is there yet
+    assert error_of(client.permit(PEER)) == Code.ALLOCATION_MISMATCH  # the allocation does not exist yet
     bench.core.disconnect(UDP, CLIENT)
     assert not bench.core.opened(wanted, ListSink("relay"), (SERVER, 50000), bench.now)
     bench.core.not_opened(wanted, bench.now)
@@ -272,7 +272,7 @@ def test_without_a_port_it_is_out_of_capacity_and_can_be_asked_again() -> None:
         ([RESERVATION_TOKEN(b"r" * 8)], Code.INSUFFICIENT_CAPACITY),
         ([EVEN_PORT(False)], 0),
         ([REQUESTED_ADDRESS_FAMILY(6)], 0),
-        ([ADDITIONAL_ADDRESS_FAMILY(6)], 0),  # and one address, of IPv4: a client counts them
+        ([ADDITIONAL_ADDRESS_FAMILY(6)], 0),  # it succeeds with one IPv4 address; clients count the addresses
     ],
 )
 def test_what_an_allocation_may_ask_for(more: list[AttributeValue], code: int) -> None:
@@ -331,7 +331,7 @@ def test_permissions_and_channels_of_an_allocation_are_bounded() -> None:
     client = allocated(Bench(permissions=3, channels=2))
     peers = [(f"203.0.113.{n}", 5000) for n in range(5)]
     assert error_of(client.permit(*peers[:4])) == Code.INSUFFICIENT_CAPACITY
-    assert client.bench.core.statistics().permissions == 0  # all or none
+    assert client.bench.core.statistics().permissions == 0  # all or none are installed
     assert error_of(client.permit(*peers[:3])) == 0
     assert error_of(client.permit(*peers[:3])) == 0
     assert error_of(client.bind(0x4000, peers[4])) == Code.INSUFFICIENT_CAPACITY
@@ -421,7 +421,7 @@ def test_data_goes_by_indications_both_ways() -> None:
     client = allocated(Bench())
     assert error_of(client.permit((PEER[0], 1))) == 0
     relay = next(iter(client.bench.relays))
-    assert client.say(indication(PEER, b"hello")) == [(relay, b"hello", PEER)]  # the permission's port means nothing
+    assert client.say(indication(PEER, b"hello")) == [(relay, b"hello", PEER)]  # the port in a permission has no effect
     assert client.say(indication(PEER, b"")) == [(relay, b"", PEER)]
     ((sink, data, to),) = client.bench.from_peer(client.relayed, b"answer")
     message = decode(data)
@@ -442,7 +442,7 @@ def test_data_goes_by_channels_both_ways() -> None:
     assert client.say(channel_data(0x4ABC, b"hello") + b"\0\0\0") == [(relay, b"hello", PEER)]
     assert client.say(channel_data(0x4ABC, b"")) == [(relay, b"", PEER)]
     assert client.bench.from_peer(client.relayed, b"four+") == [(UDP, channel_data(0x4ABC, b"four+"), CLIENT)]
-    # Another port of that peer's is heard too, and not by the channel.
+    # Data from another port of that peer is relayed, too, but as an indication.
     ((_, data, _),) = client.bench.from_peer(client.relayed, b"x", (PEER[0], 1))
     assert decode(data).get(XOR_PEER_ADDRESS) == (PEER[0], 1)
 
@@ -526,7 +526,7 @@ def pair(bench: Bench) -> tuple[Client, Client]:
 def test_relay_to_relay_stays_inside() -> None:
     one, two = pair(Bench())
     assert error_of(one.bind(0x4000, two.relayed)) == 0
-    assert one.say(channel_data(0x4000, b"early")) == []  # not permitted yet by the other
+    assert one.say(channel_data(0x4000, b"early")) == []  # the other client has not permitted it yet
     assert error_of(two.permit(one.relayed)) == 0
     ((sink, data, to),) = one.say(channel_data(0x4000, b"hello"))
     assert (sink, to) == (UDP, OTHER)
@@ -538,13 +538,13 @@ def test_no_other_port_of_the_host_is_ever_sent_to() -> None:
     one, two = pair(Bench())
     assert error_of(one.permit((SERVER, 22))) == Code.FORBIDDEN
     assert error_of(one.permit((SERVER6, 0))) == Code.PEER_FAMILY_MISMATCH
-    assert error_of(one.permit((SERVER, 0))) == 0  # any relayed address there, and nothing else
+    assert error_of(one.permit((SERVER, 0))) == 0  # stands for any relayed address of the server, and nothing else
     assert error_of(one.permit(two.relayed)) == 0
-    assert one.say(indication((SERVER, 22), b"x")) == []  # though its address is permitted
+    assert one.say(indication((SERVER, 22), b"x")) == []  # although its address is permitted
     assert error_of(one.bind(0x4000, (SERVER, 3478))) == Code.FORBIDDEN
     assert error_of(one.bind(0x4000, two.relayed)) == 0
     two.refresh(0)
-    assert one.say(channel_data(0x4000, b"x")) == []  # whose port may be anybody's now
+    assert one.say(channel_data(0x4000, b"x")) == []  # the released port may belong to anybody now
     assert one.say(indication(two.relayed, b"x")) == []
 
 
@@ -555,7 +555,7 @@ def test_a_relay_that_sends_to_itself_ends() -> None:
 
 
 def test_an_open_relay_scan_finds_nothing() -> None:
-    """Each kind of address at each of a few ports, with a permission of another address in hand."""
+    """Tries each kind of address at several ports, with a permission for another address."""
     bench = Bench(rate=1e9, burst=10**9)
     one, two = pair(bench)
     one.permit(PEER, two.relayed)
@@ -692,7 +692,7 @@ def test_a_server_that_drains_makes_no_allocation_and_keeps_those_that_there_are
 
 
 def test_a_server_that_drains_has_its_clients_ask_until_they_have() -> None:
-    """By an indication that means nothing to others; who asks is granted little, so that it goes elsewhere."""
+    """Binding indications ask them; a refresh then gets a short lifetime, so that the client goes elsewhere."""
     bench = Bench()
     client, other = Client(bench), Client(bench, "bob", "hunter2", source=OTHER)
     for each in (client, other):

@@ -1,4 +1,4 @@
-"""Who holds back in a walk, and for how long."""
+"""Which combos of a walk hold back for others, and for how long."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ RELAY: Final = replace(LIKELY, phase="relay", plugin="ws_relay", server="ws://on
 async def test_a_relays_server_takes_its_turn_when_those_before_it_have_failed(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Else after the time that paces them; what goes by no server waits for that time."""
+    """Otherwise it waits for its delay, as combos without a server always do."""
     under_way, began = UnderWay(), trio.current_time()
     second, third = replace(RELAY, server="ws://two", delay=0.25), replace(RELAY, server="ws://three", delay=0.5)
     under_way.begin([RELAY, second, third])

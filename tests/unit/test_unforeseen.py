@@ -1,4 +1,4 @@
-"""What is contained, what passes, and how often it is said."""
+"""Which unforeseen exceptions are contained, which pass, and how often they are logged."""
 
 from __future__ import annotations
 

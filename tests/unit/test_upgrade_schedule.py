@@ -1,4 +1,4 @@
-"""When a better path is looked for."""
+"""When a node looks for a better path."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_loss_does_not_shorten_what_the_upgrades_before_it_have_earned() -> No
 def test_the_more_often_there_was_a_better_path_the_longer_it_stays(
     happens: list[tuple[float, bool]], hinted: bool
 ) -> None:
-    """Law 12: never two upgrades within the dwell, whatever is lost between them."""
+    """Law 12: never two upgrades within the dwell time, whatever paths are lost between them."""
     now, last, upgrades = 0.0, 0.0, [0.0]
     schedule = UpgradeSchedule(now, uniform=Random(0).uniform)
     schedule.changed(now, upgraded=True)
@@ -163,7 +163,7 @@ def test_a_change_of_the_network_lets_it_be_tried_again() -> None:
 
 
 def test_what_has_failed_with_all_others_is_no_bad_way() -> None:
-    """Then the network was down.  Where another path was well, and what failed was left for it, the way is to blame."""
+    """If no path was well, the network was down.  If a failing path was left for one that was well, its way is bad."""
     for found in (False, True):
         schedule = UpgradeSchedule(0.0, uniform=lambda _a, _b: 1.0)
         schedule.failed("way", 0.0)
@@ -194,7 +194,7 @@ def test_a_change_of_path_holds_that_up() -> None:
 
 
 def test_sprays_come_in_the_first_search_and_then_rarely() -> None:
-    """Also in the first one after the path or the network has changed."""
+    """Also in the first search after the path or the network has changed."""
     schedule = UpgradeSchedule(0.0, uniform=lambda _a, _b: 1.0)
     sprayed: list[float] = []
     while schedule.next_at < 3 * SPRAYS:

@@ -1,4 +1,4 @@
-"""What a plan with a newer address of the peer adds to a walk's, and what of both the report has."""
+"""What a newer address of the peer adds to a walk's plan, and what the report shows of both plans."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_or_be_hopeless_for_another_reason(recorder: Recorder) -> None:
 @pytest.mark.parametrize("likelihood", [Likelihood.DOUBTFUL, Likelihood.LIKELY])
 @pytest.mark.parametrize("now", list(Likelihood)[1:])
 def test_what_may_work_stays_as_it_is(recorder: Recorder, likelihood: Likelihood, now: Likelihood) -> None:
-    """It may be under way."""
+    """An attempt may be under way."""
     before = replace(PUNCH, likelihood=likelihood)
     plan = planned(recorder, before)
     assert plan.add_new([replace(LIKELY, likelihood=now)]) == []
@@ -72,7 +72,7 @@ def test_what_may_work_stays_as_it_is(recorder: Recorder, likelihood: Likelihood
 
 
 def test_what_was_tried_in_the_last_round_stays_in_the_report(recorder: Recorder) -> None:
-    """Also where it has not started by then, as it holds back for another one."""
+    """Even if it had not started when the new plan came, since it was holding back for another combo."""
     plan = planned(recorder, PUNCH, OTHER)
     recorder.started(PUNCH, 0.1)
     assert plan.add_new([LIKELY, replace(OTHER, why="as it is")]) == [LIKELY, replace(OTHER, why="as it is")]

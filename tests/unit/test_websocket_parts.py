@@ -1,4 +1,4 @@
-"""The pieces that a WebSocket's messages come in: put together where they are small, refused where they are many."""
+"""The parts in which a WebSocket message arrives: small ones are joined, too many are refused."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from warpgate_trio.websocket.stream import MAX_FRAMES, SMALL_PART, Parts
 
 
 def frame(payload: bytes, opcode: Opcode = Opcode.CONTINUATION, *, last: bool = False) -> bytes:
-    """A short one, as a client masks it."""
+    """A short frame, masked as clients do."""
     return bytes([opcode | 0x80 * last, 0x80 | len(payload)]) + bytes(4) + payload
 
 
 class Peer:
-    """A client's bytes, and what a server's connection is told of them."""
+    """A client whose bytes arrive at a server's connection; `read` returns the resulting events."""
 
     def __init__(self) -> None:
         self._protocol = Connection(ConnectionType.SERVER)
@@ -71,7 +71,7 @@ def test_refused_is_the_first_frame_too_many_and_no_further_one_is_parsed() -> N
 
 
 def test_a_long_frame_that_drips_is_handed_on_in_few_pieces() -> None:
-    """A frame that comes in many reads is an honest one on a bad link: it is not refused, whatever its length."""
+    """A frame that takes many reads may come over a bad network: it is not refused, whatever its length."""
     length = 3 * SMALL_PART
     drips = [BytesMessage(data=b"ab", frame_finished=False, message_finished=False)] * (length // 2)
     now: list[Event] = []

@@ -1,4 +1,4 @@
-"""The first that has proven itself wins a race; what nobody gets is closed."""
+"""The first candidate that has proven itself wins a race; the others are closed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def test_the_first_one_outlives_the_race() -> None:
         assert second.closed
         assert await winner.first() is cast("Any", first)
     assert not first.closed
-    assert offer(winner).closed  # it comes late
+    assert offer(winner).closed  # it comes too late
 
 
 async def test_it_is_waited_for(nursery: trio.Nursery) -> None:
