@@ -62,7 +62,7 @@ def _from_client() -> list[bytes]:
 
 @target(_from_server, RemoteProtocolError, SignalUnsupported, inputs=500)
 def frames_of_pairing_to_who_offers(data: bytes) -> None:
-    """Whatever a server sends, its replies can be decoded and no peer is paired without a proof."""
+    """Whatever a server sends, the offer's replies are valid frames, and nobody is paired without a proof."""
     core = OfferCore(CODE, _us(BOB))
     for now in (0.0, 1.0):
         frame = rendezvous.decode_from_server(data)

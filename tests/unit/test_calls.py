@@ -127,7 +127,7 @@ async def test_a_circuit_that_is_closed_here_says_nothing(
 async def test_a_server_that_is_connected_to_for_the_first_time_is_not_behind_the_others(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """During the first moments of that attempt; after it has failed, the server is behind."""
+    """That is so during the first moments of the attempt; later, or after a failure, the server is behind."""
     slot = Slot(ServerUrl.parse(SERVER), ServerDial(None))
     keeper = SimpleNamespace(own=[slot], standings=Standings[str]())
 

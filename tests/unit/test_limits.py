@@ -223,7 +223,7 @@ HOSTS = [v6(a, b, c) for a in range(3) for b in range(2) for c in range(2)] + [
 
 
 def prefix(host: str) -> str:
-    """The /48 or /24 that the host is in."""
+    """The /48 of an IPv6 address, the /24 of an IPv4 address."""
     return host.rpartition(".")[0] if "." in host else ":".join(host.split(":")[:3])
 
 

@@ -386,7 +386,7 @@ def test_both_directions_are_tried_at_once() -> None:
     ends = Ends()
     wire = ends.attach("a", preferred=True)
     assert wire is not None
-    ends.deliver(wire, "b")  # ATTACHED arrived earlier; this is `a`'s PING, behind its trial's bytes
+    ends.deliver(wire, "b")  # ATTACHED arrived earlier; this is `b`'s PING, behind the bytes of its trial
     ends.deliver(wire, "a")
     assert ends.speaks_on("a") is ends.wires[0]
     ends.deliver(wire, "b")

@@ -1,4 +1,4 @@
-"""Which relays stand by, without I/O."""
+"""Which relays stand by; without I/O."""
 
 from __future__ import annotations
 

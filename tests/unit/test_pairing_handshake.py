@@ -158,7 +158,7 @@ def test_who_guesses_is_told_nothing_and_counted() -> None:
 
 
 def test_an_offerer_who_does_not_know_the_code_is_found_out() -> None:
-    """An attacker who answers the claimer gets one guess."""
+    """A server that answers the claimer itself gets one guess."""
     alice, mallory = claimer(), Offerer(WRONG, us(MALLORY))
     proof = answer_of(alice, reply_of(mallory, alice.hello))
     with pytest.raises(CodeRefused):

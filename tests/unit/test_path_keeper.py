@@ -187,7 +187,7 @@ class Kept:
         self.stream.put_frame(b"x")
 
     def hint(self) -> None:
-        """This host's network has changed."""
+        """A hint that this host may have moved or slept."""
         self.link._note_hint()
 
     @property

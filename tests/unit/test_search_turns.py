@@ -1,4 +1,4 @@
-"""The turns that searches take."""
+"""Which search has its turn, and how many run at the same time."""
 
 from __future__ import annotations
 
