@@ -125,7 +125,7 @@ def test_garbled_frames_end_nothing() -> None:
 
 
 def test_forged_flights_take_no_place_from_the_dialler() -> None:
-    """The rule in the module's docstring: some flights are processed at once, later ones must answer a Retry."""
+    """The rule of `quic_starts`: the first flights are processed at once, later ones must answer a Retry."""
     server = listener()
     good = with_shares((X25519, bytes(range(32))))
     for number in range(100):
