@@ -1,4 +1,4 @@
-"""Who may have a Pipe, and how many: what a peer, or a stranger, could try to change about it (docs/walk.md)."""
+"""Who may have a Pipe, and how many: what a peer or a stranger could try in order to change that (docs/walk.md)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from warpgate_trio.report import WalkEvent
 
 pytestmark = pytest.mark.usefixtures("jumping_clock")
 
-# -- a peer that was called, and opens Pipes itself --------------------------------------------------------------------
+# -- a called peer that opens Pipes itself -----------------------------------------------------------------------------
 
 
 async def test_a_peer_that_we_called_may_open_pipes_if_authorize_says_so() -> None:
@@ -44,7 +44,7 @@ async def test_a_peer_that_we_called_may_open_pipes_if_authorize_says_so() -> No
         await alice.auto_connect(bob.address),
         await bob.listener.accept() as theirs,
     ):
-        assert not asked  # nobody asked for anything yet
+        assert not asked  # nobody has asked for anything yet
         async with await theirs.open_pipe("one"), await theirs.open_pipe("two"):
             labels = {(await alice.listener.accept()).label for _ in range(2)}
             assert labels == {"one", "two"}
@@ -90,7 +90,7 @@ async def test_opens_that_are_taken_back_while_we_decide_are_bounded() -> None:
     ):
         carrier, said = theirs.carrier, link_of(theirs).protocol.outgoing
         assert said is not None
-        async with link_of(theirs)._first._turn:  # its own writer may have something to say, too
+        async with link_of(theirs)._first._turn:  # keeps the Link's own writer from sending meanwhile
             for number in range(2, 2 * 5 * MAX_CHANNELS, 2):
                 for frame in (Open(channel=number, credit=0, label=""), Reset(channel=number, code=ResetCode.CLOSED)):
                     carrier.feed(encode(frame))
@@ -134,7 +134,7 @@ async def test_a_decision_that_its_link_does_not_live_to_see() -> None:
 
 
 async def test_a_decision_may_take_longer_than_a_handshake() -> None:
-    """By default both have 10 s: a no that is late must arrive as a no, and a yes in time as a Pipe."""
+    """Both have 10 s by default.  A decision that comes too late must arrive as a refusal, one in time as a Pipe."""
     handshake = 0.5
 
     async def thinking(_: str) -> bool:
@@ -187,7 +187,7 @@ async def test_a_pinned_call_ends_though_the_peer_is_alive_and_never_decides(mon
 
 
 def remember_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sessions, in nodes that are opened from now on."""
+    """Nodes that are opened from now on remember two sessions only."""
     for module in ("admission", "inbound"):
         monkeypatch.setattr(f"warpgate_trio.node.{module}.MAX_REMEMBERED_SESSIONS", 2)
 
@@ -259,7 +259,7 @@ async def test_a_peer_whose_every_session_is_spent_ends_the_call() -> None:
 
 
 async def test_a_session_that_is_spent_when_the_time_is_over(jumping_clock: trio.testing.MockClock) -> None:
-    """There is no time left for the new session: the call has timed out, and no other error comes of it."""
+    """No time is left for the new session, so the verdict is "timed out" and nothing else."""
 
     async def serve(sock: trio.socket.SocketType) -> None:
         await (await committed(sock)).refuse(RefuseReason.SESSION_SPENT)
@@ -274,7 +274,7 @@ async def test_a_session_that_is_spent_when_the_time_is_over(jumping_clock: trio
 
 
 class Twin(Plugin):
-    """A second carrier beside direct_connect's, to the same listener."""
+    """Dials the same listener as direct_connect, for a second carrier."""
 
     name = "twin"
 
@@ -284,7 +284,7 @@ class Twin(Plugin):
 
 @pytest.mark.usefixtures("own_plugins")
 async def test_a_carrier_that_waited_has_its_turn_when_the_first_one_dies() -> None:
-    """However long that took: the phase's budget is for finding paths, and this one was found."""
+    """The phase's budget may be over by then: it limits the search for paths, and this path was found in time."""
     budgets = Budgets(direct_min=0.4, direct_max=0.4)
     commits = 0
 
@@ -318,7 +318,7 @@ async def test_a_carrier_that_waited_has_its_turn_when_the_first_one_dies() -> N
 
 @pytest.mark.usefixtures("own_plugins")
 async def test_after_a_refusal_no_other_carrier_commits() -> None:
-    """The second carrier is proven and waits for its turn when the refusal comes."""
+    """A second carrier is proven and waits for its turn when the refusal arrives."""
     proven = trio.Event()
     proofs = commits = 0
 

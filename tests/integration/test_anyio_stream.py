@@ -1,4 +1,4 @@
-"""`PipeByteStream`: what anyio expects of a byte stream, over a Pipe, and anyio's own wrappers on top of it."""
+"""`PipeByteStream` over a Pipe: anyio's contract for a byte stream, and anyio's own wrappers on top of it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_a_loop_gets_no_more_than_64_kib_at_once() -> None:
     async with linked() as (alice, bob):
         ours, theirs = PipeByteStream(alice.pipe), PipeByteStream(bob.pipe)
         await ours.send(bytes(200_000))
-        await alice.pipe.ping()  # then all of it is there
+        await alice.pipe.ping()  # after this, all of it has arrived
         await ours.aclose()
         assert [len(chunk) async for chunk in theirs] == [65_536, 65_536, 65_536, 3_392]
 
@@ -191,7 +191,7 @@ async def test_a_family_is_the_paths() -> None:
         assert PipeByteStream(alice.pipe).extra(SocketAttribute.family) == socket.AF_INET6
 
 
-# -- anyio's own, on top of it -----------------------------------------------------------------------------------------
+# -- anyio's own wrappers on top ---------------------------------------------------------------------------------------
 
 
 async def test_buffered_and_text_streams() -> None:

@@ -90,7 +90,7 @@ async def test_a_node_without_get_addr_cannot_ask(peer: PeerAddress | str) -> No
 
 
 def test_an_answer_that_nobody_waits_for_any_more_is_not_answered() -> None:
-    """Two nodes that both listen would go on for ever: each would take the other's answer for a question."""
+    """Otherwise two listening nodes would never stop: each would take the other's answer for a question."""
 
     async def main(nodes: NodePair) -> None:
         with trio.move_on_after(1.5 * RTT):  # signals take one round trip each way
@@ -103,7 +103,7 @@ def test_an_answer_that_nobody_waits_for_any_more_is_not_answered() -> None:
 
 
 async def test_a_stale_address_is_refreshed_and_the_walk_goes_on() -> None:
-    """The address that Alice has leads nowhere any more; Bob is asked, and reached where he is."""
+    """Alice's address of Bob leads nowhere any more; he is asked for a fresh one, and reached there."""
     async with pair() as both:
         stale = address_of(BOB, port=await closed_port(), now=LoopbackHost().wall_time() - 60)
         async with await both.alice.auto_connect(stale, plugins=["direct_connect"]) as pipe:
@@ -126,7 +126,7 @@ async def test_an_expired_address_is_refreshed_before_the_walk() -> None:
 
 
 async def test_asking_for_a_fresh_address_is_within_the_callers_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody answers: without a bound of the caller's it would be waited for as long as for any signal."""
+    """Nobody answers.  Without the caller's bound the wait would last as long as that for any signal."""
 
     async def silent(self: NodeRuntime, peer: PeerAddress, plugin: str) -> object:
         await trio.sleep_forever()
@@ -146,7 +146,7 @@ async def test_asking_for_a_fresh_address_is_within_the_callers_time(monkeypatch
 async def test_time_servers_that_are_silent_take_all_of_the_callers_time(
     timeout: float, issued: int | None, error: type[Exception]
 ) -> None:
-    """And a little more, as on a clock that does not jump: what was wrong with the address is said all the same."""
+    """When the clock does not jump, they take a little more; the error still says what was wrong with the address."""
     with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as silent:
         await silent.bind(("127.0.0.1", 0))
         servers = Servers(ntp=(ServerUrl.parse(f"ntp://127.0.0.1:{silent.getsockname()[1]}"),))
@@ -203,7 +203,7 @@ async def test_return_addr_tells_those_who_would_let_us_in() -> None:
     async with pair(authorize=not_carol) as both, loopback_node(CAROL, config(both.server)) as carol:
         await carol.wait_signals()
         await carol.announce_address(both.bob.address)
-        await wait_until(lambda: both.bob.stats().refused)  # counted when what she told was dealt with
+        await wait_until(lambda: both.bob.stats().refused)  # counted once her announcement has been handled
         assert both.bob._runtime.view.known_address(carol.address.public_key) is None
 
 
@@ -240,7 +240,7 @@ async def test_fan_out_takes_the_one_that_works() -> None:
 
 
 async def test_fan_out_starts_its_candidates_one_after_the_other() -> None:
-    """What starts later spares its work when an earlier one is quick; no start waits for an earlier one's failure."""
+    """If an early candidate is quick, the later ones do no work; none waits for an earlier one to fail."""
     starts: list[tuple[str, float]] = []
 
     def candidate(number: int) -> type[Plugin]:
@@ -312,7 +312,7 @@ async def test_a_lost_path_of_fan_outs_is_searched_for_by_the_same_plugins(plugi
 @pytest.mark.slow("a call and a search in a world with NATs")
 @pytest.mark.parametrize("plugins", [["udp_punch"], ["tcp_punch", "udp_punch"]])
 def test_a_lost_path_between_nats_too(plugins: list[str]) -> None:
-    """And nothing better than it is ever looked for by others."""
+    """Only the named plugins replace it, and no better path is looked for by others."""
 
     async def main(nodes: NodePair) -> None:
         async with await nodes.alice.connect(nodes.bob.address, plugin=plugins) as pipe:
@@ -355,7 +355,7 @@ async def test_fan_out_reports_a_refusal() -> None:
 
 @pytest.mark.slow("a hundred times two connects, about 15 ms each")
 async def test_glare() -> None:
-    """Both call each other at the same moment: two sessions and two Pipes each time, and no deadlock."""
+    """Both nodes call each other at the same moment: each time two sessions and two Pipes, and no deadlock."""
     async with (
         open_rendezvous() as server,
         loopback_node(BOB, config(server), authorize=anyone) as bob,

@@ -1,4 +1,4 @@
-"""Calls that are made while the connection to a server is being opened: the first one goes with the request for it."""
+"""Calls that are made while the connection to a server is being opened: the first one goes in the upgrade request."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPEN = RelayRules(open_to_all=True)
 
 
 class Server:
-    """A rendezvous server, and what came ahead of its clients' first messages."""
+    """A rendezvous server; `ahead` is what its clients sent in the upgrade request, one entry a connection."""
 
     def __init__(self, rules: RelayRules = OPEN) -> None:
         self.rendezvous = Rendezvous(relay=rules)
@@ -51,7 +51,7 @@ async def serving(
     reads_ahead: bool = True,
     versions: tuple[int, ...] = (3, 2),
 ) -> AsyncGenerator[ServerUrl]:
-    """A server of any release, for the time of the body, which is bounded."""
+    """Serves as a server of any release would, for the time of the body, which is bounded."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     serve = partial(
         serve_websocket,
@@ -83,7 +83,7 @@ async def taken(bob: SignalChannel, payload: bytes = b"hello") -> Circuit:
 
 
 async def exchange(alice: Circuit, bob: Circuit) -> None:
-    """A byte from each to the other."""
+    """Sends a byte in each direction."""
     for sender, receiver in ((alice, bob), (bob, alice)):
         assert await sender.send(memoryview(b"x")) == 1
         assert await receiver.recv(10) == b"x"
@@ -91,7 +91,7 @@ async def exchange(alice: Circuit, bob: Circuit) -> None:
 
 @pytest.mark.parametrize("reads_ahead", [True, False])
 async def test_the_first_call_goes_with_the_request(reads_ahead: bool) -> None:
-    """Or behind the registration, at a server that does not read it there."""
+    """To a server that does not read it there, it is sent behind the registration."""
     server = Server()
     async with serving(server.handle, reads_ahead=reads_ahead) as url, open_channel(url, BOB) as bob:
         circuits = Circuits("alice's")
@@ -134,7 +134,7 @@ async def test_a_call_that_is_too_long_for_a_header_goes_behind_the_registration
 
 @asynccontextmanager
 async def serving_without_circuits() -> AsyncGenerator[tuple[ServerUrl, list[wire.FromClient]]]:
-    """Serve version 2, which knows no circuits; what it hears is kept."""
+    """Serves version 2, which has no circuits; yields the URL and the list of frames that are received."""
     heard: list[wire.FromClient] = []
 
     async def handler(websocket: WebSocket) -> None:
@@ -152,7 +152,7 @@ async def serving_without_circuits() -> AsyncGenerator[tuple[ServerUrl, list[wir
 
 
 async def test_a_server_that_knows_of_no_circuits_hears_of_none() -> None:
-    """A frame that it does not know would cost us the connection."""
+    """Such a server closes the connection when it receives a frame that it does not know."""
     async with serving_without_circuits() as (url, heard):
         circuits = Circuits("the server")
         circuit, closed, late = await called(circuits), await called(circuits), circuits.make()
@@ -177,7 +177,9 @@ async def test_nor_of_calls_that_waited_for_room() -> None:
 
         async def call() -> None:
             with pytest.raises(CircuitRefused, match="the server does not relay") as caught:
-                await (await called(circuits)).wait_answered()  # one has room once a call was taken to go ahead
+                await (
+                    await called(circuits)
+                ).wait_answered()  # one gets room when a waiting call is taken for the request
             refused.append(caught.value)
 
         for _ in range(3):
@@ -201,7 +203,7 @@ async def test_a_server_that_does_not_relay_for_us_says_so(token: str | None) ->
             assert (caught.value.reason, caught.value.too_early) == (EndReason.NOT_ALLOWED, False)
             assert await alice.send(BOB.public_key, b"a signal") is Delivery.DELIVERED
         arrival = await bob.receive()
-        if isinstance(arrival, Ringing):  # before it was known who calls; the circuit has ended since
+        if isinstance(arrival, Ringing):  # sent before the caller was known; the circuit has ended since
             arrival = await bob.receive()
         assert arrival == b"a signal"
     assert server.circuits == 0
@@ -222,7 +224,7 @@ async def test_a_call_that_is_taken_back_while_the_connection_is_opened() -> Non
 
 
 async def test_a_connection_that_does_not_come_to_be() -> None:
-    """There may be another one: who called is told that."""
+    """Another connection may follow, so the caller's error says that the call was too early."""
     circuits = Circuits("the server")
     circuit = await called(circuits)
     circuits.end("refused with HTTP status 431")
@@ -233,7 +235,7 @@ async def test_a_connection_that_does_not_come_to_be() -> None:
 
 
 async def test_answers_that_come_before_the_registration() -> None:
-    """No server of ours sends them: they end the connection, as anything else that is out of turn."""
+    """No server of ours sends them; like any other frame out of turn, they end the connection."""
 
     async def handler(websocket: WebSocket) -> None:
         await websocket.send(wire.Challenge(bytes(32), 3).encode())

@@ -1,7 +1,8 @@
-"""Cancelled at any checkpoint while carriers die and come, a call leaves nothing behind, and the streams are whole.
+"""Calls that are cancelled at any checkpoint, while carriers come and go, leave nothing behind and no stream damaged.
 
-Each call runs once for each of its checkpoints (`tests.cancel_sweep`), from each kind of trouble on: the carrier that
-it speaks on is cut before it begins, or while it runs, or is a hole, or there is none; then another one is attached.
+Each call runs once for each of its checkpoints (`tests.cancel_sweep`), with each kind of trouble: the carrier in use is
+cut before the call begins, is cut while it runs, swallows everything (a hole), or is missing.  Then another carrier is
+attached.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ TROUBLES: Final = ["cut before", "cut meanwhile", "two cut", "no carrier", "peer
 
 @asynccontextmanager
 async def ends() -> AsyncGenerator[tuple[End, End]]:
-    """Both ends of a Link, of which nothing is left afterwards: no task, no lane, no socket."""
+    """Both ends of a Link; checks that it leaves no task, no lane and no socket."""
     before = trio.lowlevel.current_statistics().tasks_living
     async with lasting(over=await connect_ends(buffers=16384), goodbye=0.2) as (alice, bob):
         yield alice, bob
@@ -48,8 +49,8 @@ async def ends() -> AsyncGenerator[tuple[End, End]]:
 
 
 async def trouble(kind: str, alice: End, bob: End) -> None:
-    """It happens; in the end there is a carrier that is well."""
-    if kind == "hole":  # which holds the sender up
+    """Makes the trouble happen; afterwards the Link has a working carrier."""
+    if kind == "hole":  # it blocks the sender
         bob.link._first.carrier.receive = trio.sleep_forever  # type: ignore[method-assign]
         await trio.testing.wait_all_tasks_blocked(0.01)
         suspect(alice.link._first.protocol.life)
@@ -71,14 +72,14 @@ Operation = Callable[[AnyCut, End, End, Callable[[], Awaitable[None]]], Awaitabl
 
 
 async def sweep(operation: Operation, kind: str) -> None:
-    """Run it once for each of its checkpoints; it is given the trouble, to be run beside what is cancelled."""
+    """Runs the operation once for each of its checkpoints; it has to run the trouble beside what is cancelled."""
     for each in cuts():
         async with ends() as (alice, bob):
             await operation(each, alice, bob, partial(trouble, kind, alice, bob))
 
 
 async def still_whole(alice: End, bob: End) -> None:
-    """Either side is heard by the other."""
+    """Checks that each side receives what the other sends."""
     for ours, theirs in ((alice, bob), (bob, alice)):
         await ours.pipe.send_all(b"whole")
         got = b""
@@ -157,7 +158,7 @@ async def test_open_pipe(kind: str) -> None:
                 pipe = await alice.pipe.open_pipe("x")
         last = await alice.pipe.open_pipe("y")
         while (accepted := await bob.accept()).label == "x":
-            if pipe is None:  # it was taken back: what Bob got of it is broken
+            if pipe is None:  # the opening was taken back: Bob's end of it is broken
                 with pytest.raises(trio.BrokenResourceError):
                     await accepted.receive_some()
         assert accepted.label == "y"
@@ -185,7 +186,7 @@ async def test_wait_path_change(kind: str) -> None:
 
 
 async def attach_cut(alice: End, bob: End, each: AnyCut, who: str, *, by_bob: bool) -> list[Carrier]:
-    """As `attach`, but one of the two sides is cancelled; the two ends of the carrier."""
+    """Like `attach`, but one side, `who`, is cancelled; returns both ends of the carrier."""
     dialed, accepted = await carriers()
     ours = await alice_proves(dialed, initiator=not by_bob)
     theirs = await Link.receive_proof(accepted)
@@ -210,7 +211,7 @@ async def attach_cut(alice: End, bob: End, each: AnyCut, who: str, *, by_bob: bo
 @pytest.mark.parametrize("suspended", [False, True])
 @pytest.mark.parametrize("who", ["offers", "takes"])
 async def test_attach(who: str, suspended: bool, by_bob: bool) -> None:
-    """The carrier is a lane in the end, or closed, and the Link goes on."""
+    """In the end the carrier is a lane or closed, and the Link goes on."""
     for each in cuts():
         async with ends() as (alice, bob):
             if suspended:

@@ -1,8 +1,8 @@
-"""Cancelled anywhere, nothing stays: no task, no socket, no server-side session.
+"""Operations that are cancelled anywhere leave nothing: no task, no socket, no server-side session.
 
-Each operation is cancelled at its k-th checkpoint for every k (`tests.cancel_sweep`), and the walks, which are many
-tasks, also at every step of all tasks together.  That no socket is left open is the business of the tests' leak check;
-that no task is left, of the nurseries.
+Each operation is cancelled at its k-th checkpoint for every k (`tests.cancel_sweep`).  The walks, which consist of many
+tasks, are also cancelled at every step of all tasks together.  The leak check of the tests finds a socket that stays
+open; the nurseries ensure that no task stays.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from warpgate_trio.signal import Inbox, InboxLimits, ServerState, open_channel
 
 
 async def nothing_left(both: Pair, *, interrupted: bool = False) -> None:
-    """Pipes that Bob was given read as ended, those of an interrupted call as broken; then both nodes are as new."""
+    """Checks that Bob's waiting Pipes read as ended, or broken if the call was interrupted, and that no state stays."""
     await wait_until(lambda: not both.alice.stats().links and not both.alice.stats().attempts)
     while both.bob.stats().waiting_pipes:
         async with await both.bob.listener.accept() as pipe:
@@ -43,7 +43,7 @@ async def nothing_left(both: Pair, *, interrupted: bool = False) -> None:
 
 
 async def say_and_hear(url: ServerUrl) -> None:
-    """A channel's whole life."""
+    """The whole life of a channel, with a message to ourselves."""
     async with open_channel(url, ALICE) as channel:
         await channel.send(ALICE.public_key, b"\x01x")
         assert await channel.receive() == b"\x01x"
@@ -116,7 +116,7 @@ async def test_connect(plugin: str) -> None:
 
 @pytest.fixture
 def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many requests in a second are what the limits are made against."""
+    """Lifts the rate limits, which exist to prevent as many requests in a second as these tests make."""
     limits = InboxLimits(rate=1e6, burst=10**6, sender_rate=1e6, sender_burst=10**6)
     monkeypatch.setattr("warpgate_trio.signal.router.Inbox", partial(Inbox, limits=limits))
     monkeypatch.setattr("warpgate_trio.node.responder.DIALS_PER_MINUTE", 10**6)
@@ -204,7 +204,7 @@ async def test_pipe_operations_leave_the_pipe_whole() -> None:
 
 
 async def test_a_cancelled_end_of_a_pipe_is_an_end() -> None:
-    """`ping` and `send_eof`: asked for twice, cancelled or not, they are done once; a cancelled `aclose` aborts."""
+    """`send_eof` may be repeated after a cancelled one, and ends the stream once; a cancelled `aclose` aborts."""
     async with pair() as both, await both.alice.auto_connect(both.bob.address) as first:
         other = await both.bob.listener.accept()
         for cut in cuts():
@@ -247,7 +247,7 @@ async def test_refresh_address() -> None:
 
 
 async def test_a_cancelled_walk_ends_the_peers_work() -> None:
-    """The peer hears of it, and stops dialling for a session that is over."""
+    """The peer learns of it, and stops dialling for a session that is over."""
 
     async def dawdling(_: str) -> bool:
         await trio.sleep_forever()

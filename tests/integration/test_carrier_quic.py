@@ -1,4 +1,4 @@
-"""The QUIC carrier on real sockets: whose key it is, what breaks it, and what a stream may rely on."""
+"""The QUIC carrier on real sockets: whose key the peer has, what breaks the carrier, what a stream may rely on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from warpgate_trio.errors import CarrierError, WrongPeer
 async def outcomes(
     paths: Paths, dial: Callable[[], Awaitable[object]], serve: Callable[[], Awaitable[object]]
 ) -> list[object]:
-    """What became of both ends within a short time: a carrier, an exception, or None."""
+    """What each end has after a short time: a carrier, an exception, or None while it still waits."""
     found: list[object] = [None, None]
 
     async def run(index: int, end: Callable[[], Awaitable[object]]) -> None:
@@ -31,7 +31,7 @@ async def outcomes(
         except Exception as error:
             found[index] = error
 
-        # The other end has a little longer: who serves goes on waiting for somebody else.
+        # The other end has a little longer.  A server would go on waiting for other clients.
         nursery.cancel_scope.deadline = min(nursery.cancel_scope.deadline, trio.current_time() + 0.2)
 
     async with trio.open_nursery() as nursery:
@@ -53,7 +53,7 @@ def serving(paths: Paths) -> Callable[[], Awaitable[object]]:
     return lambda: QuicCarrier.serve(paths[1], BOB)
 
 
-# --- who it is ---
+# --- who the peer is ---
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -65,7 +65,7 @@ async def test_another_nodes_key(family: int) -> None:
     assert isinstance(dialed, WrongPeer)
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     assert str(dialed) == f"{where} answered with another node's key"
-    assert served is None  # somebody else may still come
+    assert served is None  # it still waits for other clients
 
 
 # --- handshakes that fail ---
@@ -197,7 +197,7 @@ async def test_a_cancelled_flush_keeps_the_rest_and_its_place() -> None:
     expected = b"".join(message + b"after %d" % part for part in range(4))
     with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(dialler.receive)  # who repeats what is lost
+            nursery.start_soon(dialler.receive)  # it retransmits what is lost
             nursery.start_soon(dialler.flush)
             assert await receive_exactly(server, len(expected)) == expected
             assert not dialler.owed
@@ -223,7 +223,7 @@ async def test_a_flush_cancelled_anywhere() -> None:
             dialler.feed(b"end")
             await dialler.flush()
         close_carriers(dialler, server)
-        if cut.number == 12:  # it goes on like that: a transfer, one acknowledgement after the other
+        if cut.number == 12:  # all further checkpoints are alike: one for each acknowledgement
             break
 
 
@@ -254,13 +254,13 @@ async def test_a_sender_waits_sooner_where_less_is_to_be_unsent() -> None:
             sent += 4096
             await dialler.flush()
     assert scope.cancelled_caught
-    assert sent <= 2 * 8192 + 4096 + 32768  # with what is in flight: nobody drives the other end
+    assert sent <= 2 * 8192 + 4096 + 32768  # includes what is in flight: nobody drives the other end
     close_carriers(dialler, server)
 
 
 @pytest.mark.slow("waits to see that nothing more happens")
 async def test_a_flush_without_a_reader_holds_only_so_much() -> None:
-    """Two carriers that only send: each takes in what it has room for, and then waits to be read."""
+    """Two carriers only send: each receives what it has room for, then waits for a reader."""
     dialler, server = await quic_carriers()
     size = 4 * HELD_MAX
     async with trio.open_nursery() as nursery:
@@ -273,7 +273,7 @@ async def test_a_flush_without_a_reader_holds_only_so_much() -> None:
         got = {dialler: 0, server: 0}
 
         async def read(end: QuicCarrier) -> None:
-            while True:  # also when it has all: the other end wants its acknowledgements
+            while True:  # even after the last byte: the other end needs acknowledgements
                 got[end] += sum(map(len, await end.receive()))
                 if set(got.values()) == {size}:
                     nursery.cancel_scope.cancel()
@@ -286,7 +286,7 @@ async def test_a_flush_without_a_reader_holds_only_so_much() -> None:
 
 
 async def test_losses_are_repaired_while_nobody_writes() -> None:
-    """The reader drives: it hears what is missing, and keeps the timers."""
+    """The reader drives the connection: it learns what is missing, and serves the timers."""
     paths = await connect_paths()
     dialler, server = await quic_carriers(paths)
     lost: list[bytes] = []
@@ -382,7 +382,7 @@ async def test_a_close_wakes_whoever_waits() -> None:
 
 
 class BreakingPath:
-    """A path whose owner says that it ended."""
+    """A path whose owner reports its end, once `broken` is set."""
 
     def __init__(self, path: SocketPath) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""The TLS carrier on real sockets: whose key it is, what breaks a handshake, and what a stream may rely on."""
+"""The TLS carrier on real sockets: whose key the peer has, what breaks a handshake, what a stream may rely on."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def outcomes(
     dial: Callable[[], Awaitable[object]],
     serve: Callable[[], Awaitable[object]],
 ) -> list[object]:
-    """What became of both ends: a carrier or an exception each."""
+    """What each end has in the end: a carrier or an exception."""
     found: list[object] = [None, None]
 
     async def run(index: int, end: Callable[[], Awaitable[object]]) -> None:
@@ -77,7 +77,7 @@ def serving(sockets: Sockets) -> Callable[[], Awaitable[object]]:
     return lambda: TlsCarrier.serve(sockets[1], CONTEXTS[BOB])
 
 
-# --- who it is ---
+# --- who the peer is ---
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -126,7 +126,7 @@ async def test_a_certificate_that_is_not_ed25519_is_nobodys(tmp_path: Path) -> N
 
 
 async def test_a_certificate_of_a_version_that_there_is_not_is_nobodys() -> None:
-    """The parser has an exception for that which is no ValueError."""
+    """For a certificate version that does not exist, the parser raises an exception that is no ValueError."""
     der = ssl.PEM_cert_to_DER_cert(BOB.certificate_pem().decode())
     odd = der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07", 1)
     assert certificate_key(der) == BOB.public_key
@@ -154,11 +154,11 @@ async def test_a_certificate_that_cannot_be_read_is_nobodys(
     assert isinstance(dialed, WrongPeer)
 
 
-# --- what TLS it is ---
+# --- which TLS is spoken ---
 
 
 async def test_a_handshake_of_endless_records_is_given_up() -> None:
-    """OpenSSL takes as many of them as come: a ClientHello in records of one byte each, of a length that never ends."""
+    """OpenSSL itself sets no bound on them: here a ClientHello comes in records of one byte each, and never ends."""
     dialed, accepted = await connect_sockets()
     serve = TlsCarrier.serve(accepted, CONTEXTS[BOB])
     hello = b"\x01\x00\xff\xff" + bytes(0xFFFF)
@@ -192,7 +192,7 @@ async def test_a_client_of_tls_1_2_is_refused() -> None:
     dialed, served = await outcomes(sockets, dial, serving(sockets))
     assert isinstance(dialed, trio.BrokenResourceError)
     assert isinstance(dialed.__cause__, ssl.SSLError)
-    assert dialed.__cause__.reason == "TLSV1_ALERT_PROTOCOL_VERSION"  # it is told why
+    assert dialed.__cause__.reason == "TLSV1_ALERT_PROTOCOL_VERSION"  # it learns the reason
     assert isinstance(served, CarrierError)
     assert str(served).endswith("UNSUPPORTED_PROTOCOL")
 
@@ -226,7 +226,7 @@ async def test_no_tickets_no_resumption_no_name_of_who_is_called() -> None:
         dialler = await TlsCarrier.dial(sockets[0], CONTEXTS[ALICE], peer_key=BOB.public_key)
     ends[0].feed(b"x")
     await ends[0].flush()
-    await dialler.receive()  # tickets would have come before it
+    await dialler.receive()  # tickets would have come before this byte
     assert names == [None]
     assert contexts.server.num_tickets == 0
     assert dialler._tls.session is None or not dialler._tls.session.has_ticket
@@ -314,7 +314,7 @@ async def test_a_handshake_with_a_silent_peer_ends_when_it_is_cancelled(dialler:
     assert ours.fileno() == -1
 
 
-# The client's part of a handshake is 301 bytes, 237 of them the first flight; the server's 589.
+# The client sends 301 bytes in a handshake, 237 of them in its first flight; the server sends 589.
 @pytest.mark.parametrize("fault", [Fault.CUT, Fault.END])
 @pytest.mark.parametrize(("there", "back"), [(0, None), (1, None), (200, None), (300, None), (None, 0), (None, 588)])
 async def test_a_peer_that_vanishes_in_the_handshake(fault: Fault, there: int | None, back: int | None) -> None:
@@ -471,7 +471,7 @@ async def test_what_is_written_after_a_silence_is_small_records_at_first(mock_cl
     dialler, server = await tls_carriers()
 
     async def lengths() -> list[int]:
-        """Of the records of a write."""
+        """The lengths of the records of one write."""
         pieces: list[bytes] = []
         dialler.feed(bytes(RECORD))
         await dialler.flush()

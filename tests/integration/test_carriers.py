@@ -1,4 +1,4 @@
-"""What a Link relies on in every carrier: the contract of `warpgate_trio.carrier.Carrier`."""
+"""The contract of `warpgate_trio.carrier.Carrier`, on which a Link relies, for every carrier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Circuits over a real rendezvous server: two channels, their streams, and what becomes of them."""
+"""Circuits over a real rendezvous server: two channels, their streams, and how these end."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ from warpgate_trio.websocket import WebSocket, serve_websocket
 
 OPEN = RelayRules(open_to_all=True)
 QUIET = 0.1
-"""Seconds without progress after which a sender counts as stuck: too few on a busy machine only make a test weaker."""
+"""Seconds without progress after which a sender counts as stuck.  On a busy machine they may be too few: then a test
+proves less, and does not fail."""
 
 
 @asynccontextmanager
 async def two_channels(
     relay: RelayRules = OPEN, *, token: str | None = None
 ) -> AsyncGenerator[tuple[SignalChannel, SignalChannel, RendezvousServer]]:
-    """Alice's and Bob's to one server; `token` is Alice's."""
+    """Alice's and Bob's channels to one server; `token` is Alice's relay token."""
     with trio.fail_after(HANG):
         async with open_rendezvous(relay=relay) as server:
             url = ServerUrl.parse(server.url)
@@ -65,7 +66,7 @@ async def send_all(circuit: Circuit, data: bytes) -> None:
 
 
 async def send_until_stuck(circuit: Circuit) -> int:
-    """Sends until nothing more is taken for a while, and more than goes without a word was; returns how much."""
+    """Sends more than the initial credit, until nothing more is taken for `QUIET` seconds; returns how much."""
     sent = 0
     with trio.CancelScope() as patience:
         while True:
@@ -156,7 +157,7 @@ async def test_a_caller_that_gives_up() -> None:
 
 
 async def test_a_connection_that_ends() -> None:
-    """What was sent on it before arrives, also where the channel is cancelled."""
+    """What was sent before its end arrives, even if the channel is cancelled."""
     async with two_channels() as (_, bob, server):
         async with open_channel(ServerUrl.parse(server.url), ALICE) as short:
             one, other = await connect(short, bob)
@@ -194,7 +195,7 @@ async def test_nobody_answers() -> None:
 
 
 async def test_a_server_that_is_shut_down_says_so() -> None:
-    """Circuits end behind what was sent, then the connections with 1001, and nobody gets in any more."""
+    """Circuits end after the data that was sent, connections close with 1001, and no new client gets in."""
     async with two_channels() as (alice, bob, server):
         one, other = await connect(alice, bob)
         await send_all(one, b"the last words")
@@ -232,7 +233,7 @@ async def test_a_call_to_a_server_that_is_shut_down() -> None:
 
 
 async def test_a_server_that_gives_time_to_leave_tells_its_clients_and_waits_until_they_have() -> None:
-    """They make no calls there any more, and what they have still carries."""
+    """The clients make no new calls there, and their circuits still carry data."""
     async with two_channels() as (alice, bob, server):
         one, other = await connect(alice, bob)
         async with open_background_nursery() as nursery:
@@ -272,7 +273,7 @@ async def test_who_gives_time_to_leave_and_waits_no_longer_has_circuits_ended() 
 
 
 async def test_who_is_told_that_a_server_shuts_down_calls_there_no_more() -> None:
-    """Where it has a circuit, and the server gives no time to leave."""
+    """Here the client has a circuit, and the server gives no time to leave."""
     async with two_channels() as (alice, bob, server):
         await connect(alice, bob)
         async with open_background_nursery() as nursery:
@@ -336,7 +337,7 @@ async def test_tls_whose_first_flights_ride_in_the_call_and_its_answer() -> None
 
 
 async def test_a_server_that_rings_without_end_and_reads_nothing() -> None:
-    """What would have to be answered is bounded; the channel ends."""
+    """The number of owed answers is bounded; beyond it the channel ends."""
 
     async def handler(websocket: WebSocket) -> None:
         await websocket.send(wire.Challenge(bytes(32), 3).encode())

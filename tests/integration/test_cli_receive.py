@@ -1,4 +1,4 @@
-"""`receive` without a network: its Pipes are streams in memory."""
+"""The command `receive` without a network: its Pipes are streams in memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FIRST, SECOND = peer_id_from_key(ALICE.public_key), peer_id_from_key(BOB.public_
 
 
 class Running:
-    """A `receive` without --keep that lets everybody in; `call` is a peer's Pipe to it."""
+    """A `receive` without --keep that lets everybody in; `call` opens a peer's Pipe to it."""
 
     def __init__(self, into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._arrive, self._arrived = trio.open_memory_channel[Pipe](4)
@@ -102,7 +102,7 @@ async def test_a_pipe_that_is_no_transfer_shuts_out_nobody(
 async def test_who_was_let_in_before_another_ones_files_came_hears_no(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And who comes later is not let in.  Neither ends what is being received."""
+    """A peer that comes later is not let in.  Neither of the two ends the transfer that is under way."""
     root, into = make_tree(tmp_path / "tree", {"a": 100 * SMALL_BLOCK, "b": SMALL_BLOCK}), tmp_path / "into"
     monkeypatch.setattr("warpgate_trio.files.sources.BATCH", SMALL_BLOCK)
     began, go_on = trio.Event(), trio.Event()

@@ -1,4 +1,4 @@
-"""Clocks that are wrong, or are moved: nothing is replayed, nobody is shut out, and old addresses do not outlive it."""
+"""Clocks that are wrong or are set: nothing is replayed, nobody is shut out, and no old address stays in use."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("jumping_clock")
 DAY = 24 * 3600.0
 
 
-class StillHost(LoopbackHost):  # type: ignore[misc]  # final for everybody else
-    """Its wall clock shows what the test sets it to."""
+class StillHost(LoopbackHost):  # type: ignore[misc]  # final outside of the tests
+    """A host whose wall clock shows what the test sets it to."""
 
     def __init__(self, shows: float) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class StillHost(LoopbackHost):  # type: ignore[misc]  # final for everybody else
 
 
 async def test_a_step_of_a_tenth_of_a_second_by_ntp_replays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server repeats a message just when it has left the window, and NTP puts the clock back by 0.1 s."""
+    """A server replays a message that has just left the window, when NTP sets the clock back by 0.1 s."""
     start = 1_800_000_000.0
     host = StillHost(start)
     step = trio.Event()
@@ -67,7 +67,7 @@ async def test_a_step_of_a_tenth_of_a_second_by_ntp_replays_nothing(monkeypatch:
         assert give(bob, first) == "Accepted"
         host.shows = start + 300.05
         later = sealed(ALICE, bob.address, own, Cancel(), owner="core", time=host.shows, message_id=b"2" * 16)
-        assert give(bob, later) == "Accepted"  # the first one is forgotten, since its stamp is too old
+        assert give(bob, later) == "Accepted"  # the first one is forgotten, since its timestamp is too old
         step.set()
         await wait_until(lambda: measured >= 3)
         host.shows += 0.01
@@ -76,7 +76,7 @@ async def test_a_step_of_a_tenth_of_a_second_by_ntp_replays_nothing(monkeypatch:
 
 
 async def test_a_wall_clock_that_is_put_back_by_an_hour_shuts_no_peer_out() -> None:
-    """Its owner sets it right; what the node has heard and forgotten meanwhile must stay out, and Alice must get in."""
+    """The owner corrects the clock.  Messages that the node has received and forgotten stay out; Alice gets in."""
     host = LoopbackHost()
     async with (
         open_rendezvous() as server,
@@ -100,12 +100,12 @@ async def test_a_wall_clock_that_is_put_back_by_an_hour_shuts_no_peer_out() -> N
         assert "Accepted" not in give(bob, old)
 
 
-# -- records of a clock that was ahead ---------------------------------------------------------------------------------
+# -- address records of a clock that was ahead -------------------------------------------------------------------------
 
 
 @asynccontextmanager
 async def bob_on(server: RendezvousServer, skew: float) -> AsyncGenerator[Node]:
-    """Bob's node on a machine whose clock is off, on a port that only this run has."""
+    """Bob's node, whose clock is off by `skew` seconds, on a port that no other run of it has."""
     async with loopback_node(BOB, config(server), authorize=anyone, host=LoopbackHost(skew=skew)) as bob:
         await bob.wait_signals()
         yield bob
@@ -113,7 +113,7 @@ async def bob_on(server: RendezvousServer, skew: float) -> AsyncGenerator[Node]:
 
 @asynccontextmanager
 async def alice_who_heard_from_the_future(server: RendezvousServer) -> AsyncGenerator[tuple[Node, PeerAddress]]:
-    """Alice, and what Bob told her of where he is when his clock was three days ahead; he is not there any more."""
+    """Alice, and an address that Bob told her when his clock was three days ahead; he is not there any more."""
     async with loopback_node(ALICE, config(server), authorize=anyone) as alice:
         await alice.wait_signals()
         async with bob_on(server, 3 * DAY) as bob:
@@ -136,7 +136,7 @@ async def test_what_the_peer_says_itself_beats_a_record_of_a_clock_that_was_ahea
             await bob.announce_address(alice.address)
             await wait_until(lambda: alice._runtime.view.known_address(BOB.public_key) != ahead)
             assert alice._runtime.view.known_address(BOB.public_key) == bob.address
-            # ... and goes before the old text, whose number is higher.
+            # It also takes precedence over the old text, whose sequence number is higher.
             async with await alice.auto_connect(str(ahead), plugins=["direct_connect"], timeout=10) as pipe:
                 assert pipe.path.remote[1] == next(bob.address.endpoints())[1].port
 
@@ -150,7 +150,7 @@ async def test_asking_the_peer_heals_it_where_the_old_text_is_passed() -> None:
 
 @pytest.mark.slow("a walk asks the peer after a moment of its own")
 async def test_a_walk_with_the_old_text_is_healed_by_the_peers_answer() -> None:
-    """Alice has heard nothing herself: all that she has is a text, of a clock that was an hour ahead."""
+    """Alice has learned nothing herself: all she has is a text, written by a clock that was minutes ahead."""
     async with open_rendezvous() as server, loopback_node(ALICE, config(server)) as alice, bob_on(server, 0.0) as bob:
         await alice.wait_signals()
         old = address_of(BOB, port=await closed_port(), now=LoopbackHost().wall_time() + 200)
@@ -160,7 +160,7 @@ async def test_a_walk_with_the_old_text_is_healed_by_the_peers_answer() -> None:
 
 
 async def test_what_is_passed_is_tried_beside_what_the_peer_said() -> None:
-    """He said so by a clock that was three minutes ahead, and has moved since; now nobody can be asked."""
+    """Bob told his address when his clock was three minutes ahead, and has moved since; now he cannot be asked."""
     async with open_rendezvous() as server, loopback_node(ALICE, config(server)) as alice:
         async with bob_on(server, 200.0) as bob:
             await alice.wait_signals()

@@ -1,4 +1,4 @@
-"""A Link whose last Pipe was closed goes on until the peer has all: real sockets on loopback, both kinds of carrier."""
+"""A Link whose last Pipe is closed lives until the peer has all data: on real sockets, with both kinds of carrier."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["carrier_kind"]
 pytestmark = pytest.mark.usefixtures("carrier_kind")
 
 SIZE = 5_000
-"""Bytes that any carrier takes at once, into a hole as well."""
+"""Bytes that any carrier takes at once, even if the peer reads nothing."""
 
 
 def deafen(end: End) -> None:
-    """Nothing more of what comes on its carrier reaches an end: a hole, which nobody notices at once."""
+    """Makes an end receive nothing more from its carrier: a hole, which neither side notices at once."""
     first = end.link._first
     first.carrier.receive = trio.sleep_forever  # type: ignore[method-assign]
 
@@ -39,11 +39,11 @@ async def suspended(*ends: End) -> None:
 
 
 async def deaf(bob: End, alice: End) -> None:
-    """From now on, whatever was being read; Alice's carrier takes what she sends all the same."""
+    """Makes Bob deaf at once, even if a read is under way; Alice's carrier still takes what she sends."""
     alice.link._first.protocol.pace.size = CHUNK_MAX
     alice.link.carrier.limit_unsent(CHUNK_MAX)
     deafen(bob)
-    await alice.pipe.send_all(b"!")  # what its reader waits in
+    await alice.pipe.send_all(b"!")  # completes the read that was under way
     assert await bob.pipe.receive_some() == b"!"
 
 
@@ -93,7 +93,7 @@ async def test_a_pipe_that_is_closed_without_a_path_is_ended_at_the_peer_once_th
 
 
 async def test_a_close_over_a_path_that_is_well_ends_both_sides_at_once() -> None:
-    """The goodbye is acknowledged, and nothing is waited for."""
+    """The goodbye is acknowledged, and neither side waits any longer."""
     async with lasting(goodbye=1000.0, limit=HANG) as (alice, bob):
         await alice.pipe.send_all(numbered(SIZE))
         await alice.pipe.aclose()
@@ -132,7 +132,7 @@ async def test_where_no_path_comes_the_goodbye_ends_with_the_time_for_one(
 async def test_a_peer_that_never_acknowledges_is_told_goodbye_for_no_longer_than_that(
     jumping_clock: trio.testing.MockClock,
 ) -> None:
-    """However well its path is."""
+    """The bound holds even if the path is well."""
     async with lasting(limit=1000) as (alice, bob):
         bob.link.protocol._take_items = lambda *_: None  # type: ignore[method-assign]
         started = trio.current_time()
@@ -157,7 +157,7 @@ async def test_once_its_node_is_left_a_link_says_goodbye_for_that_time_only(
 
 
 async def test_what_was_closed_opens_no_more(nursery: trio.Nursery) -> None:
-    """A Pipe that the peer opens meanwhile breaks."""
+    """A Pipe that the peer opens during the close breaks."""
     async with lasting() as (alice, bob):
         await deaf(bob, alice)
         await alice.pipe.aclose()
@@ -182,7 +182,7 @@ async def test_what_was_closed_opens_no_more(nursery: trio.Nursery) -> None:
 
 
 async def test_a_goodbye_that_was_heard_and_not_acknowledged_ends_where_the_peer_knows_nothing_of_it() -> None:
-    """The peer is through with it, and says so to whoever searches for a path."""
+    """The peer has ended the Link, and says so when this side searches for a path."""
     async with lasting() as (alice, bob):
         await deaf(bob, alice)
         await alice.pipe.aclose()

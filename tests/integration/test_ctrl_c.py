@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of what a Link does: the program hears of it, and the peer of a Pipe that was aborted."""
+"""Ctrl-C in the middle of a Link's work: the program gets it, and the peer learns that the Pipe was aborted."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from warpgate_trio.link import Pipe
 
 @pytest.fixture(autouse=True)
 def default_handler() -> Iterator[None]:
-    """Python's own, though the shell of the tests may have SIGINT ignored."""
+    """Installs Python's own handler, since the shell that runs the tests may have SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 class Interrupted:
-    """A socket after whose next `send` Ctrl-C is pressed, before whoever sends has had a turn."""
+    """A socket that raises SIGINT right after its next `send`, before the sender runs again."""
 
     def __init__(self, sock: ByteSocket) -> None:
         self._sock = sock
@@ -45,7 +45,7 @@ class Interrupted:
 
 @pytest.mark.parametrize("in_the_driver", [False, True])
 def test_what_was_being_sent_arrives_once_and_then_the_abort(in_the_driver: bool) -> None:
-    """In the task that sends, and in the Link's own, which sends what the peer is owed."""
+    """Ctrl-C strikes in the sending task, or in the Link's own task, which sends what is owed to the peer."""
     heard: list[bytes | BaseException] = []
     pressed: list[bool] = []
 
@@ -66,7 +66,7 @@ def test_what_was_being_sent_arrives_once_and_then_the_abort(in_the_driver: bool
             nursery.start_soon(read, bob.pipe)
             carrier = alice.link.carrier
             assert isinstance(carrier, TlsCarrier)
-            await alice.pipe.ping()  # nothing of the handshake is under way
+            await alice.pipe.ping()  # the handshake is over
             try:
                 async with alice.pipe:
                     carrier._sock = Interrupted(carrier._sock)  # type: ignore[assignment]
@@ -79,7 +79,7 @@ def test_what_was_being_sent_arrives_once_and_then_the_abort(in_the_driver: bool
                 pressed.append(True)
             alice.link.end_nowait()
 
-    with suppress(KeyboardInterrupt):  # of whatever it hit
+    with suppress(KeyboardInterrupt):  # from whatever call it struck in
         trio.run(main)
     assert pressed == [True]
     assert [type(each) for each in heard] == [*([] if in_the_driver else [bytes]), PeerAborted]

@@ -1,4 +1,4 @@
-"""Races over UDP, between ports on loopback: cut anywhere, and with whoever else may send."""
+"""Races over UDP between ports on loopback: cancelled anywhere, and disturbed by other senders."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_a_udp_race_is_cancelled_anywhere_and_leaves_nothing(inbound: bool
 
 @final
 class Supplier:
-    """A `DatagramPort` that is no UDP port of ours, as a relayed address is none."""
+    """A `DatagramPort` that is no UDP port of ours, like a relayed address."""
 
     def __init__(self, port: UdpPort) -> None:
         self._port = port
@@ -120,7 +120,7 @@ async def test_a_race_takes_whoever_supplies_its_datagrams() -> None:
 
 
 async def test_packets_that_come_while_a_race_ends_start_nothing() -> None:
-    """Its tasks end one after the other, and its port's owner task goes on reading meanwhile."""
+    """The race's tasks end one after the other, while the task that owns the port goes on reading."""
     async with open_ports() as ports:
         port = await ports.open("127.0.0.1")
         other = await ports.open("127.0.0.1")
@@ -140,7 +140,7 @@ async def test_packets_that_come_while_a_race_ends_start_nothing() -> None:
 
 
 def test_a_late_probe_is_answered_for_a_while() -> None:
-    """The peer may not have heard ours yet (docs/punching.md, law 5); then no more: a port carries a Link for days."""
+    """The peer may still need our answers (docs/punching.md, law 5).  This ends: a port may carry a Link for days."""
 
     async def ask() -> None:
         ports = UdpPorts()
@@ -194,7 +194,7 @@ async def test_one_port_that_breaks_is_not_the_others() -> None:
 
 
 async def test_a_peer_in_many_places_is_dialled_in_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what the first of them says does not end the race."""
+    """A failure at the first of them does not end the race."""
     monkeypatch.setattr(datagram_race, "STAGGER", 0.0)
     dialled: list[Any] = []
 
@@ -217,7 +217,7 @@ async def test_a_peer_in_many_places_is_dialled_in_a_few(monkeypatch: pytest.Mon
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(race.first)
                     await wait_until(lambda: len(dialled) >= MAX_DIALS)
-                    dialling.deadline = trio.current_time() + 0.1  # in which one more would come
+                    dialling.deadline = trio.current_time() + 0.1  # time enough for one more
         assert len(dialled) == len(set(dialled)) == MAX_DIALS
         assert port.closed
 
@@ -269,7 +269,7 @@ async def test_what_breaks_one_pair_of_a_race_does_not_end_it(
 
 
 async def test_who_answers_is_dialled_whoever_was_heard_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who only sends, and never answers, may be sending what it saw of the peer's."""
+    """A source that sends probes and never answers any may be replaying the peer's packets."""
     dialled: list[Any] = []
 
     async def dial(path: Any, **_: object) -> Carrier:

@@ -183,11 +183,11 @@ async def closing_wakes_a_receiver(a: DatagramSocket, b: DatagramSocket) -> None
         await b.send_batch([(b"x", a.local)])
 
 
-# What only one of them can show
+# What only one of the two can show
 
 
 class Stub:
-    """A socket that answers what the test wants."""
+    """A socket whose calls return what the test wants."""
 
     family = socket.AF_INET
 
@@ -218,7 +218,7 @@ class Stub:
         raise AssertionError("it has something to say")
 
     async def wait_writable(self) -> None:
-        with self._one_waits:  # as Trio has it
+        with self._one_waits:  # as in Trio's own sockets
             await trio.lowlevel.checkpoint()
             self.waiting.append(self.ttl)
 

@@ -1,4 +1,4 @@
-"""`dead_after`, from where a node is told it to the Link that it is of."""
+"""`dead_after`, on its way from each place where it can be set to the Link that obeys it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONFIGURED = msgspec.structs.replace(config(), paths=PathsConfig(dead_after=9.0)
 
 
 def within(pipe: Pipe) -> float:
-    """In how many seconds its Link is to notice the death of its path."""
+    """Seconds within which the Pipe's Link is to notice that its path is dead."""
     return link_of(pipe).protocol.life.notice_within
 
 

@@ -1,4 +1,4 @@
-"""What docs/applications.md shows, run as it stands there."""
+"""The code of docs/applications.md, run as it stands there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCKS = code(page("applications.md"), "python")
 
 
 def shown(name: str) -> Any:
-    """A function that one block of the page defines, and no other."""
+    """A function that exactly one block of the page defines."""
     (block,) = [each for each in BLOCKS if re.search(rf"^(?:async )?def {name}\b", each, re.MULTILINE)]
     module: dict[str, Any] = {}
     exec(compile(block, name, "exec", dont_inherit=True), module)

@@ -1,4 +1,4 @@
-"""What docs/contacts.md shows, run as it stands there."""
+"""The code of docs/contacts.md, run as it stands there."""
 
 from __future__ import annotations
 

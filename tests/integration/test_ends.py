@@ -1,4 +1,4 @@
-"""Where several lives end at once: a node that is left with calls, attempts and plugins' tasks under way."""
+"""Several lifetimes that end at once: a node is left while calls, attempts and plugins' tasks are under way."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from warpgate_trio.walk.calling import CallingAttempt
 pytestmark = pytest.mark.usefixtures("own_plugins", "jumping_clock")
 
 
-# -- calls that are not made in the body ------------------------------------------------------------------------------
+# -- calls that are made outside of the node's block ------------------------------------------------------------------
 
 
 async def expect_closed(call: Callable[[], Awaitable[object]]) -> None:
@@ -40,7 +40,7 @@ async def expect_closed(call: Callable[[], Awaitable[object]]) -> None:
 
 
 async def test_a_walk_in_another_task_ends_with_its_node() -> None:
-    """Nobody decides about its commit before the node is left: the call must not wait, nor leave its socket behind."""
+    """The node is left before its commit is decided: the call must neither wait nor leave its socket behind."""
     asked = trio.Event()
 
     async def rule(_: str) -> bool:
@@ -56,7 +56,7 @@ async def test_a_walk_in_another_task_ends_with_its_node() -> None:
 
 
 async def test_a_walk_that_its_node_has_ended_is_taken_back_at_the_peer() -> None:
-    """The peer hears of the session by signal, and then that it is over."""
+    """The peer learns of the session by signal, and by a second signal that it is over."""
     async with open_rendezvous() as server, open_background_nursery() as keepers:
         hub = SignalHub(BOB, [ServerUrl.parse(f"ws://127.0.0.1:{server.port}")])
         await keepers.start(hub.run)
@@ -84,7 +84,7 @@ async def test_a_question_in_another_task_ends_with_its_node() -> None:
             await expect_closed(partial(alice.announce_address, address_of(BOB, port=1)))
 
 
-# -- what plugins have -------------------------------------------------------------------------------------------------
+# -- what belongs to plugins -------------------------------------------------------------------------------------------
 
 
 class Logged(Plugin):
@@ -121,7 +121,7 @@ class Knock(Message, frozen=True):
 
 
 async def test_setup_is_left_after_every_attempt() -> None:
-    """On both sides, and though Alice's call is not made in the body."""
+    """This holds on both sides, although Alice's call is made outside of her node's block."""
     log: list[str] = []
 
     @register(phase=None)
@@ -139,13 +139,13 @@ async def test_setup_is_left_after_every_attempt() -> None:
                 nursery.start_soon(expect_closed, partial(both.alice._runtime.ask, both.bob.address, "lasting"))
                 while log.count("started") < 2:
                     await trio.testing.wait_all_tasks_blocked(0.005)
-                # As `open_node` does it, for both at a time.
+                # As `open_node` does it; here it ends both sides at once.
                 both.alice._runtime.close_nowait()
     assert log == ["started", "started", "Alice's run", "Alice's setup", "Bob's run", "Bob's setup"]
 
 
 async def tcp_pair() -> tuple[trio.socket.SocketType, trio.socket.SocketType]:
-    with trio.socket.socket() as listener, trio.CancelScope(shield=True):  # loopback: it takes no time
+    with trio.socket.socket() as listener, trio.CancelScope(shield=True):  # on loopback this takes no time
         await listener.bind(("127.0.0.1", 0))
         listener.listen(1)
         ours = trio.socket.socket()
@@ -155,7 +155,7 @@ async def tcp_pair() -> tuple[trio.socket.SocketType, trio.socket.SocketType]:
 
 
 class Forwarded(Plugin):
-    """A path that lives by tasks of its plugin's, as one over a relay does."""
+    """A path that depends on tasks of its plugin, as one over a relay does."""
 
     name = "forwarded"
 
@@ -208,7 +208,7 @@ async def bob_and_alice(plugin: type[Plugin]) -> AsyncGenerator[tuple[Node, Node
 
 @pytest.mark.parametrize("cancelled", [False, True])
 async def test_goodbyes_go_through_adopted_tasks(cancelled: bool) -> None:
-    """The tasks that carry a Link outlive it: the peer reads the end of the stream, not a broken one."""
+    """The tasks that carry a Link outlive it: the peer reads the stream's end, and no broken stream."""
     register(phase="direct")(Forwarded)
     async with loopback_node(BOB, config(), authorize=anyone, plugins=["direct_connect"]) as bob:
         with trio.CancelScope() as scope:
@@ -247,7 +247,7 @@ async def test_a_link_is_broken_by_the_failure_of_what_carries_it(caplog: pytest
                 await ours.receive_some()
             with pytest.raises(trio.BrokenResourceError):
                 await theirs.receive_some()
-            while alice.stats().links:  # the node stands, and the Link is no longer in its books
+            while alice.stats().links:  # the node goes on, and drops the Link from its books
                 await trio.testing.wait_all_tasks_blocked()
         assert "the allocation was lost" in caplog.text
 
@@ -257,7 +257,7 @@ async def test_a_link_is_broken_by_the_failure_of_what_carries_it(caplog: pytest
 
 @pytest.mark.slow("real time: a goodbye and a phase")
 async def test_a_link_that_is_over_is_let_go() -> None:
-    """Its session is remembered for two minutes, its TLS state is not."""
+    """Its session is remembered for two minutes; its TLS state is freed."""
     async with loopback_node(BOB, config(), authorize=anyone) as bob, loopback_node(ALICE, config()) as alice:
         links: list[weakref.ref[Link]] = []
         session = (b"", b"")

@@ -1,4 +1,4 @@
-"""Transfers over streams in memory that break where a test wants it, from disk to disk."""
+"""Transfers from disk to disk, over streams in memory that break where a test wants it."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def source(tmp_path: Path) -> Path:
 
 
 def wrong(errors: Sequence[BaseException], kind: type[BaseException]) -> Any:
-    """The one error of a kind."""
+    """The only error of a kind."""
     found = [each for each in errors if isinstance(each, kind)]
     assert found, errors
     return found[0]
 
 
 async def test_a_folder_comes_whole(tmp_path: Path) -> None:
-    """Contents, empty folders, the executable bit, times; and nothing is left behind."""
+    """Contents, empty folders, the executable bit and times arrive, and nothing is left behind."""
     root, into = source(tmp_path), tmp_path / "into"
     (root / "one.bin").chmod(0o750)
     (root / "empty").chmod(0o600)
@@ -82,7 +82,7 @@ async def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 
 async def test_a_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
-    """Neither at the top, where it is a name that is taken, nor in the area."""
+    """At the top, a symbolic link is a name that is taken; in place of the area, it makes the transfer fail."""
     root, into, elsewhere = source(tmp_path), tmp_path / "into", make_tree(tmp_path / "elsewhere", {})
     into.mkdir()
     (into / "tree").symlink_to(elsewhere)
@@ -146,7 +146,7 @@ def test_names_that_are_no_utf_8_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.slow("fifty transfers, each cut once")
 async def test_every_break_costs_a_block_at_most(tmp_path: Path) -> None:
-    """Cut at each end of a block of the stream and beside it: what is sent again is less than one block, each time."""
+    """Cut at each boundary of a block of the stream and beside it: less than one block is sent again, each time."""
     root = source(tmp_path)
     whole = await transfer(look_at([root]), Inbox(tmp_path / "whole"))
     total = whole[2].carried
@@ -169,7 +169,7 @@ async def test_every_break_costs_a_block_at_most(tmp_path: Path) -> None:
 @pytest.mark.slow("sixty transfers with many breaks each")
 @pytest.mark.parametrize("seed", range(6))
 async def test_many_breaks_anywhere(tmp_path: Path, seed: int) -> None:
-    """By one process on either side, or new ones: the same bytes, and few twice."""
+    """Each side goes on in the same process or in a new one: the bytes are the same, and few are sent twice."""
     random = Random(seed)
     root = source(tmp_path)
     _, _, wire = await transfer(look_at([root]), Inbox(tmp_path / "whole"))
@@ -197,12 +197,12 @@ async def test_many_breaks_anywhere(tmp_path: Path, seed: int) -> None:
 async def test_who_was_not_told_that_all_has_come_is_told_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing comes twice."""
+    """And no file arrives twice."""
     root, into = source(tmp_path), tmp_path / "into"
     outgoing, inbox = look_at([root]), Inbox(into)
 
     _, _, wire = await transfer(outgoing, Inbox(tmp_path / "whole"))
-    # The receiver's word is lost: its end breaks when it says DONE.
+    # The receiver's DONE is lost: its end breaks when it sends that.
     old = transfers.End.send_all
 
     async def send_all(self: Any, data: bytes) -> None:
@@ -254,7 +254,7 @@ async def test_bytes_that_changed_on_the_receivers_disk_are_sent_again(tmp_path:
     received, errors, _ = await transfer(look_at([root]), Inbox(into))
     assert not errors
     assert received is not None
-    assert received.there <= 2 * SMALL_BLOCK + 1  # of this file the first block, and what came behind it
+    assert received.there <= 2 * SMALL_BLOCK + 1  # the first block of this file, and what followed it
     assert content(into / "tree") == content(root)
 
 
@@ -321,7 +321,7 @@ async def test_a_file_that_changed_since_it_was_offered_ends_it(tmp_path: Path, 
 
 
 async def test_a_file_that_changes_while_it_is_read_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The part that came is thrown away."""
+    """The part that has arrived is thrown away."""
     root, into = make_tree(tmp_path / "tree", {"one": 40 * SMALL_BLOCK}), tmp_path / "into"
     outgoing, read = look_at([root]), os.read
     blocks = 0
@@ -376,7 +376,7 @@ async def test_a_disk_that_is_too_small_is_said_first(tmp_path: Path, monkeypatc
 
 @pytest.fixture
 def full_after(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Bytes that the disk still takes."""
+    """The bytes that the disk still takes, in a list of one, which a test may change."""
     room: list[int] = [1 << 60]
     writev = os.writev
 
@@ -414,7 +414,7 @@ async def test_a_disk_that_becomes_full_costs_nothing_that_has_come(tmp_path: Pa
 
 
 async def test_a_folder_that_may_not_be_written_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the system says it, also to root, for whom modes are no bound."""
+    """The error is made up, since for root no mode of a folder forbids writing."""
 
     def mkdir(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -435,7 +435,7 @@ async def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
 
 
 async def test_two_at_once_do_not_write_the_same(tmp_path: Path) -> None:
-    """The second one of one sender hears that it is busy."""
+    """A sender's second transfer is refused as busy."""
     root, into = source(tmp_path), tmp_path / "into"
     results: list[Any] = []
     async with trio.open_nursery() as nursery:
@@ -456,7 +456,7 @@ async def test_two_at_once_do_not_write_the_same(tmp_path: Path) -> None:
 async def test_an_area_that_others_leave_and_remove_meanwhile_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """Whoever is the last in the area removes it, wherever another one is in it."""
+    """The last transfer that leaves the area removes it, at whatever step of its work another one is there."""
     root, into, left = source(tmp_path), tmp_path / "into", 3
     mkdir, work = os.mkdir, getattr(staging_module, step, None)
 
@@ -467,7 +467,7 @@ async def test_an_area_that_others_leave_and_remove_meanwhile_is_made_again(
             shutil.rmtree(into / AREA)
 
     def made(path: Any, *args: Any, **options: Any) -> None:
-        """Left before it is opened."""
+        """Makes a folder; if it is the area, that is removed before it can be opened."""
         mkdir(path, *args, **options)
         if path == AREA:
             leave()
@@ -505,7 +505,7 @@ async def test_an_area_that_is_always_removed_is_given_up(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("made_anew", [False, True])
 def test_a_lock_that_was_removed_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_anew: bool) -> None:
-    """Who had it open while its owner left has locked what nobody else can find."""
+    """A process that opened the lock's file before its owner removed it holds a lock that nobody else can find."""
     opened = folder_module.Folder.open_file
 
     def and_removed(self: folder_module.Folder, name: str, flags: int, mode: int = 0o666) -> int:
@@ -531,7 +531,7 @@ async def test_a_peer_that_speaks_something_else(tmp_path: Path) -> None:
 
 
 async def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name is taken by an empty file of ours first, and nothing is overwritten either."""
+    """An empty file reserves the name first, so that nothing is overwritten there either."""
 
     def link(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
@@ -545,7 +545,7 @@ async def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pyt
 
 
 async def test_a_system_without_descriptors_of_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks, links in the way, and names that are taken, as with them."""
+    """Breaks, symbolic links in the way and names that are taken are handled as with such descriptors."""
     monkeypatch.setattr(folder_module, "_BY_DESCRIPTOR", False)
     root, into = source(tmp_path), make_tree(tmp_path / "into", {"tree/mine": 1})
     await transfer(look_at([root]), Inbox(into), 7 * SMALL_BLOCK)
@@ -563,11 +563,11 @@ async def test_a_system_without_descriptors_of_folders(tmp_path: Path, monkeypat
 async def test_a_time_that_no_offer_has_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: int
 ) -> None:
-    """What is offered is the nearest one; that the file has changed is seen by its own."""
-    modified = (year - 1970) * 365_242_190 * 86_400_000  # which not every file system can keep
+    """The nearest possible time is offered; whether the file has changed is judged by its real time."""
+    modified = (year - 1970) * 365_242_190 * 86_400_000  # not every file system can store this
 
     class Status:
-        """What the system says of a file, but for the time."""
+        """The status of a file, with another modification time."""
 
         def __init__(self, status: os.stat_result) -> None:
             self._status = status
@@ -619,7 +619,7 @@ def test_any_time_that_is_offered_can_be_taken(
 
 
 async def test_a_system_that_sets_no_times_by_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are set by names, as on Windows."""
+    """Times are then set by name, as on Windows."""
     monkeypatch.setattr(os, "supports_fd", os.supports_fd - {os.utime})
     monkeypatch.setattr(folder_module, "_BY_DESCRIPTOR", False)
     root, into = source(tmp_path), tmp_path / "into"
@@ -671,7 +671,7 @@ def test_what_a_file_system_does_is_tried(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 async def test_a_damaged_block_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that fails, say: it ends the Pipe, and the next one goes on before it."""
+    """Failing memory may be the cause.  The block ends the Pipe, and the next Pipe goes on from before that block."""
     root, into = source(tmp_path), tmp_path / "into"
     old, count = transfers.End.send_all, 0
 
@@ -696,7 +696,7 @@ async def test_a_damaged_block_is_not_written(tmp_path: Path, monkeypatch: pytes
 
 @pytest.fixture(params=["posix", "windows"])
 def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A system, and one without locks where no file is removed that is open."""
+    """This system, or one like Windows: no locks, and a file that is open cannot be removed."""
     if request.param == "windows":
         monkeypatch.setattr(folder_module, "_BY_DESCRIPTOR", False)
         monkeypatch.setattr(area_module, "_OPEN_FILES_STAY", True)
@@ -741,7 +741,7 @@ async def test_nothing_is_left_of_what_has_come(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("system")
 @pytest.mark.parametrize("without", ["nothing", "journal", "offer", "lock"])
 async def test_what_nobody_goes_on_with_is_removed(tmp_path: Path, without: str) -> None:
-    """Also what was interrupted while it was begun or removed."""
+    """This includes transfers that were interrupted while their room was being made or removed."""
     root, into = source(tmp_path), tmp_path / "into"
     for seed in (MALLORY, ALICE):
         await transfer(look_at([root]), Inbox(into), 6 * SMALL_BLOCK, sender=peer_id_from_key(seed.public_key))
@@ -782,7 +782,7 @@ async def test_an_old_room_that_somebody_has_just_entered_stays(tmp_path: Path, 
 def test_whatever_is_cut_wherever_comes_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, files: dict[str, int], cuts: list[int], again: list[bool]
 ) -> None:
-    """Bytes and names are those of the sender, and what a break costs is a block."""
+    """Bytes and names are those of the sender, and a break costs at most a block."""
     place = tmp_path_factory.mktemp("cuts")
     root, into = make_tree(place / "tree", files), place / "into"
 

@@ -1,4 +1,4 @@
-"""Transfers over Pipes of nodes on loopback: who has called does not matter, and breaks are gone on from."""
+"""Transfers over Pipes of nodes on loopback: it does not matter who called, and transfers resume after breaks."""
 
 from __future__ import annotations
 
@@ -56,14 +56,15 @@ async def test_it_does_not_matter_who_has_called(tmp_path: Path, caller_sends: b
 
 
 def cut(pipe: Pipe) -> None:
-    """The path of a Pipe is gone, and it with it."""
+    """Closes the carrier of a Pipe, which breaks the Pipe."""
     pipe.carrier.close_nowait()
 
 
 class Sending:
-    """Alice sends to Bob until it has come.
+    """Alice sends to Bob until all has arrived.
 
-    `breaks` do something to a Pipe once Bob has so many bytes, one to each; `changes` once Alice has sent so many.
+    `breaks` maps a number of bytes that Bob has to what then happens to the Pipe in use, once for each Pipe; `changes`
+    does the same for the bytes that Alice has sent.
     """
 
     def __init__(self, root: Path, inbox: Inbox) -> None:
@@ -182,7 +183,7 @@ async def test_what_is_refused_is_not_tried_again(tmp_path: Path) -> None:
 
 
 async def test_a_new_pipe_takes_the_place_of_one_that_says_nothing(tmp_path: Path) -> None:
-    """A sender that was killed leaves a Pipe that may look alive for minutes; it comes back all the same."""
+    """A killed sender leaves a Pipe that may look alive for minutes; when the sender returns, it is served at once."""
     root, into = make_tree(tmp_path / "tree", TREE), tmp_path / "into"
     received: list[Received] = []
     with trio.fail_after(HANG):
@@ -210,7 +211,7 @@ async def test_a_new_pipe_takes_the_place_of_one_that_says_nothing(tmp_path: Pat
             async with trio.open_nursery() as inner:
                 inner.start_soon(send_files, ours, [root])
                 await moved.wait()
-                inner.cancel_scope.cancel()  # and the Pipe stays as it is
+                inner.cancel_scope.cancel()  # the Pipe stays open
             async with await ours.open_pipe() as second:
                 await send_files(second, [root])
             while not received:

@@ -1,4 +1,4 @@
-"""Transfers over several Pipes, which are streams in memory: what ends one Pipe, and what ends the whole."""
+"""Transfers over several Pipes, which are streams in memory: what ends one Pipe, and what ends the transfer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ small_blocks = transfers.small_blocks
 
 @asynccontextmanager
 async def receiver(inbox: Inbox) -> AsyncGenerator[Callable[..., Pipe]]:
-    """Makes Pipes to somebody who receives by each of them."""
+    """Yields a function that opens a Pipe to a receiver, which receives by each of them."""
 
     async def receive(pipe: Pipe) -> None:
         with suppress(TransferError, RemoteProtocolError, trio.BrokenResourceError):
@@ -49,7 +49,7 @@ def gone(root: Path) -> None:
 
 
 def device(root: Path) -> None:
-    """Which the system lets one look at, and no receiver takes."""
+    """Replaces the file by a device, which can be looked at, and which no receiver takes."""
     (root / "b").unlink()
     (root / "b").symlink_to(os.devnull)
 
@@ -58,7 +58,7 @@ def device(root: Path) -> None:
 async def test_a_named_file_that_cannot_be_offered_any_more_has_changed(
     tmp_path: Path, change: Callable[[Path], None]
 ) -> None:
-    """That is how it ends, and not by the error of looking at it again, which is none of the ends of a transfer."""
+    """The transfer ends with `CHANGED`, not with the error of the second look, which is no documented end of one."""
     root = make_tree(tmp_path / "from", {"a": SMALL_BLOCK, "b": SMALL_BLOCK})
     paths = [root / "a", root / "b"]
     outgoing = look_at(paths)
@@ -83,7 +83,7 @@ AWAY = [
 
 @pytest.mark.parametrize("away", AWAY)
 async def test_a_peer_that_files_were_sent_to_is_called_again(tmp_path: Path, away: Exception) -> None:
-    """A server that is away for a minute, or an address that expires meanwhile, ends nothing."""
+    """A server that is away for a minute, or an address that has expired, does not end the transfer."""
     root, into = make_tree(tmp_path / "from", {"a": 3 * SMALL_BLOCK}), tmp_path / "into"
     told: list[Exception] = []
     async with receiver(Inbox(into)) as open_pipe:
@@ -103,7 +103,7 @@ async def test_a_peer_that_files_were_sent_to_is_called_again(tmp_path: Path, aw
 @pytest.mark.parametrize("away", AWAY)
 @pytest.mark.parametrize("reached", [False, True])
 async def test_who_is_away_for_good_ends_it(tmp_path: Path, away: Exception, reached: bool) -> None:
-    """At once at the first call, else after the patience."""
+    """A failure of the first call ends it at once, a later one after `patience`."""
     root = make_tree(tmp_path / "from", {"a": 3 * SMALL_BLOCK})
     told: list[Exception] = []
     async with receiver(Inbox(tmp_path / "into")) as open_pipe:
@@ -122,7 +122,7 @@ async def test_who_is_away_for_good_ends_it(tmp_path: Path, away: Exception, rea
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 async def test_of_several_pipes_of_one_peer_the_newest_alone_is_received_by(count: int) -> None:
-    """Also where they come while the one before them is still being cleaned up."""
+    """This holds even if they arrive while the previous Pipe is still being cleaned up."""
     live: list[Pipe] = []
     most = 0
 

@@ -1,4 +1,4 @@
-"""What a signal server says, where people read it: in the log, and in the state of the servers."""
+"""Text from a signal server in the places where people read it: the log, and the state of the servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ports that lead to the peer's network, by two nodes and real sockets on loopback."""
+"""Local ports that lead to the peer's network, with two nodes and real sockets on loopback."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("jumping_clock")
 
 
 class Service:
-    """A TCP service on loopback, which does with each connection what it is told to."""
+    """A TCP service on loopback, which echoes unless the test gives it another function for its connections."""
 
     def __init__(self, listener: trio.SocketListener) -> None:
         self.target = Target("127.0.0.1", listener.socket.getsockname()[1])
@@ -75,7 +75,7 @@ async def service(
 
 @asynccontextmanager
 async def exposing(exposed: Exposed, bindable: Bindable | None = None) -> AsyncGenerator[Pipe]:
-    """Alice's Pipe to Bob, who exposes."""
+    """Alice's Pipe to Bob, who exposes targets."""
     with trio.fail_after(HANG):
         async with pipes() as (ours, _theirs, both), trio.open_nursery() as nursery:
             nursery.start_soon(serve, both.bob, partial(handle_forward, exposed=exposed, bindable=bindable))
@@ -84,7 +84,7 @@ async def exposing(exposed: Exposed, bindable: Bindable | None = None) -> AsyncG
 
 
 async def serve(node: Node, handler: Callable[[Pipe], Awaitable[None]]) -> None:
-    """What an application's loop over its listener does with Pipes that forward."""
+    """An application's loop over its listener, for Pipes that forward."""
 
     async def one(pipe: Pipe) -> None:
         try:
@@ -103,7 +103,7 @@ async def serve(node: Node, handler: Callable[[Pipe], Awaitable[None]]) -> None:
 async def forwarded(
     pipe: Pipe, target: Target, problems: list[Exception] | None = None
 ) -> AsyncGenerator[tuple[str, int]]:
-    """A port that leads to the target."""
+    """A local port that leads to the target."""
     told = [] if problems is None else problems
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener, trio.open_nursery() as nursery:
@@ -117,7 +117,7 @@ async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
 
 
 async def test_a_port_leads_to_a_target_of_the_peers() -> None:
-    """Each connection by itself, with the ends of both directions."""
+    """Each connection is a stream of its own, and each of its directions ends by itself."""
     async with service() as there, exposing(Exposed([str(there.target)])) as pipe:
         async with forwarded(pipe, there.target) as port:
             for size in (0, 1, 3_000_000):
@@ -134,7 +134,7 @@ async def test_a_port_leads_to_a_target_of_the_peers() -> None:
 
 
 async def test_who_speaks_first_does_not_matter() -> None:
-    """And a service that ends its direction at once still hears what is said."""
+    """A service that speaks first and ends its direction at once still receives what the client sends."""
     heard: list[bytes] = []
 
     async def greet(_: Service, stream: trio.SocketStream) -> None:
@@ -200,7 +200,7 @@ async def test_pieces_are_sent_in_order_however_much_of_them_the_system_takes() 
 
 
 async def test_what_is_not_exposed_is_reset() -> None:
-    """And nothing of it comes to the service; the connections beside it are well."""
+    """The service gets nothing of it, and the connections beside it are not disturbed."""
     problems: list[Exception] = []
     async with service() as there, service() as hidden, exposing(Exposed([str(there.target)])) as pipe:
         async with forwarded(pipe, hidden.target, problems) as port:
@@ -236,7 +236,7 @@ async def test_a_name_that_leads_nowhere() -> None:
 
 
 async def test_a_name_that_leads_elsewhere_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is looked up once, and what was judged is dialled."""
+    """It is looked up once, and the address that was judged is dialled (no DNS rebinding)."""
     asked = 0
 
     async def answer(host: str, port: int, **_: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
@@ -287,7 +287,7 @@ async def test_a_target_that_does_not_answer_is_waited_for_for_a_while(monkeypat
 
 
 async def test_a_peer_that_has_too_many_names_looked_up_hears_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the service beside, which needs no name, is well."""
+    """A service beside it that needs no lookup is still served."""
     problems: list[int] = []
 
     async def never(*_: object, **__: object) -> list[object]:
@@ -312,7 +312,7 @@ async def test_a_peer_that_has_too_many_names_looked_up_hears_it(monkeypatch: py
 
 @pytest.mark.parametrize("who", ["the client", "the service"])
 async def test_what_breaks_is_broken_at_the_other_end(who: str) -> None:
-    """A reset is no end, on whichever side."""
+    """On either side, a reset is not taken for the end of a stream."""
     broke = trio.Event()
     go_on = trio.Event()
 
@@ -344,7 +344,7 @@ async def test_what_breaks_is_broken_at_the_other_end(who: str) -> None:
 
 @pytest.mark.slow("ten times as much as the two ends take without being read")
 async def test_a_connection_that_takes_no_reset_is_closed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """macOS takes no option once both sides have ended: what has left the body, a cancellation too, is what is told."""
+    """macOS takes no socket option once both sides have ended; what left the body, here a cancellation, is raised."""
     ours, theirs = socket.socketpair()
     with theirs, trio.CancelScope() as scope:
         connection = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
@@ -361,7 +361,7 @@ async def test_a_connection_that_takes_no_reset_is_closed_all_the_same(monkeypat
 
 
 async def test_a_client_that_leaves_in_the_middle_ends_that_connection_alone() -> None:
-    """Both directions break at once, on both sides."""
+    """Both directions of that connection break at once, on both sides."""
 
     async def flood(_: Service, stream: trio.SocketStream) -> None:
         await stream.receive_some(1)
@@ -411,7 +411,7 @@ async def test_what_a_client_says_to_a_peer_that_is_busy_is_said_again(monkeypat
 
 
 async def test_a_client_that_is_reset_before_the_peer_has_answered() -> None:
-    """It is no end of what it has said."""
+    """The reset is not taken for the end of its stream."""
     problems: list[Exception] = []
     async with service() as found, pipes() as (pipe, _theirs, _both):  # nobody takes Pipes there
         async with forwarded(pipe, found.target, problems) as where:
@@ -441,7 +441,7 @@ async def test_many_connections_at_once() -> None:
 
 @asynccontextmanager
 async def reversing(bindable: Bindable) -> AsyncGenerator[tuple[Node, Pipe]]:
-    """Alice, who lets Bob open Pipes, and her Pipe to him."""
+    """Alice, who lets Bob open Pipes for forwarding, and her Pipe to him."""
     with trio.fail_after(HANG):
         async with open_rendezvous() as server, loopback_node(BOB, config(server), authorize=anyone) as bob:
             async with loopback_node(ALICE, config(server), authorize=anyone) as alice, trio.open_nursery() as nursery:
@@ -465,7 +465,7 @@ async def test_a_port_of_the_peers_leads_to_a_target_of_ours() -> None:
                         await stream.send_eof()
                         assert await read_all(stream) == b"to alice"
                     listening.cancel()
-            while True:  # the peer hears of it
+            while True:  # until the peer learns of it
                 await trio.sleep(0.01)
                 try:
                     late = await trio.open_tcp_stream(host, int(port))
@@ -489,7 +489,7 @@ async def test_a_port_that_is_taken() -> None:
 
 
 async def test_a_port_whose_target_does_not_answer() -> None:
-    """Who comes there is reset."""
+    """A connection to that port is reset."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         nobody = Target("127.0.0.1", taken.getsockname()[1])
     problems: list[Exception] = []

@@ -32,7 +32,7 @@ UPGRADE = (
 
 @pytest.mark.parametrize("header", list(ProxyHeader), ids=lambda header: header.value)
 async def test_signals_through_haproxy(header: ProxyHeader, tmp_path: Path) -> None:
-    """TLS ends at haproxy; clients are told apart by where they come from, and told when the server is shut down."""
+    """TLS ends at haproxy; clients are distinguished by source address, and learn of the server's shutdown."""
     authority = Authority(tmp_path)
     authority.server("127.0.0.1")
     trust = authority.client()
@@ -62,7 +62,7 @@ async def test_signals_through_haproxy(header: ProxyHeader, tmp_path: Path) -> N
                     opened = open_websocket(
                         url, ssl_context=trust, max_message=MAX_FRAME, ahead=lambda: bytes(MAX_AHEAD)
                     )
-                    async with opened as websocket:  # the longest call that goes with a request
+                    async with opened as websocket:  # with the longest call that fits a request
                         assert websocket.ahead == bytes(MAX_AHEAD)
                     await wait_until(lambda: server.statistics().connections == 0)
                     async with (

@@ -1,4 +1,4 @@
-"""The pages for who watches over the servers, on real sockets, against slow and greedy clients."""
+"""The health pages of the servers, for monitoring, on real sockets and against slow and greedy clients."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def serving(*statistics: Statistics, **options: Any) -> AsyncGenerator[Hea
 
 
 async def talk(server: HealthServer, data: bytes) -> bytes:
-    """All that is answered, to the end of the connection."""
+    """Sends bytes; returns everything that is answered until the connection ends."""
     async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
         await stream.send_all(data)
         return b"".join([bytes(part) async for part in stream])
@@ -97,7 +97,7 @@ async def test_a_body_takes_no_answer_back() -> None:
 
 
 async def test_who_still_sends_his_body_is_not_cut_off_behind_the_answer() -> None:
-    """A reset would take back what he has not read yet, on systems that are not Linux."""
+    """On systems other than Linux, a reset discards what the client has not read yet."""
     async with serving() as server:
         async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
             await stream.send_all(b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n")
@@ -168,7 +168,7 @@ async def test_a_client_that_leaves_is_no_news(caplog: pytest.LogCaptureFixture)
 
 @pytest.mark.slow("starts Python")
 async def test_the_health_check_of_the_container() -> None:
-    """As docs/howto/container.md has it: ends with 0 where all is well, and with something else where not."""
+    """The check in docs/howto/container.md exits with 0 if all is well, and with another code if not."""
     (text,) = code(page("howto/container.md"), "dockerfile")
     (check,) = re.findall(r"^HEALTHCHECK CMD (.*)$", text, re.MULTILINE)
     well = True

@@ -1,4 +1,4 @@
-"""Servers that a peer's address names: which of them are visited, how, and where a connection may lead."""
+"""Servers that a peer's address names (hints): which of them are visited, how, and where a connection may lead."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_a_peer_elsewhere_sends_us_nowhere_on_our_machine(name: str) -> No
 @pytest.mark.parametrize("rest", ["/rendezvous", "/?token=x", "/a?b=c"])
 @pytest.mark.parametrize("login", ["", "me@", "me:secret@"])
 async def test_only_a_server_and_nothing_else_is_taken_from_a_hint(rest: str, login: str) -> None:
-    """Even where the peer may send us there."""
+    """This holds even if the peer may send us to that address."""
     asked: list[bytes] = []
 
     async def serve(stream: trio.SocketStream) -> None:
@@ -129,7 +129,7 @@ async def test_tls_compares_the_name_and_not_the_address_that_was_judged(tmp_pat
 
 
 class Names(trio.abc.HostnameResolver):
-    """Answers with one list of addresses after the other, the last one for ever."""
+    """Answers each query with the next list of addresses, and repeats the last one for ever."""
 
     def __init__(self, *answers: list[str]) -> None:
         self.answers = list(answers)
@@ -186,7 +186,7 @@ async def dial_judged(host: str, port: int, *, may_connect: MayConnect) -> trio.
 
 
 async def test_the_connection_goes_to_the_address_that_was_judged() -> None:
-    """A name that leads somewhere else a moment later (DNS rebinding) is asked once."""
+    """A name may lead elsewhere a moment later (DNS rebinding), so it is looked up once."""
     port = await closed_port()
     async with await listener("127.0.0.1", port), names(["127.0.0.1"], ["127.0.0.2"]) as resolver:
         stream = await dial_judged("rebound.example", port, may_connect=only("127.0.0.1"))
@@ -214,8 +214,8 @@ async def test_of_a_names_addresses_only_those_are_tried_that_may_be() -> None:
 # -- the node's judgement ----------------------------------------------------------------------------------------------
 
 
-class OnLan(LoopbackHost):  # type: ignore[misc]  # final for everybody else
-    """It has a network of its own, and a public address."""
+class OnLan(LoopbackHost):  # type: ignore[misc]  # final outside of the tests
+    """A host with a private network and a public address."""
 
     def interfaces(self) -> tuple[Interface, ...]:
         own = (
@@ -241,7 +241,7 @@ class OnLan(LoopbackHost):  # type: ignore[misc]  # final for everybody else
         ("127.0.0.1", False, True),
         ("127.9.9.9", False, True),
         ("::1", False, True),
-        ("10.0.0.5", False, True),  # our own addresses lead through loopback
+        ("10.0.0.5", False, True),  # our own addresses lead to loopback
         ("203.0.113.5", False, True),
         ("fd00:1::5", False, True),
         ("::ffff:127.0.0.1", False, True),
@@ -254,13 +254,13 @@ class OnLan(LoopbackHost):  # type: ignore[misc]  # final for everybody else
         ("ff02::1", False, False),
         ("255.255.255.255", False, False),
         ("198.18.0.1", False, False),
-        ("64:ff9b::7f00:1", False, True),  # what is embedded is where it leads
+        ("64:ff9b::7f00:1", False, True),  # it leads to the embedded address
         ("64:ff9b::a00:14d", False, False),
         ("2002:a9fe:a9fe::1", False, False),
     ],
 )
 async def test_where_a_peer_may_send_us(address: str, elsewhere: bool, here: bool) -> None:
-    """As its endpoints are judged: by whether it runs on our machine."""
+    """The rule is that for a peer's endpoints, and depends on whether the peer runs on our machine."""
     async with loopback_node(ALICE, config(), host=OnLan()) as alice:
         for host, allowed in ((ELSEWHERE, elsewhere), (LoopbackHost(), here)):
             peer = address_of(BOB, port=1, host=host)
@@ -276,7 +276,7 @@ async def test_a_node_on_our_machine_is_found_by_its_hint() -> None:
 
 
 async def test_a_proxy_is_asked_for_the_address_that_was_judged() -> None:
-    """Never for the name, and for the next address where it cannot reach one."""
+    """It is never asked for the name.  If it cannot reach one address, it is asked for the next."""
     asked: list[bytes] = []
 
     async def proxy(stream: trio.SocketStream) -> None:

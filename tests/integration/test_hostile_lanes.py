@@ -1,4 +1,7 @@
-"""Peers that misuse what a Link outlives its carriers by, and pairs that misfit: on real sockets on loopback."""
+"""Peers that misuse the frames by which a Link changes carriers, and peers that do not belong together.
+
+All tests use real sockets on loopback.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,11 @@ pytestmark = pytest.mark.usefixtures("jumping_clock")
 async def test_a_peer_that_keeps_a_dead_path_busy_is_waited_for_no_longer_than_one_that_is_gone(
     nursery: trio.Nursery,
 ) -> None:
-    """It says something now and then, and neither answers nor acknowledges: no progress."""
+    """The peer sends something now and then, but neither answers nor acknowledges: that is no progress."""
 
     async def mutter(peer: RawPeer) -> None:
         while True:
-            await trio.sleep(5.0)  # the pace of a peer that is alive
+            await trio.sleep(5.0)  # the pace of a live peer
             await peer.say(Ping(token=1))
 
     async with (
@@ -73,11 +76,11 @@ async def test_a_path_that_progresses_again_has_all_that_time_again() -> None:
         assert link._patience.deadline == inf
 
 
-# --- what a peer says that it cannot know, or that is not so ---
+# --- frames that contradict what has been sent ---
 
 
 async def test_a_peer_that_goes_on_beyond_what_has_come(nursery: trio.Nursery) -> None:
-    """Nobody will say what is missing: there is no other carrier."""
+    """The gap can never be filled, since no other carrier exists."""
     async with raw_end(nursery, terms=LASTING, ours=LASTING) as (end, peer):
         await peer.say(At(position=1, turn=1), data_header(0, 3), b"abc")
         await peer.say(At(position=0, turn=1), data_header(0, 3), b"def")
@@ -90,7 +93,7 @@ async def test_a_peer_that_goes_on_beyond_what_has_come(nursery: trio.Nursery) -
 
 
 async def test_a_peer_that_goes_back_and_says_it_all_again(nursery: trio.Nursery) -> None:
-    """What it says again is dropped, and an old acknowledgement, and an old turn."""
+    """Repeated data, an old acknowledgement and an old turn are ignored."""
     async with raw_end(nursery, terms=LASTING, ours=LASTING) as (end, peer):
         await end.pipe.send_all(b"12345")
         await peer.say(At(position=0, turn=7), data_header(0, 3), b"abc", Ack(position=5))
@@ -104,18 +107,18 @@ async def test_a_peer_that_goes_back_and_says_it_all_again(nursery: trio.Nursery
 
 
 NONSENSE: Final = Credit(channel=9999, limit=1)
-"""For a channel that there never was."""
+"""Credit for a channel that never existed."""
 
 
 async def further_carrier() -> tuple[Link, Link]:
-    """Alice's, proven to Bob, for a Link that there is."""
+    """Both proven ends of one more carrier from Alice to Bob, for an existing Link."""
     alice, bob = await proven_links()
     alice.path, bob.path = a_path(alice.carrier), a_path(bob.carrier)
     return alice, bob
 
 
 def assert_broken(end: End) -> None:
-    """The Link is over; before anything else, as a call on a carrier that nobody drives would never come back."""
+    """Checks that the Link has ended.  Comes first in a test: a call on a carrier without a driver never returns."""
     assert end.link.protocol.state is LinkState.ENDED
     assert is_closed(end.link)
 
@@ -171,7 +174,7 @@ async def test_nonsense_behind_the_answer_to_an_attach_ends_the_link_too() -> No
         theirs.close_nowait()
 
 
-# --- who has the key, and is not the process that made the Link ---
+# --- a process that has the key, but did not make the Link ---
 
 
 async def a_pipe(node: Node, bob: Node) -> tuple[Pipe, Pipe]:
@@ -184,20 +187,20 @@ async def a_pipe(node: Node, bob: Node) -> tuple[Pipe, Pipe]:
 
 @pytest.mark.slow("three nodes")
 async def test_two_processes_with_one_key_leave_each_others_links_alone() -> None:
-    """Each Link that has a path stays; the peer is asked for one by neither of them."""
+    """A Link that has a path stays, even after a search that found the other process."""
     async with open_rendezvous() as server, loopback_node(BOB, config(server), authorize=anyone) as bob:
         async with loopback_node(ALICE, config(server)) as first, loopback_node(ALICE, config(server)) as second:
             pairs = [await a_pipe(node, bob) for node in (first, second, first)]
             for ours, theirs in pairs:
                 await ours.send_all(b"still")
                 assert await theirs.receive_some() == b"still"
-            link_of(pairs[0][1]).forget_nowait()  # as after a search that found the other process
+            link_of(pairs[0][1]).forget_nowait()  # as such a search does
             await pairs[0][1].ping()
 
 
 @pytest.mark.slow("three nodes")
 async def test_a_link_that_waits_for_a_path_goes_where_its_peer_calls_from_another_process() -> None:
-    """And with a path it stays, though an attach came to the wrong process: which is refused, and counted."""
+    """A process that does not know the Link refuses the attach and counts that; the waiting Link ends."""
     async with pipes() as (ours, theirs, both):
         await theirs.ping()
         link = link_of(theirs)
@@ -210,7 +213,7 @@ async def test_a_link_that_waits_for_a_path_goes_where_its_peer_calls_from_anoth
 
 @pytest.mark.slow("two nodes and three Links")
 async def test_nothing_of_a_link_that_the_peer_has_forgotten_reaches_the_next_one() -> None:
-    """Law 16, as after a restart."""
+    """Law 16; the peer forgets the Link as in a restart."""
     async with pipes() as (ours, theirs, both):
         await theirs.ping()
         link_of(theirs)._fail(trio.BrokenResourceError("restarted"))
@@ -224,7 +227,7 @@ async def test_nothing_of_a_link_that_the_peer_has_forgotten_reaches_the_next_on
         assert await theirs.receive_some() == b"of the new one"
 
 
-# --- for how long ---
+# --- how long a Link waits ---
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(3600, 3600), (3600, 7), (7, 3600)])
@@ -243,7 +246,7 @@ async def test_each_side_keeps_a_link_for_the_lesser_of_what_both_offer(ours: in
 
 @pytest.mark.parametrize("who", ["alice", "bob"])
 async def test_each_side_ends_in_time_whenever_it_finds_out_that_there_is_no_path(who: str) -> None:
-    """Law 14: one hears of it, the other has to find out."""
+    """Law 14: one side still receives and learns of it, the other has to find out by itself."""
     async with lasting(limit=1000) as (alice, bob), trio.open_nursery() as nursery:
         hears, finds_out = (alice, bob) if who == "alice" else (bob, alice)
         finds_out.link.carrier.receive = trio.sleep_forever  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""What the how-to pages say of other people's servers: each is started with the page's own text."""
+"""What the how-to pages say about third-party servers: each is started with the configuration on the page."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PASSWORD = "change-this"
 
 
 class Cluster:
-    """Two brokers of the page, the second of which passes on to the first; each knows one of the two nodes."""
+    """The page's two brokers, the second bridged to the first; each has the login of one of the two nodes."""
 
     def __init__(self, folder: Path) -> None:
         self.ports = (free_port(), free_port())
@@ -86,7 +86,7 @@ class Cluster:
                 },
             )
         if os.geteuid() == 0:
-            text += "user root\n"  # it would become a user who may not read here
+            text += "user root\n"  # otherwise it switches to a user who may not read here
         (place / "mosquitto.conf").write_text(f"log_dest file {place / 'log'}\nlog_type all\n{text}")
 
     def run(self, stack: ExitStack) -> None:
@@ -120,11 +120,11 @@ def connected(node: Node) -> bool:
 @pytest.mark.needs("mosquitto")
 @pytest.mark.slow("starts two brokers, and a bridge between them")
 async def test_signals_pass_from_one_broker_to_the_other(tmp_path: Path) -> None:
-    """Each node's login is good at its own broker alone, so none can go round the bridge."""
+    """Each node's login is valid at its own broker only, so every signal has to cross the bridge."""
     cluster = Cluster(tmp_path)
     with ExitStack() as stack, trio.fail_after(HANG):
         cluster.run(stack)
-        await wait_until(lambda: "Received SUBACK" in cluster.log(1))  # the bridge stands, both ways
+        await wait_until(lambda: "Received SUBACK" in cluster.log(1))  # the bridge works in both directions
         async with (
             loopback_node(BOB, cluster.config(1, BOB), authorize=anyone) as bob,
             loopback_node(ALICE, cluster.config(0, ALICE)) as alice,
@@ -178,7 +178,7 @@ async def test_coturn_with_the_text_of_the_page(tmp_path: Path) -> None:
             await sock.bind(("127.0.0.1", 0))
             answer = await query_udp(sock, ("127.0.0.1", port))
         assert answer.other_address is not None
-        assert answer.other_address[0] == "127.0.0.2"  # it is a server of RFC 5780
+        assert answer.other_address[0] == "127.0.0.2"  # it supports RFC 5780
         (nodes_text,) = code(page("howto/coturn.md"), "toml")
         configured = NodeConfig.from_toml(nodes_text, base_dir=tmp_path).servers
         assert len(configured.stun) == 2
@@ -235,7 +235,7 @@ async def test_squid_lets_nodes_to_the_one_server(tmp_path: Path) -> None:
             f"pid_filename {folder}/pid\ncoredump_dir {folder}\nnetdb_filename none\nhosts_file {folder}/hosts\n"
             "dns_nameservers 127.0.0.1\nvisible_hostname squid.example\npinger_enable off\n"
         )
-        if os.geteuid() == 0:  # it becomes this user
+        if os.geteuid() == 0:  # the proxy switches to this user
             proxy = pwd.getpwnam("proxy")
             for path in (folder, *folder.iterdir()):
                 os.chown(path, proxy.pw_uid, proxy.pw_gid)

@@ -1,4 +1,4 @@
-"""Two processes with one key, as two nodes of one identity: who is called is the one whose address the caller has."""
+"""Two processes with one key, as two nodes of one identity: a call reaches the one whose address the caller has."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from warpgate_trio.websocket import serve_websocket
 pytestmark = pytest.mark.slow("three or four nodes and their server")
 
 Signals = Callable[[], AbstractAsyncContextManager[NodeConfig]]
-"""What carries signals, with the configuration that names it."""
+"""Opens a server or a broker for signals; yields the configuration that names it."""
 
 
 async def call_back(alice: Node, text: PeerAddress | str, listener: Node) -> None:
-    """A Pipe that needs signals, from the node that is meant."""
+    """Connects by reverse_connect, which needs signals, and checks that `listener` gets the Pipe."""
     with trio.fail_after(HANG):
         pipe = await alice.connect(text, plugin="reverse_connect")
         async with pipe, await listener.listener.accept() as other:
@@ -46,13 +46,13 @@ async def call_back(alice: Node, text: PeerAddress | str, listener: Node) -> Non
 
 
 def heard(node: Node) -> int:
-    """How many signals of others it has opened and taken."""
+    """How many signals of others the node has opened and accepted."""
     counters = node._runtime.router.counters
     return counters["Accepted"]
 
 
 def handed(node: Node, monkeypatch: pytest.MonkeyPatch) -> list[bytes | None]:
-    """Which instances the signals of others are meant for that it opens from now on, whatever comes of them."""
+    """A list that gets, for each signal that the node opens from now on, the instance that it is addressed to."""
     meant: list[bytes | None] = []
     presence = node._runtime.presence
     real = presence.is_there
@@ -66,7 +66,7 @@ def handed(node: Node, monkeypatch: pytest.MonkeyPatch) -> list[bytes | None]:
 
 
 def as_if_asked_long_ago(node: Node) -> None:
-    """What has not answered it yet has said nothing for `SILENCE`."""
+    """Makes all that have not answered the node yet count as silent for `SILENCE` seconds."""
     asked = node._runtime.sender.correspondents._asked
     for key in list(asked):
         since = asked.get(key)
@@ -76,7 +76,7 @@ def as_if_asked_long_ago(node: Node) -> None:
 
 @asynccontextmanager
 async def open_old_rendezvous() -> AsyncGenerator[RendezvousServer]:
-    """A server of today that agrees on no version but the first."""
+    """Today's server, limited to version 1 of the protocol."""
     rendezvous = Rendezvous()
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
@@ -99,7 +99,7 @@ MQTT = pytest.param("mqtt", marks=pytest.mark.needs("mosquitto"))
 
 @pytest.fixture(params=["rendezvous", "rendezvous_v1", MQTT])
 def signals(request: pytest.FixtureRequest) -> Signals:
-    """The server as it is, one of the first release, and a broker."""
+    """Today's server, one of the first release, or a broker."""
 
     @asynccontextmanager
     async def rendezvous() -> AsyncGenerator[NodeConfig]:
@@ -130,7 +130,7 @@ async def old_node(
     node_config: NodeConfig,
     authorize: Callable[[str], Awaitable[bool]] | None = None,
 ) -> AsyncGenerator[Node]:
-    """One of a release before there were topics of processes: it has that of its key, and publishes to those alone."""
+    """A node of a release without topics of processes: it has its key's topic, and publishes to such topics only."""
 
     async def has_none(channel: MqttChannel) -> None:
         await trio.lowlevel.checkpoint()
@@ -153,7 +153,7 @@ async def test_a_caller_beside_a_listener_takes_nothing_of_its_calls(signals: Si
             node(BOB, servers) as caller,
         ):
             text = str(listener.address)
-            await call_back(caller, carol.address, carol)  # Carol hears from that key where it is
+            await call_back(caller, carol.address, carol)  # Carol learns that key's address from the caller
             await wait_until(lambda: carol._runtime.view.known_address(BOB.public_key) == caller.address)
             for each in (alice, carol):
                 async with await each.auto_connect(text), await listener.listener.accept():
@@ -163,7 +163,7 @@ async def test_a_caller_beside_a_listener_takes_nothing_of_its_calls(signals: Si
 
 
 async def test_a_caller_takes_no_call_of_a_listener_that_was_restarted(signals: Signals) -> None:
-    """What the caller said of itself is the last that was heard of the key, and it answers at its own port."""
+    """The caller's address is the latest that Carol has for the key, and the caller would answer at its own port."""
     async with signals() as servers:
         async with node(BOB, servers, anyone) as gone:
             text = str(gone.address)
@@ -192,7 +192,7 @@ async def test_what_is_meant_for_one_process_is_handed_to_no_other(
             theirs, its = handed(listener, monkeypatch), handed(caller, monkeypatch)
             await call_back(alice, str(listener.address), listener)
             await alice.refresh_address(listener.address)
-            await caller.refresh_address(carol.address)  # the answer comes behind what was said to the listener
+            await caller.refresh_address(carol.address)  # its answer arrives after the signals to the listener
             assert set(its) == {caller.address.instance}
             assert set(theirs) == {listener.address.instance}
 
@@ -224,7 +224,7 @@ async def test_what_is_meant_for_a_process_that_has_ended_is_handed_to_no_caller
 async def test_an_address_that_is_passed_on_says_whether_there_is_a_topic(
     acl: str, says: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the rules of the broker know topics of keys alone, all is as before."""
+    """If the broker's rules name only the topics of keys, the address announces no other, and signals still work."""
     monkeypatch.setattr(runtime, "BROKER_PATIENCE", HANG if says else 0.02)
     broker = make_mosquitto(tmp_path, acl=acl)
     try:
@@ -248,7 +248,7 @@ async def test_an_address_that_is_passed_on_says_whether_there_is_a_topic(
 async def test_what_follows_an_answer_is_handed_to_the_process_that_gave_it(
     signals: Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever address the first message went to."""
+    """This holds whatever address the first message was sent to."""
     async with signals() as servers:
         async with (
             node(BOB, servers, anyone) as listener,
@@ -267,7 +267,7 @@ async def test_what_follows_an_answer_is_handed_to_the_process_that_gave_it(
 @pytest.mark.parametrize("signals", [MQTT], indirect=True)
 @pytest.mark.parametrize("old", ["caller", "listener"])
 async def test_a_release_before_topics_of_processes(old: str, signals: Signals) -> None:
-    """In either direction, and beside a process of the same key that has such a topic."""
+    """Signals work in both directions, even beside a process of the same key that has a topic of its own."""
     async with signals() as servers:
         async with (
             (old_node if old == "listener" else node)(BOB, servers, anyone) as listener,
@@ -281,7 +281,7 @@ async def test_a_release_before_topics_of_processes(old: str, signals: Signals) 
 
 @pytest.mark.parametrize("signals", [MQTT], indirect=True)
 async def test_a_release_before_topics_of_processes_in_the_place_of_one_with(signals: Signals) -> None:
-    """Nobody hears the topic that an address of before names; after a while that of the key is published to."""
+    """Nobody subscribes to the topic that the old address names; after `SILENCE` the topic of the key is used."""
     async with signals() as servers:
         async with node(BOB, servers, anyone) as gone:
             text = str(gone.address)
@@ -332,7 +332,7 @@ async def test_a_listener_that_was_restarted_is_reached_by_its_old_address(signa
 async def test_a_listener_whose_server_has_not_noticed_that_the_one_before_is_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is said to the connection that leads nowhere gets no answer; after a while the key alone is asked for."""
+    """Signals to the dead connection get no answer; after `SILENCE` they are addressed to the key alone."""
     async with open_rendezvous() as server:
         servers = config(server)
         async with node(BOB, servers, anyone) as gone:
@@ -357,11 +357,11 @@ async def test_peers_of_older_releases_reach_the_one_that_listens(monkeypatch: p
             monkeypatch.setattr(alice._runtime.hub, "send", send_as_before(alice._runtime.hub))
             before = heard(caller)
             await call_back(alice, unnamed(listener.address), listener)
-            assert heard(caller) > before  # it has heard all of it, and said nothing
+            assert heard(caller) > before  # the caller has received all of it, and has not answered
 
 
 def unnamed(address: PeerAddress) -> PeerAddress:
-    """The same, as an older release would have published it."""
+    """The same address, as an older release would have published it."""
     return PeerAddress.issue(
         BOB,
         seq=address.seq,

@@ -1,4 +1,4 @@
-"""The clock of tests whose time limits a slow machine must not use up (`jumping_clock` of tests/conftest.py)."""
+"""`jumping_clock` of tests/conftest.py: the clock of tests whose time limits a slow machine must not use up."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ async def test_it_stands_while_a_thread_works() -> None:
     with trio.fail_after(0.001):
         await trio.to_thread.run_sync(time.sleep, 0.05)
     assert trio.current_time() == 0
-    await trio.sleep(60)  # and goes on afterwards
+    await trio.sleep(60)  # the clock goes on afterwards
     assert trio.current_time() == pytest.approx(60)

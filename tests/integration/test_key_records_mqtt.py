@@ -1,4 +1,4 @@
-"""Key records at real brokers: nodes that are called by peer id, and have nothing but a broker."""
+"""Key records at real brokers: nodes that have nothing but a broker are called by peer id."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def config(broker: Broker | Wire) -> NodeConfig:
 
 
 def records(node: Node) -> BrokerRecords | None:
-    """Those of the channel to its broker."""
+    """The key records of the node's channel to its only broker, or None."""
     (slot,) = node._runtime.hub._keeper.own
     kept = slot.channel.records if slot.channel is not None else None
     assert kept is None or isinstance(kept, BrokerRecords)
@@ -48,7 +48,7 @@ def records(node: Node) -> BrokerRecords | None:
 
 
 async def outcome(node: Node, peer_id: str) -> LookupOutcome:
-    """Why a peer is not found."""
+    """The reason why the node does not find a peer."""
     with pytest.raises(PeerNotFound) as caught:
         await node.refresh_address(peer_id)
     (lookup,) = caught.value.lookups
@@ -57,9 +57,9 @@ async def outcome(node: Node, peer_id: str) -> LookupOutcome:
 
 @asynccontextmanager
 async def listener(broker: Broker, *, kept: bool | None = True) -> AsyncGenerator[Node]:
-    """Bob, who can be called, and whose record the broker keeps, or does not."""
+    """Bob, who can be called, once he knows whether the broker keeps his record: `kept` is what he then knows."""
     async with loopback_node(BOB, config(broker), authorize=anyone) as bob:
-        await bob.wait_published()  # which gives servers so many seconds, and no more
+        await bob.wait_published()  # gives up on servers after some seconds
         await wait_until(lambda: (here := records(bob)) is not None and here.kept is kept)
         yield bob
 
@@ -90,7 +90,7 @@ async def test_who_has_left_has_no_record(any_broker: Broker) -> None:
 
 @pytest.mark.needs("mosquitto")
 async def test_a_connection_that_breaks_takes_the_record_with_it(mosquitto: Broker) -> None:
-    """The broker clears it: nothing of a node that has crashed is left there."""
+    """The broker clears the record, so a node that has crashed leaves none there."""
     with trio.fail_after(HANG):
         async with open_wire(mosquitto) as wire, caller(mosquitto) as alice:
             broken = config(wire)
@@ -122,14 +122,14 @@ async def test_a_record_that_somebody_clears_or_replaces_is_published_again(mosq
 
 @pytest.mark.needs("mosquitto")
 async def test_the_newest_of_two_processes_has_the_record(mosquitto: Broker) -> None:
-    """The other one leaves it alone, and has its own there again once the newest one is gone."""
+    """The older process leaves that record alone, and publishes its own again once the newest is gone."""
     topic = KeyTopic("", BOB.public_key)
     with trio.fail_after(HANG):
         async with open_mqtt(mosquitto.url, max_payload=2000) as stranger:
             await stranger.subscribe(topic.name, retained=True)
             async with listener(mosquitto) as first:
                 one = topic.open((await stranger.receive()).payload)
-                await trio.sleep(0.002)  # a record has its time in milliseconds
+                await trio.sleep(0.002)  # a record's timestamp is in milliseconds
                 async with listener(mosquitto) as second:
                     two = topic.open((await stranger.receive()).payload)
                     assert two == second._runtime.key_record.current() != one  # type: ignore[union-attr]
@@ -225,7 +225,7 @@ SIGNALS = "topic readwrite warpgate-trio/1/+\ntopic readwrite warpgate-trio/1/+/
     ids=["all", "write", "read", "nothing"],
 )
 async def test_rules_for_the_topics_of_key_records(tmp_path: Path, acl: str, expected: LookupOutcome) -> None:
-    """What they keep from nodes is said, and their signals go on."""
+    """A lookup reports what the rules forbid, and signals still work."""
     broker = make_mosquitto(tmp_path, acl=SIGNALS + acl)
     try:
         broker.start()
@@ -259,7 +259,7 @@ async def test_a_broker_that_retains_nothing_is_connected_to_all_the_same(tmp_pa
 async def test_a_broker_that_closes_over_a_retained_message_is_spared_it(
     mosquitto: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MQTT 3.1.1 §3.3.5 lets it.  The connection after the second one does without that, and has all else."""
+    """MQTT 3.1.1 §3.3.5 allows this.  After two closed connections the next publishes no record, and does the rest."""
     publish, subscribe = MqttConnection.publish, MqttConnection.subscribe
     closed: list[str] = []
     async with open_wire(mosquitto) as wire:
@@ -274,7 +274,7 @@ async def test_a_broker_that_closes_over_a_retained_message_is_spared_it(
 
         async def subscribe_later(connection: MqttConnection, topic: str, *, retained: bool = False) -> None:
             if topic.count("/") > 2 and len(closed) < 2:
-                await trio.sleep_forever()  # until the connection ends: it has no topic of its own yet
+                await trio.sleep_forever()  # until the connection ends, before it has a topic of its own
             await subscribe(connection, topic, retained=retained)
 
         monkeypatch.setattr(MqttConnection, "publish", publish_and_be_cut)

@@ -47,7 +47,7 @@ pytestmark = pytest.mark.usefixtures("carrier_kind")
 async def attach(
     alice: End, bob: End, *, by_bob: bool = False, spoil: Callable[[Attach], Attach] | None = None
 ) -> None:
-    """One more carrier, dialled by Alice, and offered by the one or the other."""
+    """Attaches one more carrier, dialled by Alice, and offered by her or (`by_bob`) by Bob."""
     dialed, accepted = await carriers()
     ours = await alice_proves(dialed, initiator=not by_bob)
     theirs = await Link.receive_proof(accepted)
@@ -77,25 +77,25 @@ async def attach(
 
 @asynccontextmanager
 async def lasting(**options: object) -> AsyncGenerator[tuple[End, End]]:
-    """Both ends of a Link that outlives its carrier, which both know."""
+    """Both ends of a Link that outlives its carriers, once both sides know that it does."""
     async with linked(terms=LASTING, **options) as (alice, bob):  # type: ignore[arg-type]
         await wait_until(lambda: bob.link.protocol.movable)
         yield alice, bob
 
 
 def suspect(life: LifeJudge) -> None:
-    """As after a hint: the path is left for any other one."""
+    """Makes a path suspect, as after a hint: the Link leaves it for any other."""
     life.hint(trio.current_time())
     life.life, life.suspect_at = Life.SUSPECT, trio.current_time()
 
 
 def cut(end: End) -> None:
-    """Lose the carrier that an end speaks on, without a word."""
+    """Closes the carrier that an end sends on, without a goodbye."""
     end.link.carrier.close_nowait()
 
 
 def numbered(size: int, start: int = 0) -> bytes:
-    """Bytes of which each can be told."""
+    """Bytes whose values tell their positions."""
     return bytes((start + index) % 251 for index in range(size))
 
 
@@ -164,14 +164,14 @@ async def test_no_byte_is_lost_doubled_or_reordered() -> None:
 @pytest.mark.slow("every law of a Pipe, each on a fresh one, while carriers come and go")
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_the_laws_of_pipes_hold_while_carriers_come_and_go(seed: int) -> None:
-    """Law 4, over changes of path that either side begins, with and without a moment in which there is none."""
+    """Law 4, over path changes that either side begins, with and without a time in which there is no path."""
     changes = 0
 
     async def change(alice: End, bob: End) -> None:
         nonlocal changes
         for number in itertools.count():
             for end in (alice, bob):
-                end.link._attaches = TokenBucket(1.0, 10)  # type: ignore[misc]  # as many as it takes
+                end.link._attaches = TokenBucket(1.0, 10)  # type: ignore[misc]  # enough for all changes
             first = number % 3 == 0
             ends = alice, bob
             if first:
@@ -182,7 +182,7 @@ async def test_the_laws_of_pipes_hold_while_carriers_come_and_go(seed: int) -> N
                 cut(ends[number % 2])
             await wait_until(lambda: len(alice.link.protocol.lanes) == len(bob.link.protocol.lanes) == 1)
             changes += 1
-            await trio.sleep(0.02)  # the pace of the changes: laws wait for a millisecond in which nothing happens
+            await trio.sleep(0.02)  # the pace of the changes: the laws' checks need a quiet millisecond
 
     async with lasting() as (alice, bob), trio.open_nursery() as nursery:
 
@@ -204,7 +204,10 @@ async def test_the_laws_of_pipes_hold_while_carriers_come_and_go(seed: int) -> N
 async def test_a_sender_that_a_dead_carrier_holds_up_goes_on_over_another_one(
     was: str, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By itself: its call was not cancelled, and sends nothing twice.  A carrier that was slow may only be late."""
+    """The blocked call goes on by itself, and sends nothing twice.
+
+    A carrier that was fast is closed.  One that was slow may only be late, and stays.
+    """
     total = 1 << 20
     async with lasting() as (alice, bob):
         first = alice.link._first
@@ -226,7 +229,7 @@ async def test_a_sender_that_a_dead_carrier_holds_up_goes_on_over_another_one(
 
 @pytest.mark.slow("a megabyte, past a carrier that holds its sender up, and a second to notice")
 async def test_a_sender_goes_on_over_another_carrier_that_only_the_peer_has_needed(nursery: trio.Nursery) -> None:
-    """Nothing was suspected here, and the next question was due in a minute."""
+    """The sender's side suspected nothing, and its next PING was due in a minute."""
     total = 1 << 20
     async with lasting() as (alice, bob):
         bob.link._first.carrier.receive = trio.sleep_forever  # type: ignore[method-assign]
@@ -312,7 +315,7 @@ async def test_where_another_carrier_is_at_hand_no_search_is_wanted() -> None:
 async def test_a_send_that_finds_its_carrier_closed_is_a_checkpoint() -> None:
     async with lasting() as (alice, bob):
         await attach(alice, bob)
-        alice.link._speaking.carrier.close_nowait()  # and nobody has noticed yet
+        alice.link._speaking.carrier.close_nowait()  # not noticed yet by anybody
         with trio.testing.assert_checkpoints():
             await alice.pipe.send_all(b"hello")
         with trio.fail_after(HANG):
@@ -416,7 +419,7 @@ async def test_a_link_has_room_for_three_carriers() -> None:
     async with lasting() as (alice, bob):
         await attach(alice, bob)
         await attach(alice, bob, by_bob=True)
-        await attach(alice, bob)  # whoever was silent for longest gives way: a side may not know that it is dead
+        await attach(alice, bob)  # the lane that was silent for longest gives way: a side may not know that it is dead
         for end in (alice, bob):
             await wait_until(lambda end=end: len(end.link.protocol.lanes) == len(end.link._lanes) == MAX_LANES)  # type: ignore[misc]
         assert not alice.link.take_dropped(), "it was not found to be no good"
@@ -430,7 +433,7 @@ async def test_a_link_has_room_for_three_carriers() -> None:
 @pytest.mark.slow("a second of goodbye, for which there is no path")
 @pytest.mark.parametrize("phase", ["direct", "relay"])
 async def test_a_carrier_from_an_address_that_is_gone_is_closed(phase: str) -> None:
-    """Where the Link has another one, or waits for it.  What a relay calls our address is none of the machine's."""
+    """This applies to Links that can outlive a carrier.  A relayed path's local address is not the machine's own."""
     async with lasting() as (alice, _):
         link = alice.link
         assert link.path is not None

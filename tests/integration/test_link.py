@@ -1,4 +1,4 @@
-"""The Link on real sockets: each step of its handshake, with peers that do it wrong, and its life until the goodbye."""
+"""The Link on real sockets: each step of its handshake, peers that break the rules, and its life until the goodbye."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def a_proof(**changes: object) -> Proof:
     return Proof(**fields)  # type: ignore[arg-type]
 
 
-# --- a peer that does it wrong, at each step ---
+# --- a peer that breaks the rules, at each step ---
 
 
 async def at_proof(nursery: trio.Nursery) -> tuple[Carrier, RawPeer, Callable[[], Awaitable[object]]]:
@@ -224,7 +224,7 @@ async def test_a_proof_that_does_not_hold(changes: dict[str, object]) -> None:
 
 
 async def test_a_proof_cannot_be_replayed_to_another_server() -> None:
-    """Mallory, whom Alice calls, shows Bob what she got."""
+    """Mallory, whom Alice calls, sends Alice's proof on to Bob."""
     sockets = await connect_sockets()
     async with trio.open_nursery() as nursery:
 
@@ -385,7 +385,7 @@ async def test_a_refusal_that_nobody_hears() -> None:
     alice.close_nowait()
     await bob.refuse(RefuseReason.BUSY)
     assert is_closed(bob)
-    await bob.refuse(RefuseReason.BUSY)  # once more does no harm
+    await bob.refuse(RefuseReason.BUSY)  # a second refusal does no harm
 
 
 async def test_a_link_that_is_closed_while_it_refuses() -> None:
@@ -400,7 +400,7 @@ async def test_a_link_that_is_closed_while_it_refuses() -> None:
 
 
 async def test_a_refusal_waits_for_the_peers_end() -> None:
-    """Closing first could reset the connection, and the reset could eat the REFUSE."""
+    """To close first could reset the connection, and the reset could discard the REFUSE."""
     peer, link = await committed()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(link.refuse, RefuseReason.BUSY)
@@ -445,20 +445,20 @@ async def test_patience_ends_with_a_silent_peer(jumping_clock: trio.testing.Mock
     started = trio.current_time()
     with pytest.raises(trio.BrokenResourceError, match="the peer fell silent for 6 s after the commit"):
         await link.commit(epoch=1, link_id=LINK_ID, patience=6.0)
-    assert 6.0 <= trio.current_time() - started <= 8.0  # it is looked at every two seconds
+    assert 6.0 <= trio.current_time() - started <= 8.0  # the silence is checked every two seconds
     assert is_closed(link)
     heard = []
     with pytest.raises(trio.BrokenResourceError):
         peer = RawPeer(accepted)
         while item := await peer.hear():
             heard.append(item)
-    assert [type(item) for item in heard] == [Proof, Commit, Ping]  # it was asked
+    assert [type(item) for item in heard] == [Proof, Commit, Ping]  # the PING asked whether it is alive
     accepted.close_nowait()
 
 
 @pytest.mark.slow("over QUIC every retransmission is a jump of the clock")
 async def test_patience_ends_where_early_data_does_not_get_through(jumping_clock: trio.testing.MockClock) -> None:
-    """A path that carries nothing large takes what fits its buffers, and is silent."""
+    """A path that drops large packets takes what fits its buffers, and stays silent."""
     dialed, accepted = await carriers(await connect_ends(buffers=4096))
     link = await alice_proves(dialed)
     started = trio.current_time()
@@ -473,7 +473,7 @@ async def test_patience_ends_where_early_data_does_not_get_through(jumping_clock
 
 
 async def test_an_answer_is_read_before_all_early_data_is_through(jumping_clock: trio.testing.MockClock) -> None:
-    """A slow line is not a silent one."""
+    """A slow path is not a silent one."""
     dialed, accepted = await carriers(await connect_ends(buffers=4096))
     link = await alice_proves(dialed)
     peer = RawPeer(accepted)
@@ -484,7 +484,7 @@ async def test_an_answer_is_read_before_all_early_data_is_through(jumping_clock:
                 assert isinstance(await peer.hear(), Proof)
                 assert isinstance(await peer.hear(), Commit)
                 await peer.say(Accept(channel=0, credit=1 << 20))
-                for _ in range(2):  # QUIC may owe the answer until it is read again
+                for _ in range(2):  # QUIC may send the answer only with the next read
                     await peer.carrier.receive()
 
             nursery.start_soon(answer)
@@ -495,7 +495,7 @@ async def test_an_answer_is_read_before_all_early_data_is_through(jumping_clock:
 
 
 async def test_patience_does_not_count_what_was_before_the_commit(jumping_clock: trio.testing.MockClock) -> None:
-    """A carrier may wait long for its turn, and its peer has nothing to say meanwhile."""
+    """A carrier may wait long for its turn, and the peer has nothing to send meanwhile."""
     dialed, accepted = await carriers()
     link = await alice_proves(dialed)
     peer = RawPeer(accepted)
@@ -514,7 +514,7 @@ async def test_patience_does_not_count_what_was_before_the_commit(jumping_clock:
 
 
 async def test_from_the_accept_on_there_is_no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The PING that came in the same read is answered by the driver, not before the Pipe is returned."""
+    """A PING from the same read is answered by the driver, after the Pipe was returned."""
     dialed, accepted = await carriers()
     link = await alice_proves(dialed)
     peer = RawPeer(accepted)
@@ -589,7 +589,7 @@ async def test_while_waiting_returns_what_was_decided(answer: bool) -> None:
 
     async def decide() -> bool:
         await peer.say(Ping(token=5))
-        assert await peer.hear() == Pong(token=5)  # meanwhile its questions are answered
+        assert await peer.hear() == Pong(token=5)  # PINGs are answered meanwhile
         return answer
 
     assert await link.while_waiting(decide) is answer
@@ -620,7 +620,7 @@ async def test_while_waiting_a_link_that_is_closed_here() -> None:
         await trio.sleep_forever()
         raise AssertionError
 
-    with pytest.raises(trio.ClosedResourceError):  # bare
+    with pytest.raises(trio.ClosedResourceError):  # not in an exception group
         await link.while_waiting(decide)
     peer.close()
 
@@ -891,7 +891,7 @@ async def test_a_silent_peer_is_dead_after_three_misses(
 async def test_a_peer_that_does_not_read_is_dead_too(
     jumping_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    """The write lock is held by a sender that the kernel makes wait."""
+    """A sender that the kernel blocks holds the write lock."""
     async with raw_end(nursery, buffers=16384, limit=1000) as (alice, _peer):
         with pytest.raises(trio.BrokenResourceError, match="the path is dead: the peer was not heard for"):
             await alice.pipe.send_all(bytes(1 << 22))
@@ -900,7 +900,7 @@ async def test_a_peer_that_does_not_read_is_dead_too(
 @pytest.mark.slow("over QUIC every acknowledgement is a jump of the clock")
 async def test_peers_that_answer_stay_alive(jumping_clock: trio.testing.MockClock) -> None:
     async with linked(limit=10_000) as (alice, bob):
-        await trio.sleep(20 * IDLE_INTERVAL)  # what is tested is that nothing happens
+        await trio.sleep(20 * IDLE_INTERVAL)  # the test is that nothing happens
         await alice.pipe.send_all(b"there?")
         assert await bob.pipe.receive_some() == b"there?"
         assert alice.pipe.rtt is not None
@@ -1018,7 +1018,7 @@ async def test_a_transfer_grows_its_window(nursery: trio.Nursery) -> None:
         while bob.pipe.rtt is None:
             await bob.pipe.send_all(b"x")
             await alice.pipe.receive_some()
-        bob.link.protocol.life.rtt = 1.0  # so that the machine's load cannot matter
+        bob.link.protocol.life.rtt = 1.0  # keeps the machine's load from mattering
         nursery.start_soon(alice.pipe.send_all, bytes(4 << 20))
         received = 0
         while received < 4 << 20:
@@ -1125,7 +1125,7 @@ async def test_while_waiting_cancelled_anywhere() -> None:
 
 
 async def sweep_pipes(operation: Callable[[Cut, End, End], Awaitable[None]]) -> None:
-    """Runs an operation on a fresh pair of open Links per cut; afterwards both Links have ended and left nothing."""
+    """Runs an operation on a fresh pair of open Links for each cut; checks that both Links end and leave nothing."""
     for cut in cuts():
         async with no_task_left():
             async with linked(await connect_sockets(buffers=16384), goodbye=0.2) as (alice, bob):
@@ -1180,7 +1180,7 @@ async def test_open_pipe_cancelled_anywhere() -> None:
             pipe = await alice.pipe.open_pipe("x")
         last = await alice.pipe.open_pipe("y")
         while (accepted := await bob.accept()).label == "x":
-            if pipe is None:  # it was taken back: what Bob got of it is broken
+            if pipe is None:  # the opening was taken back: Bob's end of it is broken
                 with pytest.raises(trio.BrokenResourceError):
                     await accepted.receive_some()
         assert accepted.label == "y"
@@ -1227,7 +1227,7 @@ async def test_a_stranger_that_floods_before_its_commit_is_dropped(frame: Frame 
 
 
 async def test_others_have_their_turns_while_a_peer_floods(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And it is left unread once it is ahead of its rate."""
+    """The flood is left unread once it exceeds the allowed rate."""
     monkeypatch.setattr(budget, "CONTROL_RATE", 1.0)
     async with linked(goodbye=0.02) as (alice, bob):
         alice.link.carrier.feed(encode(Ping(token=1)) * (CONTROL_BURST + 100))

@@ -1,4 +1,4 @@
-"""What the Links of a node may hold together, and what a peer may have done to one."""
+"""Bounds on what all Links of a node hold together, and on what a peer may make a Link do."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from warpgate_trio.servers.rendezvous import open_rendezvous
 
 @pytest.mark.slow("a megabyte on each of four connections")
 async def test_links_whose_peers_acknowledge_nothing_keep_no_more_than_their_node_may(nursery: trio.Nursery) -> None:
-    """However much credit they give."""
+    """The bound holds however much credit the peers give."""
     total, floor, count = 1 << 20, 64 * 1024, 4
     memory = ReplayMemory(total=total, floor=floor)
 
@@ -62,7 +62,7 @@ async def test_a_node_counts_what_its_links_keep(monkeypatch: pytest.MonkeyPatch
         memory = both.alice._runtime.links._replay
         await theirs.ping()
         for link in both.bob._runtime.links._links:
-            monkeypatch.setattr(link.protocol, "_take_items", lambda *_: None)  # and it acknowledges nothing
+            monkeypatch.setattr(link.protocol, "_take_items", lambda *_: None)  # Bob acknowledges nothing
         await ours.send_all(bytes(100_000))
         assert memory.held >= 100_000
     assert memory.held == 0
@@ -73,13 +73,13 @@ async def test_a_node_counts_what_its_links_keep(monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bounds that a test can reach."""
+    """Lowers the bounds so that a test can reach them."""
     monkeypatch.setattr("warpgate_trio.node.links.MAX_WAITING", 4)
     monkeypatch.setattr("warpgate_trio.node.links.MAX_WAITING_PER_PEER", 3)
 
 
 def lose_path(pipe: Pipe) -> None:
-    """The path is gone, without a word, and no other is found."""
+    """The path is lost, without a goodbye, and no other is found."""
     link = link_of(pipe)
     for lane in list(link._lanes.values()):
         link._lose(lane, trio.BrokenResourceError("it is cut"))
@@ -89,7 +89,7 @@ def lose_path(pipe: Pipe) -> None:
 async def several(
     *counts: int, paths: PathsConfig | None = None
 ) -> AsyncGenerator[tuple[Node, list[list[Pipe]], list[list[Pipe]]]]:
-    """Bob, and Pipes of as many peers, each on a Link of its own that Bob keeps without a path; nobody searches."""
+    """Bob, and `counts` Pipes of each peer, ours and theirs, each on a Link of its own; nobody searches for a path."""
     async with open_rendezvous() as server, AsyncExitStack() as stack:
         bob = await stack.enter_async_context(loopback_node(BOB, config(server, paths=paths), authorize=anyone))
         ours: list[list[Pipe]] = []
@@ -108,11 +108,11 @@ async def several(
 
 
 async def keep_nothing(_link: Link, _reach: object) -> None:
-    """Who finds no path."""
+    """A search that finds no path."""
 
 
 def standing(pipes: list[Pipe]) -> list[int]:
-    """Which of them are not broken."""
+    """The numbers of the Pipes that are not broken."""
     return [number for number, pipe in enumerate(pipes) if link_of(pipe).protocol.failure is None]
 
 
@@ -152,7 +152,7 @@ async def test_a_link_that_has_found_a_path_no_longer_counts() -> None:
         for pipe in theirs[:3]:
             lose_path(pipe)
             await trio.sleep(1.0)
-        link_of(theirs[0]).waits_since = inf  # as where a carrier was attached
+        link_of(theirs[0]).waits_since = inf  # as after an attach
         lose_path(theirs[3])
         assert standing(theirs) == [0, 1, 2, 3, 4]
         link_of(theirs[1])._fail(trio.BrokenResourceError("it is over"))
@@ -165,9 +165,9 @@ async def test_a_link_that_has_found_a_path_no_longer_counts() -> None:
 @pytest.mark.slow("some nodes")
 @pytest.mark.usefixtures("few", "jumping_clock")
 async def test_links_that_are_closed_and_not_acknowledged_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However well their paths are, once they have had the time that any goodbye has."""
+    """They count once the time for a goodbye is over, even if their paths are well."""
     async with several(6) as (_bob, (ours,), (theirs,)):
-        for pipe in ours:  # a peer that answers PINGs, and acknowledges nothing
+        for pipe in ours:  # the peer answers PINGs, and acknowledges nothing
             monkeypatch.setattr(link_of(pipe).protocol, "_take_items", lambda *_: None)
         links = [link_of(pipe) for pipe in theirs]
         for pipe in theirs[:4]:
@@ -194,7 +194,7 @@ async def test_a_link_is_attached_to_ten_times_a_minute() -> None:
         with pytest.raises(PeerRefused) as refused:
             await attach(alice, bob)
         assert refused.value.reason == RefuseReason.BUSY
-        await attach(alice, bob, by_bob=True)  # each side counts what the other one does
+        await attach(alice, bob, by_bob=True)  # each side counts the other's attaches only
         await trio.sleep(60 / ATTACHES_PER_MINUTE)
         await attach(alice, bob)
         await alice.pipe.send_all(b"still")

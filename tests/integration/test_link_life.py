@@ -1,4 +1,4 @@
-"""What a Link keeps until its peer has acknowledged it, and when it takes a path for dead; over both carriers."""
+"""What a Link keeps until the peer acknowledges it, and when it takes a path for dead; over both carriers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def kept(end: End) -> Outgoing:
 
 
 async def answer_pings(peer: RawPeer) -> None:
-    """What a peer does that takes in nothing and is alive."""
+    """A peer that is alive: it answers PINGs, and acknowledges nothing."""
     while True:
         item = await peer.hear()
         if isinstance(item, Ping):
@@ -65,9 +65,10 @@ async def test_a_peer_of_an_older_release_hears_no_ack_and_is_kept_nothing_for(n
 
 
 async def hear_until_full(alice: End, peer: RawPeer) -> None:
-    """Take what is sent until the sender waits for an acknowledgement.
+    """Receives what is sent until the sender waits for an acknowledgement.
 
-    How many bytes that are depends on its pieces, as each has a cost of its own, and a busy machine sends smaller ones.
+    The number of bytes depends on the sizes of the frames: each frame has an overhead, and a busy machine sends
+    smaller ones.
     """
     taken = 0
     while not (kept(alice).full and taken == kept(alice).payload):
@@ -77,7 +78,7 @@ async def hear_until_full(alice: End, peer: RawPeer) -> None:
 
 @pytest.mark.slow("8 MiB are sent and held")
 async def test_a_sender_waits_for_a_peer_that_acknowledges_nothing(nursery: trio.Nursery) -> None:
-    """Whatever its credit; what it has to be told meanwhile still is."""
+    """The sender waits whatever the credit; control frames are still sent meanwhile."""
     async with raw_end(nursery, terms=TERMS) as (alice, peer):
         sent = 0
 
@@ -200,7 +201,7 @@ async def test_a_silent_path_is_asked_and_then_dead(
 async def test_a_peer_that_takes_its_time_and_lives(
     jumping_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    """It acknowledges nothing for ever, and answers: no path is dead that progresses."""
+    """It never acknowledges data, but answers PINGs: a path that makes progress is not dead."""
     async with raw_end(nursery, terms=TERMS, limit=1000) as (alice, peer):
         await peer.say(Pong(token=1))
         async with trio.open_nursery() as inner:
@@ -219,7 +220,7 @@ async def test_two_that_acknowledge_say_nothing_more_than_before_while_they_are_
     async with linked(limit=10_000) as (alice, bob):
         await alice.pipe.send_all(b"once")
         await bob.pipe.receive_some()
-        await trio.sleep(1.0)  # what is counted is what comes after it
+        await trio.sleep(1.0)  # only what follows is counted
         said: list[bytes] = []
         for end in (alice, bob):
             transmit = end.link.protocol.transmit
@@ -255,7 +256,7 @@ async def test_the_acknowledgement_comes_within_a_tenth_of_a_second(
 async def test_after_a_hint_a_dead_path_is_suspected_within_a_round_trip_and_half_a_second(
     work: str, jumping_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    """Also where the PING cannot leave, as the peer's buffers are full."""
+    """This holds even if the PING cannot leave because the peer's buffers are full."""
     async with raw_end(nursery, terms=TERMS, limit=1000, buffers=4096) as (alice, peer):
         await peer.say(Pong(token=1))
         await wait_until(lambda: alice.pipe.rtt is not None)

@@ -1,4 +1,4 @@
-"""Machines that give less than most do: no list of their interfaces, few file descriptors."""
+"""Machines that offer less than most: no list of interfaces, few file descriptors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from warpgate_trio.ports.udp import UdpPort, UdpPorts
 resource = pytest.importorskip("resource", reason="limits of POSIX")
 
 
-# -- interfaces that are not told --------------------------------------------------------------------------------------
+# -- no list of interfaces ---------------------------------------------------------------------------------------------
 
 DENIALS = [
     pytest.param(OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol"), id="systemd"),
@@ -57,7 +57,7 @@ def test_addresses_are_those_of_the_routes(caplog: pytest.LogCaptureFixture) -> 
 
 @pytest.mark.usefixtures("no_netlink", "bounded")
 async def test_nodes_work_without_a_list_of_interfaces() -> None:
-    """On the real machine: what it has of loopback at least, and a report of its network."""
+    """On the real machine, nodes find at least the loopback addresses, and can report on the network."""
     own = NodeConfig(servers=Servers())
     async with open_node(own, identity=BOB, authorize=anyone) as bob, open_background_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, echo, [bob.listener])
@@ -72,7 +72,7 @@ async def test_nodes_work_without_a_list_of_interfaces() -> None:
 
 
 def test_what_has_an_address_is_up_where_nobody_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on Android, where /proc/net may not be read."""
+    """On Android, for example, /proc/net may not be read."""
     before = RealHost().interfaces()
 
     def refuse() -> None:
@@ -95,7 +95,7 @@ def open_now() -> int:
 
 @pytest.fixture(params=[300, 100])
 def few_descriptors(request: pytest.FixtureRequest) -> Iterator[int]:
-    """This process may open so many files more; yields the limit."""
+    """Limits how many more files this process may open; yields the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = open_now() + request.param
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
@@ -117,7 +117,7 @@ async def test_udp_ports_leave_some_descriptors(few_descriptors: int) -> None:
         assert caught.value.errno == errno.EMFILE
         assert len(held) == spare
         files = [os.open(os.devnull, os.O_RDONLY) for _ in range(reserve)]
-        assert RealHost().spare_descriptors() == 0  # all are taken, and the question does not fail
+        assert RealHost().spare_descriptors() == 0  # all are in use, and the call does not fail
         for each in files:
             os.close(each)
         held.pop().release()
@@ -126,7 +126,7 @@ async def test_udp_ports_leave_some_descriptors(few_descriptors: int) -> None:
 
 @contextmanager
 def no_descriptor() -> Iterator[None]:
-    """All that this process may have are in use."""
+    """All descriptors that this process may have are in use."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
@@ -142,7 +142,7 @@ def check_what_is_known_without_descriptors() -> None:
     with no_descriptor():
         assert real._list() == interfaces
         assert real.gateways() == gateways
-        assert RealHost()._list() == ()  # nothing is known of another one, and the question does not fail
+        assert RealHost()._list() == ()  # a new host remembers nothing, and the call does not fail
 
 
 def test_a_network_that_cannot_be_asked_for_is_what_it_was() -> None:
@@ -156,7 +156,7 @@ def test_routes_that_cannot_be_asked_for_are_what_they_were() -> None:
 
 @pytest.mark.needs("linux")
 def test_descriptors_are_counted_without_a_list_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No /proc: the lowest free number tells at least how many are open."""
+    """Without /proc, the lowest free descriptor tells at least how many are open."""
     counted = RealHost().spare_descriptors()
 
     def missing(_path: object) -> None:
@@ -202,7 +202,7 @@ async def test_nodes_meet_with_few_descriptors() -> None:
 @pytest.mark.slow("other interpreters")
 @pytest.mark.needs("time_namespaces")
 def test_how_long_it_has_slept() -> None:
-    """A time namespace has the clocks of a machine that slept for an hour, but for what this one has slept."""
+    """A time namespace has the clocks of this machine as they would be after one more hour of sleep."""
 
     def asleep(*command: str) -> float:
         code = "from warpgate_trio.host import RealHost; print(RealHost().asleep())"

@@ -1,4 +1,4 @@
-"""Many Pipes over one Link: each its own stream, none in another's way, one walk for all."""
+"""Many Pipes over one Link: each is a stream of its own, none blocks another, and one walk serves all."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ async def test_fifty_pipes_at_once() -> None:
 
 
 async def test_a_stalled_pipe_stalls_no_other() -> None:
-    """One whose reader sleeps takes its window and no more; the others go on, in both directions."""
+    """A Pipe whose reader sleeps takes up its window and no more; the others go on, in both directions."""
     async with pair() as both, await both.alice.auto_connect(both.bob.address) as stalled:
-        await both.bob.listener.accept()  # and never read
+        await both.bob.listener.accept()  # never read from
         async with trio.open_nursery() as nursery:
 
             async def clog() -> None:
@@ -57,7 +57,7 @@ async def test_a_stalled_pipe_stalls_no_other() -> None:
             theirs: list[Pipe] = [await both.bob.listener.accept() for _ in range(3)]
             with trio.fail_after(HANG):
                 for mine, other in zip(ours, theirs, strict=True):
-                    await mine.send_all(bytes(1024 * 1024))  # as much as a window
+                    await mine.send_all(bytes(1024 * 1024))  # one whole window
                     await other.send_all(b"and back")
                     received = 0
                     while received < 1024 * 1024:

@@ -1,4 +1,4 @@
-"""`Pipe.messages` on real sockets: what a channel of messages promises, over a Pipe."""
+"""`Pipe.messages` on real sockets: the promises of a message channel over a Pipe."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_messages_both_ways() -> None:
 
 
 async def clog(channel: MessageChannel, leave: int) -> None:
-    """Use the Pipe's credit up by whole messages, to so many bytes."""
+    """Uses up the Pipe's credit with a whole message, except for `leave` bytes."""
     credit = channel.stream._channel.sendable - leave  # type: ignore[attr-defined]
     await channel.send(bytes(credit - 4))
 

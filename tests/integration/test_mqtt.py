@@ -1,4 +1,4 @@
-"""Connections to real brokers, and to what pretends to be one: nothing hangs, nothing leaks, nothing is lost."""
+"""Connections to real brokers, and to servers that pretend to be one: nothing hangs, leaks or is lost."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MAX = 16_384
 async def open_mqtt(
     url: ServerUrl, *, ssl_context: ssl.SSLContext | None = None, close_timeout: float = 0.2
 ) -> AsyncGenerator[MqttConnection]:
-    """As the real one; bounds the body."""
+    """Like the real `open_mqtt`, with a time limit for the body."""
     with trio.fail_after(HANG):
         async with real_open_mqtt(
             url, ssl_context=ssl_context, max_payload=MAX, close_timeout=close_timeout
@@ -58,7 +58,7 @@ async def fake_broker(handler: Callable[[trio.SocketStream], Awaitable[None]]) -
 
 
 def answers(data: bytes) -> Callable[[trio.SocketStream], Awaitable[None]]:
-    """A broker that answers CONNECT with these bytes, and says no more."""
+    """A broker that answers CONNECT with these bytes, and sends nothing more."""
 
     async def handler(stream: trio.SocketStream) -> None:
         await stream.receive_some()
@@ -136,7 +136,7 @@ async def test_what_a_broker_kept_is_not_for_us(mosquitto: Broker) -> None:
 
 @pytest.mark.slow("some hundred messages, which amqtt takes its time for")
 async def test_a_burst_arrives_whole(any_broker: Broker) -> None:
-    """What the broker acknowledged arrives, though it comes faster than one task takes it."""
+    """What the broker has acknowledged arrives, although messages come faster than one task takes them."""
     count, at_once = 360, 60
     async with open_mqtt(any_broker.url) as bob, open_mqtt(any_broker.url) as alice, open_mqtt(any_broker.url) as carol:
         await bob.subscribe("bob")
@@ -183,7 +183,7 @@ async def test_every_way_out_says_disconnect(mosquitto: Broker) -> None:
             await connection.subscribe("t")
             scope.cancel()
             await trio.sleep_forever()
-    # The exits have waited for it: no further waiting here.
+    # The exits of the blocks waited for the DISCONNECT, so nothing is waited for here.
     assert mosquitto.count("Received DISCONNECT") == 3
     assert mosquitto.connections() == 0
     for call in (connection.publish("t", b"x"), connection.subscribe("t"), connection.receive()):
@@ -211,7 +211,7 @@ async def test_tls_and_password(tmp_path: Path) -> None:
             async with open_mqtt(good, ssl_context=other.client()):
                 pass
         with pytest.raises(MqttError, match=r"TLS handshake failed: .*CERTIFICATE_VERIFY_FAILED"):
-            async with open_mqtt(good):  # the system's trust
+            async with open_mqtt(good):  # with the system's trusted certificates
                 pass
         with pytest.raises(MqttError, match=r"the broker closed the connection|the connection to the broker broke"):
             async with open_mqtt(ServerUrl.parse(f"mqtt://127.0.0.1:{broker.port}")):
@@ -300,7 +300,7 @@ async def test_many_publications_at_once_wait_for_their_turn(mosquitto: Broker) 
             mosquitto.thaw()
             await wait_until(lambda: done == 150)
 
-            mosquitto.freeze()  # whoever waits for a turn hears of the end as well
+            mosquitto.freeze()  # calls that wait for their turn must fail as well
             async with trio.open_nursery() as waiting:
 
                 async def doomed() -> None:
@@ -330,7 +330,7 @@ async def test_what_a_broker_leaves_unacknowledged_is_bounded(
 
 
 async def test_a_black_hole() -> None:
-    """A TCP connect that nobody answers is left at once."""
+    """A TCP connect that nobody answers can be cancelled at once."""
     with trio.socket.socket() as hole:
         await hole.bind(("127.0.0.1", 0))
         hole.listen(0)
@@ -396,7 +396,7 @@ async def test_no_welcome(data: bytes, words: str | None) -> None:
         b"\x32\x05\0\x01\xff\0\x01",  # a topic that is not UTF-8
         b"\x32\x05\0\x01#\0\x01",  # ... that has a wildcard
         b"\x32\x01\0",  # ... that is cut off
-        b"\x90\x03\x00\x63\x01\x40\x02\0\x63",  # answers to nothing
+        b"\x90\x03\x00\x63\x01\x40\x02\0\x63",  # answers to no request
     ],
 )
 async def test_garbage_after_the_welcome(data: bytes) -> None:
@@ -594,7 +594,7 @@ BESIDE = """
     ],
 )
 def test_beside_a_running_asyncio_loop(any_broker: Broker, way: str, said: list[str]) -> None:
-    """Where both run in one thread it is refused at once, with a way out; that way works."""
+    """Trio and asyncio in one thread are refused at once.  The error names a way out, and that works."""
     lines = run_python(BESIDE + f"    {way}\n", str(any_broker.url), flags=()).splitlines()
     assert len(lines) == len(said)
     for line, outcome in zip(lines, said, strict=True):
@@ -615,7 +615,7 @@ async def test_another_loop_in_this_thread(monkeypatch: pytest.MonkeyPatch) -> N
             pass
 
 
-# --- where there is no MQTT ---
+# --- without the packages for MQTT ---
 
 
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ async def wait_servers(*nodes: Node) -> None:
 
 
 async def call_back(alice: Node, bob: Node) -> None:
-    """A Pipe that needs signals: Alice asks Bob to dial."""
+    """Makes a Pipe that needs signals: Alice asks Bob to dial."""
     with trio.fail_after(HANG):
         pipe = await alice.connect(bob.address, plugin="reverse_connect")
         async with pipe, await bob.listener.accept() as other:
@@ -92,10 +92,10 @@ async def test_a_message_by_both_transports_counts_once(any_broker: Broker, monk
             await wait_servers(alice, bob)
             sent = 0
 
-            # As the hub does it, but waiting for both, so that neither can spare the other.
+            # Like the hub, but waits for both servers, so that an early answer of one does not cancel the other's.
             async def send(hub: SignalHub, receiver_key: bytes, payload: bytes, **_: object) -> Delivery:
                 nonlocal sent
-                sent += hub is alice._runtime.hub and receiver_key == BOB.public_key  # Bob tells his own key, too
+                sent += hub is alice._runtime.hub and receiver_key == BOB.public_key  # Bob also signals to his own key
                 assert [slot.channel is not None for slot in hub._keeper.own] == [True, True]
                 return max([await slot.channel.send(receiver_key, payload) for slot in hub._keeper.own if slot.channel])
 
@@ -109,7 +109,7 @@ async def test_a_message_by_both_transports_counts_once(any_broker: Broker, monk
 
 @asynccontextmanager
 async def dead_broker(kind: str, mosquitto: Broker) -> AsyncGenerator[str]:
-    """The URL of a broker that is of no use."""
+    """The URL of a broker that does not work."""
     if kind == "frozen":
         mosquitto.freeze()
         yield str(mosquitto.url)
@@ -136,7 +136,7 @@ async def dead_broker(kind: str, mosquitto: Broker) -> AsyncGenerator[str]:
 @pytest.mark.slow("leaving a frozen broker may take the goodbye's 0.2 s, for each node")
 @pytest.mark.parametrize("kind", ["frozen", "killed", "slow", "black hole"])
 async def test_a_node_does_not_wait_for_a_dead_broker(kind: str, mosquitto: Broker) -> None:
-    """Neither when it opens, nor when it signals by another server, nor when it closes."""
+    """It waits neither when it opens, nor when it signals by another server, nor when it closes."""
     async with open_rendezvous() as server, dead_broker(kind, mosquitto) as url:
         servers = node_config(websocket=server.url, mqtt=url)
         start = trio.current_time()

@@ -1,4 +1,4 @@
-"""Signals over MQTT, alone and beside WebSocket: what is promised, and what a server that fails costs the others."""
+"""Signals over MQTT, alone and beside WebSocket: what is promised, and how a failing server affects the others."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_a_receiver_that_is_not_there_is_no_news(any_broker: Broker) -> No
 
 @pytest.mark.slow("some hundred messages, which amqtt takes its time for")
 async def test_many_signals_at_once(any_broker: Broker) -> None:
-    """More than a connection takes at a time: none is refused, none waits for a reconnection that does not come."""
+    """There are more than a connection takes at a time: none is refused, and none waits for a reconnection."""
     count = 200
     async with hub_for(ALICE, any_broker.url) as alice, hub_for(BOB, any_broker.url) as bob:
         async with open_background_nursery() as nursery:
@@ -98,7 +98,7 @@ def test_urls_that_no_topic_can_start_with(tail: str) -> None:
 
 
 async def test_what_is_no_signal_is_passed_over(any_broker: Broker) -> None:
-    """Empty, too long, and a forged echo of our own."""
+    """Payloads that are empty, too long, or a forged echo of our own message."""
     topic = f"warpgate-trio/1/{ALICE.peer_id}"
     async with open_mqtt(any_broker.url, max_payload=100_000) as raw, hub_for(ALICE, any_broker.url) as alice:
         for payload in (b"", bytes(17), b"\0", b"\x01" * 16_385, b"\x01" * 100_000, b"\x01fine"):
@@ -223,7 +223,7 @@ async def test_a_message_in_flight_when_the_broker_dies_is_published_again(mosqu
             await wait_until(lambda: states(alice) != [CONNECTED])
             assert answers == []
             mosquitto.start()
-            # Alice subscribes before she publishes, so her message to herself cannot miss her.
+            # Alice subscribes before she publishes, so she cannot miss her message to herself.
             assert (await alice.receive()).payload == b"\x01x"
             await wait_until(lambda: answers == [Delivery.QUEUED])
 
@@ -233,10 +233,10 @@ async def test_a_message_in_flight_when_the_broker_dies_is_published_again(mosqu
 async def test_what_was_sent_has_arrived_however_often_the_connection_broke(
     mosquitto: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Alice's connection comes and goes, Bob's holds: nothing that `send` returned for is lost.
+    """Alice's connection comes and goes, Bob's holds: no message for which `send` has returned is lost.
 
-    That takes a broker that owns what it acknowledges (MQTT 3.1.1 §4.3.2).  amqtt acknowledges a message that it has
-    put into a queue of the connection, and drops the queue with that.
+    The broker has to take ownership of what it acknowledges (MQTT 3.1.1 §4.3.2).  amqtt only puts a message into a
+    queue of the connection before it acknowledges it, and drops that queue together with the connection.
     """
     monkeypatch.setattr(keeper_module, "BACKOFF_LIMIT", 0.02)
     chance = random.Random(4)
@@ -261,7 +261,7 @@ async def test_what_was_sent_has_arrived_however_often_the_connection_broke(
         async with open_background_nursery() as nursery:
             nursery.start_soon(hear)
             nursery.start_soon(break_it)
-            while sent < 60 or breaks < 2:  # a machine may be quick enough for sixty before the wire is cut
+            while sent < 60 or breaks < 2:  # a fast machine may send sixty before the connection is cut
                 async with trio.open_nursery() as senders:
                     for number in range(sent, sent + 4):
                         senders.start_soon(alice.send, BOB.public_key, b"\x01%d" % number)
@@ -286,7 +286,7 @@ async def test_a_frozen_broker_is_left_and_found_again(mosquitto: Broker, monkey
 
 @pytest.mark.needs("mosquitto")
 async def test_a_lost_subscription_is_noticed(mosquitto: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broker that answers everything, and delivers nothing to us any more."""
+    """The broker still answers everything, but no longer delivers anything to us."""
     monkeypatch.setattr(mqtt_channel, "PING_INTERVAL", 0.02)
     monkeypatch.setattr(mqtt_channel, "PONG_TIMEOUT", 0.1)
     async with open_mqtt_channel(mosquitto.url, ALICE) as channel:
@@ -307,7 +307,7 @@ ACLS = pytest.mark.parametrize("acl", ["", "topic read #\n", "topic write #\n"],
 async def test_a_broker_that_drops_everything_is_not_connected(
     acl: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It takes the subscription, and acknowledges what it drops; only our own message tells."""
+    """It grants the subscription, and acknowledges what it drops; only the missing echo of our message shows that."""
     monkeypatch.setattr(mqtt_channel, "ECHO_TIMEOUT", 0.05)
     broker = make_mosquitto(tmp_path, acl=acl)
     try:
@@ -346,7 +346,7 @@ async def test_a_connection_that_ends_before_the_echo_says_so(mosquitto: Broker)
             wire.cut()
 
         nursery.start_soon(cut)
-        with pytest.raises(SignalUnavailable, match=r"lost|closed|broke"):  # and not the lack of an echo
+        with pytest.raises(SignalUnavailable, match=r"lost|closed|broke"):  # not for lack of an echo
             async with open_mqtt_channel(wire.url, ALICE):
                 pass
 
@@ -430,7 +430,7 @@ async def test_a_rendezvous_server_that_hangs_does_not_hold_up_a_broker(any_brok
                 assert await alice.send(BOB.public_key, b"\x01x") is Delivery.QUEUED
             assert (await bob.receive()).payload == b"\x01x"
             release.set()
-            await wait_until(lambda: late == [b"\x01x"])  # it was not given up, and it did no harm
+            await wait_until(lambda: late == [b"\x01x"])  # the slow send was not cancelled, and did no harm
 
 
 async def test_what_goes_on_behind_a_senders_back_is_bounded(
@@ -465,7 +465,7 @@ async def test_delivered_is_better_than_queued(any_broker: Broker) -> None:
         async with hub_for(ALICE, *urls, everywhere=True) as alice, hub_for(BOB, *urls, everywhere=True) as bob:
             for _ in range(5):
                 assert await alice.send(BOB.public_key, b"\x01x") >= Delivery.QUEUED
-                # Both bring it, or the rendezvous server was so fast that the broker was spared.
+                # Both deliver it, unless the rendezvous server was so fast that the broker was not needed.
                 assert (await bob.receive()).payload == b"\x01x"
 
 
@@ -473,7 +473,7 @@ async def test_delivered_is_better_than_queued(any_broker: Broker) -> None:
 
 
 async def test_a_visit_to_a_peers_broker(any_broker: Broker) -> None:
-    """Alice and Bob share no server; she has MQTT, so his hint may be followed."""
+    """Alice and Bob share no server.  She has a broker, so a hint to Bob's broker may be followed."""
     async with hub_for(ALICE, f"mqtt://127.0.0.1:{free_port()}", connected=False) as alice:
         async with hub_for(BOB, any_broker.url) as bob:
             assert (
@@ -502,7 +502,7 @@ async def test_peers_that_share_one_of_their_transports(any_broker: Broker) -> N
         ):
             assert await alice.send(BOB.public_key, b"\x01x") is Delivery.QUEUED
             assert (await bob.receive()).via == str(any_broker.url)
-            # With his hints she visits his server besides, behind the sender's back.
+            # With Bob's hints she also visits his server, in the background.
             hints = [his.url, str(any_broker.url)]
             assert await alice.send(BOB.public_key, b"\x01y", hints=hints, may_connect=anywhere) is Delivery.QUEUED
             assert {(await bob.receive()).via for _ in range(2)} == {his.url, str(any_broker.url)}
@@ -516,7 +516,7 @@ def test_a_hub_without_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.needs("mosquitto")
 async def test_a_brokers_hint_is_judged_like_any_other(mosquitto: Broker) -> None:
-    """By a node that has a broker itself, and would visit others."""
+    """The node has a broker itself, and would visit others."""
     reached: list[bytes] = []
 
     async def inside(stream: trio.SocketStream) -> None:
@@ -583,7 +583,7 @@ async def test_who_hears_what_is_meant_for_one_process(any_broker: Broker) -> No
 
 @pytest.mark.parametrize("listens", [True, False])
 async def test_what_comes_by_other_topics_is_passed_over(any_broker: Broker, listens: bool) -> None:
-    """A broker may hand on what nobody has asked for."""
+    """A broker may deliver messages to which nobody has subscribed."""
     async with hub_for(ALICE, any_broker.url, listens=listens) as hub:
         await hub.wait_topic()
         channel = hub._keeper.own[0].channel
@@ -617,7 +617,7 @@ OLD_ACLS = pytest.mark.parametrize("more", ["", "topic read #\n", "topic write #
 @OLD_ACLS
 @pytest.mark.needs("mosquitto")
 async def test_a_broker_whose_rules_know_the_topics_of_keys_alone(more: str, tmp_path: Path) -> None:
-    """It grants any subscription, and drops what comes by topics that its rules do not name."""
+    """It grants any subscription, and drops messages on topics that its rules do not name."""
     broker = make_mosquitto(tmp_path, acl=ONE_LEVEL + more)
     try:
         broker.start()
@@ -650,7 +650,7 @@ async def test_a_broker_whose_rules_know_topics_of_processes(acl: str, tmp_path:
 
 @pytest.mark.needs("mosquitto")
 async def test_one_of_two_brokers_knows_the_topics_of_keys_alone(tmp_path: Path, amqtt: Broker) -> None:
-    """An answer may come by either, so that the address promises nothing."""
+    """An answer may come by either broker, so the address does not announce a topic of the process."""
     broker = make_mosquitto(tmp_path, acl=ONE_LEVEL)
     try:
         broker.start()
@@ -667,7 +667,7 @@ async def test_one_of_two_brokers_knows_the_topics_of_keys_alone(tmp_path: Path,
 
 
 async def test_a_broker_that_refuses_topics_of_processes(any_broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one may that judges a filter when it is subscribed to."""
+    """A broker may judge a topic filter when somebody subscribes to it."""
     real = MqttConnection.subscribe
     refused: list[str] = []
 
@@ -691,7 +691,7 @@ async def test_a_broker_that_refuses_topics_of_processes(any_broker: Broker, mon
 async def test_a_broker_that_closes_over_topics_of_processes(
     mosquitto: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MQTT 3.1.1 §3.3.5 lets it, where it does not authorize a PUBLISH: the next connection does without."""
+    """MQTT 3.1.1 §3.3.5 lets it close over an unauthorized PUBLISH.  The next connection does without such topics."""
     real = MqttConnection.publish
     closed: list[str] = []
     async with open_wire(mosquitto) as wire:
@@ -707,8 +707,8 @@ async def test_a_broker_that_closes_over_topics_of_processes(
             await wait_until(lambda: len(closed) == 1 and states(alice) == [CONNECTED])
             await alice.send(ALICE.public_key, b"\x01x", topic=ANY_INSTANCE)
             assert (await alice.receive()).payload == b"\x01x"
-            await alice.wait_topic()  # which it knows that it does not have
+            await alice.wait_topic()  # returns, since it is known that there is no such topic
             assert not alice.has_topic
             assert len(closed) == 1
-            wire.cut()  # and the one after that asks again
+            wire.cut()  # the connection after this one tries again
             await wait_until(lambda: len(closed) == 2 and states(alice) == [CONNECTED])

@@ -1,4 +1,4 @@
-"""Ports that a node keeps warm, and what it knows of its NATs, over simulated minutes."""
+"""Ports that a node keeps warm, and what it knows about its NATs, over simulated minutes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class World:
     nat: NatService
     ports: UdpPorts
     running: list[trio.CancelScope]
-    """One for each server, to end it by."""
+    """A scope for each server, which ends it."""
     nursery: trio.Nursery
 
     def warm(self, kind: str) -> UdpPort | TcpPort | None:
@@ -95,9 +95,9 @@ def play(
     pools: dict[str, tuple[int | None, ...]] | None = None,
     seed: int = 0,
 ) -> None:
-    """Run `body` on a host behind a NAT, with two servers, and the service in the background; nothing may be left.
+    """Runs `body` on a host behind a NAT, with two servers and the service in the background; nothing may be left.
 
-    `pools`: names for several servers, by their numbers; None is one that is dead.
+    `pools` maps names to the numbers of several servers; None stands for a dead server.
     """
 
     async def world(net: Network) -> None:
@@ -150,7 +150,7 @@ def test_a_warm_port_is_mapped_and_costs_nobody_a_round_trip(kind: str) -> None:
         warm = this.warm(kind)
         assert warm is not None
         assert set(warm.mapped) == {address(each) for each in this.servers}
-        assert len(set(warm.mapped.values())) == 1  # of an endpoint-independent NAT
+        assert len(set(warm.mapped.values())) == 1  # the NAT's mapping is endpoint-independent
         assert warm.mapped != dict.fromkeys(warm.mapped, warm.local)
         began = trio.current_time()
         assert await this.take(kind) is warm
@@ -204,7 +204,7 @@ def test_each_taker_has_a_port_of_its_own(kind: str) -> None:
 @pytest.mark.slow("real time: a few periods")
 @KINDS
 def test_a_warm_port_is_kept_alive(kind: str) -> None:
-    """Behind a NAT that forgets UDP after 30 s."""
+    """The NAT drops a UDP mapping after 30 s."""
 
     async def body(this: World) -> None:
         await trio.sleep(1)
@@ -251,7 +251,7 @@ def test_a_server_that_dies_is_believed_no_more(kind: str) -> None:
         assert this.warm(kind) is None
         with this.client:
             began = trio.current_time()
-            port = await this.take(kind)  # without a mapping, which is enough where there is no NAT
+            port = await this.take(kind)  # has no mapping, which is enough without a NAT
         assert port.mapped == {}
         assert trio.current_time() - began <= 2 * GIVEN_UP
         close(port)
@@ -301,7 +301,7 @@ def test_without_servers_a_port_is_made_at_once(kind: str) -> None:
 
 @KINDS
 def test_taking_is_cancelled_anywhere(kind: str) -> None:
-    """Warm or not, nothing is lost, and nothing is left."""
+    """Whether a warm port was there or not, no port is lost, and none stays open."""
 
     async def body(this: World) -> None:
         for settle in (1.0, 0.0):
@@ -310,7 +310,7 @@ def test_taking_is_cancelled_anywhere(kind: str) -> None:
                 with cut:
                     close(await this.take(kind))
                 await trio.sleep(3)
-                assert len(this.ports) == 1  # the one that is warm
+                assert len(this.ports) == 1  # the warm one
                 assert this.warm(kind) is not None
                 standing = len([row for row in this.net.netstat().sockets if "client" in str(row)])
                 assert standing <= 6
@@ -330,7 +330,7 @@ def test_a_warm_port_that_broke_is_nobodys(kind: str) -> None:
         assert port is not warm
         close(port)
         await trio.sleep(4 * RTT)
-        assert this.warm(kind) is not None  # at once, not at the next keepalive
+        assert this.warm(kind) is not None  # replaced at once, not at the next keepalive
 
     play(body)
 
@@ -339,7 +339,7 @@ def test_a_warm_port_that_broke_is_nobodys(kind: str) -> None:
 def test_a_port_is_taken_and_closed_while_it_is_being_asked_about(kind: str) -> None:
     async def body(this: World) -> None:
         for wait in (0.0, 0.01, RTT, 0.5, 1.5):
-            await trio.sleep(4 * RTT)  # the dead server is still being asked then
+            await trio.sleep(4 * RTT)  # the dead server is still being asked at this time
             warm = this.warm(kind)
             assert warm is not None
             await trio.sleep(wait)
@@ -379,7 +379,7 @@ def test_the_machine_moves_to_another_network(kind: str) -> None:
 @KINDS
 def test_a_machine_that_has_moved_out_of_a_network_that_lets_nothing_through_tries_at_once(kind: str) -> None:
     async def body(this: World) -> None:
-        await trio.sleep(4 * RETRY_LAST)  # what was tried in vain is tried ever more rarely
+        await trio.sleep(4 * RETRY_LAST)  # failed attempts are repeated ever more rarely
         for number in (0, 1):
             await this.start_server(number)
         await trio.sleep(1)
@@ -407,7 +407,7 @@ def test_in_a_network_that_lets_nothing_through_it_is_tried_afresh_after_a_hint(
 
 @KINDS
 def test_a_machine_on_two_networks_does_not_move_between_them(kind: str) -> None:
-    """The servers are reached from different addresses; a port is not of the network that answers first."""
+    """The servers are reached from different addresses.  A port's network does not depend on who answers first."""
 
     async def body(this: World) -> None:
         interface = this.client.interfaces[0]
@@ -438,7 +438,7 @@ def test_a_machine_on_two_networks_does_not_move_between_them(kind: str) -> None
 
 @KINDS
 def test_a_machine_without_a_network(kind: str) -> None:
-    """Its profile is not doubted because of that."""
+    """The missing network is no reason to doubt the NAT profile."""
 
     async def body(this: World) -> None:
         await trio.sleep(1)
@@ -458,7 +458,7 @@ def test_a_machine_without_a_network(kind: str) -> None:
 
 
 def test_names_that_lead_elsewhere_each_time_pile_nothing_up() -> None:
-    """A pool of servers behind one name, as the NTP pool is: a port stays with those that it was mapped by."""
+    """One name stands for a pool of servers, like the NTP pool.  A port keeps the servers that mapped it."""
 
     async def body(this: World) -> None:
         await trio.sleep(1)
@@ -478,7 +478,7 @@ def test_names_that_lead_elsewhere_each_time_pile_nothing_up() -> None:
 
 
 def test_no_names_for_a_while() -> None:
-    """What is mapped stays so, and is kept alive; and new ports are mapped by what is remembered."""
+    """Mappings are kept alive, and new ports are mapped by the remembered addresses of the servers."""
 
     async def body(this: World) -> None:
         await trio.sleep(1)
@@ -529,7 +529,7 @@ def test_a_name_that_hangs_for_ever_costs_a_node_that_knows_others_nothing(kind:
     async def body(this: World) -> None:
         this.net.spoil_name("hangs", delay=math.inf)
         await trio.sleep(60)
-        for _ in range(2):  # the warm one, and one that is made on the spot
+        for _ in range(2):  # the warm port, and one that is opened on demand
             began = trio.current_time()
             port = await this.take(kind)
             assert port.mapped
@@ -548,7 +548,7 @@ def test_names_that_are_slow_are_there_when_they_come(kind: str) -> None:
             this.net.spoil_name(name, delay=2.5)
         began = trio.current_time()
         port = await this.take(kind)
-        assert not port.mapped  # enough on one LAN
+        assert not port.mapped  # that is enough on one LAN
         assert trio.current_time() - began == pytest.approx(servers.NAMES_WITHIN)
         close(port)
         await trio.sleep(5 - (trio.current_time() - began))
@@ -574,7 +574,7 @@ def test_the_first_address_of_each_name_comes_before_the_second_of_any(kind: str
     async def body(this: World) -> None:
         supply = this.nat._udp if kind == "udp" else this.nat._tcp
         assert await supply.servers.resolve(4) == [(DEAD, PORT), address(this.servers[0]), address(this.servers[1])]
-        await trio.sleep(10)  # once asked, the dead one comes last
+        await trio.sleep(10)  # the dead server, once asked, comes last
         assert await supply.servers.resolve(4) == [*map(address, this.servers), (DEAD, PORT)]
 
     play(body, urls=("stun:pool:3478", "stun:one:3478"), pools={"pool": (None, 1)})
@@ -644,7 +644,7 @@ def test_a_prediction_that_cannot_be_made_is_none(kind: str) -> None:
 
 
 async def waited(nat: NatService, *kinds: Literal["udp", "tcp"]) -> float:
-    """Seconds until something is known of the ports."""
+    """Seconds until something is known about the ports of these kinds."""
     began = trio.current_time()
     for kind in kinds or ("udp", "tcp"):
         await nat.wait_looked(kind, 4)
@@ -661,7 +661,7 @@ def test_how_ports_are_given_out_is_known_long_before_the_filters_are() -> None:
         assert await waited(this.nat) == 0
         await trio.sleep(5)
         assert this.nat.profiles.get(None, 4).udp.hairpin is False
-        this.nat.doubt(4)  # what is known in full stays until there is as much again
+        this.nat.doubt(4)  # a complete profile stays until a new one is as complete
         await trio.sleep(12 * RTT)
         assert this.nat.profiles.get(None, 4).udp.hairpin is False
 
@@ -704,13 +704,13 @@ def test_profiles_are_measured_and_again_when_something_contradicts_them(monkeyp
             return result[0]
 
         monkeypatch.setattr(service, "measure_nat", measure)
-        monkeypatch.setattr(service, "contradicts", lambda *_: None)  # as the made-up profile would be at once
+        monkeypatch.setattr(service, "contradicts", lambda *_: None)  # the ports contradict the made-up profile
         await trio.sleep(2)
         assert len(measured) == 1
         assert this.nat.profiles.get(None, 4) == SEQUENTIAL
         await trio.sleep(60)
         assert len(measured) == 1
-        for _ in range(3):  # together they are one contradiction
+        for _ in range(3):  # together these count as one contradiction
             this.nat.doubt(4)
         await trio.sleep(2)
         assert len(measured) == 2
@@ -719,7 +719,9 @@ def test_profiles_are_measured_and_again_when_something_contradicts_them(monkeyp
         result[0] = OSError("no sockets")
         this.nat.doubt(4)
         await trio.sleep(2)
-        assert this.nat.profiles.get(None, 4) == NatProfile()  # what is known to be out of date is not told
+        assert (
+            this.nat.profiles.get(None, 4) == NatProfile()
+        )  # a profile that is known to be out of date is not returned
         result[0] = SEQUENTIAL
         await trio.sleep(5)
         assert this.nat.profiles.get(None, 4) == SEQUENTIAL

@@ -454,7 +454,7 @@ async def test_the_default_node_needs_no_configuration() -> None:
 
 
 async def test_the_address_follows_the_machine() -> None:
-    class Roaming(LoopbackHost):  # type: ignore[misc]  # final for everybody else
+    class Roaming(LoopbackHost):  # type: ignore[misc]  # final outside of the tests
         where = "192.0.2.7"
 
         def interfaces(self) -> tuple[Interface, ...]:

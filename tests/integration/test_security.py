@@ -391,7 +391,7 @@ def signed(
     )
 
 
-class Routed(LoopbackHost):  # type: ignore[misc]  # final for everybody else
+class Routed(LoopbackHost):  # type: ignore[misc]  # final outside of the tests
     """It has a network of its own, two more addresses that it does not publish, and a way to everywhere."""
 
     def interfaces(self) -> tuple[Interface, ...]:
