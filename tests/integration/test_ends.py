@@ -117,7 +117,7 @@ class Logged(Plugin):
 
 
 class Knock(Message, frozen=True):
-    """Somebody is there."""
+    """A message without content."""
 
 
 async def test_setup_is_left_after_every_attempt() -> None:

@@ -197,7 +197,7 @@ async def test_many_breaks_anywhere(tmp_path: Path, seed: int) -> None:
 async def test_who_was_not_told_that_all_has_come_is_told_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And no file arrives twice."""
+    """The sender learns it on its next Pipe, and no file arrives twice."""
     root, into = source(tmp_path), tmp_path / "into"
     outgoing, inbox = look_at([root]), Inbox(into)
 

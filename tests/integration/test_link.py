@@ -400,7 +400,7 @@ async def test_a_link_that_is_closed_while_it_refuses() -> None:
 
 
 async def test_a_refusal_waits_for_the_peers_end() -> None:
-    """To close first could reset the connection, and the reset could discard the REFUSE."""
+    """An early close could reset the connection, and the reset could discard the REFUSE."""
     peer, link = await committed()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(link.refuse, RefuseReason.BUSY)

@@ -1,4 +1,4 @@
-"""`Node.netcheck` over real sockets on loopback: every kind of server, alive, dead and of the wrong kind."""
+"""`Node.netcheck` over real sockets on loopback, with each kind of server: alive, dead, or of another kind."""
 
 from __future__ import annotations
 

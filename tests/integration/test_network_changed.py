@@ -1,4 +1,4 @@
-"""`Node.network_changed`: what is asked, and what follows."""
+"""`Node.network_changed`: which paths and servers are checked, and what follows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from warpgate_trio import Pipe
 
 
 def questions(pipe: Pipe) -> int:
-    """How often its Link has asked its peer."""
+    """How many PINGs the Pipe's Link has sent."""
     return link_of(pipe).protocol.life._asked
 
 
@@ -48,7 +48,7 @@ async def test_a_hint_that_is_of_one_address_is_for_its_links_alone() -> None:
 async def test_the_address_follows() -> None:
     async with loopback_node(BOB, config()) as bob:
         own, looked = bob._runtime.own, bob.address
-        own._listed = own._interfaces = ()  # as if the machine had had none when it was looked at last
+        own._listed = own._interfaces = ()  # as if the machine had had no interfaces at the last look
         assert own.current().interfaces != looked.interfaces
         bob.network_changed()
         assert own.current().interfaces == looked.interfaces

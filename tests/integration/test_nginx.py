@@ -1,4 +1,4 @@
-"""A real nginx in front of our servers: who the client is, and by which name it has dialled."""
+"""A real nginx in front of our servers: they learn the client's address, and the name that it dialled."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def tell_who_came(websocket: WebSocket) -> None:
 
 @asynccontextmanager
 async def who_comes(folder: Path, header: ProxyHeader) -> AsyncGenerator[Ports]:
-    """A server behind nginx that tells each client who it is."""
+    """A server behind nginx that tells each client the client's address."""
     ports = free_ports()
     (upstream,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     with trio.fail_after(HANG):
@@ -67,7 +67,7 @@ async def who_comes(folder: Path, header: ProxyHeader) -> AsyncGenerator[Ports]:
 
 
 async def ask(port: int, source: str, headers: bytes = b"") -> str | None:
-    """Who the server says that we are; None: it refuses us."""
+    """The address that the server takes for ours, or None if we are refused."""
     async with await trio.open_tcp_stream("127.0.0.1", port, local_address=source) as stream:
         await stream.send_all(UPGRADE % headers)
         answer = b""
@@ -86,7 +86,7 @@ async def test_forwarded_by_nginx(tmp_path: Path, authority: Authority) -> None:
         for source in ("127.0.0.1", "127.1.0.1", "127.2.0.1"):
             assert await ask(ports.http, source) == source
         assert await ask(ports.http, "127.1.0.1", b"X-Forwarded-For: 203.0.113.66\r\n") == "127.1.0.1"
-        # nginx does not write Forwarded and passes a client's own on: it must not help him.
+        # nginx writes no Forwarded header and passes on the client's; a client must gain nothing by that.
         assert await ask(ports.http, "127.1.0.1", b"Forwarded: for=203.0.113.66\r\n") is None
 
 
@@ -109,7 +109,7 @@ async def test_the_proxy_protocol_of_nginx(tmp_path: Path, authority: Authority)
 async def test_signals_through_nginx(
     header: ProxyHeader, scheme: str, name: str, tmp_path: Path, authority: Authority
 ) -> None:
-    """TLS ends at nginx; the rendezvous server is told what its clients dial, and counts them, not nginx."""
+    """TLS ends at nginx; the rendezvous server learns the name that clients dial, and counts the clients, not nginx."""
     ports = free_ports()
     url = ServerUrl.parse(f"{scheme}://127.0.0.1:{getattr(ports, name)}/rendezvous")
     trust = authority.client() if scheme == "wss" else None

@@ -1,4 +1,4 @@
-"""A node's promises: who owns what, who is let in, and what is left when it goes (docs/architecture.md)."""
+"""A node's promises: who owns what, who is let in, and that nothing stays when it is left (docs/architecture.md)."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def test_a_pipe_that_nobody_took_does_not_read_as_finished(left: str) -> N
 
 
 async def test_goodbyes_are_bounded() -> None:
-    """A peer that neither reads nor closes keeps nobody waiting for longer than the goodbye time."""
+    """A peer that neither reads nor closes delays the end by no more than the goodbye time."""
 
     async def stubborn(sock: trio.socket.SocketType) -> None:
         link = await Link.receive_proof(await TlsCarrier.serve(sock, TlsContexts(BOB)))
@@ -150,7 +150,7 @@ async def test_goodbyes_are_bounded() -> None:
 
 @pytest.mark.parametrize("plugin", ["direct_connect", "reverse_connect", "get_addr"])
 async def test_calls_that_outlive_the_node_end_with_it(plugin: str) -> None:
-    """A task outside of the node's block waits for a connection; the block is left."""
+    """A task outside of the node's block waits for a connection when the block is left."""
     started = trio.Event()
     outcomes: list[str] = []
 
@@ -176,7 +176,7 @@ async def test_calls_that_outlive_the_node_end_with_it(plugin: str) -> None:
         assert outcomes == ["ended"]
         with pytest.raises(trio.ClosedResourceError):
             await carol.refresh_address(both.bob.address)
-        if plugin == "reverse_connect":  # it has said that the session is over
+        if plugin == "reverse_connect":  # Carol has signalled that the session is over
             await wait_until(lambda: not both.bob._runtime.peer_work)
 
 
@@ -233,7 +233,9 @@ async def test_a_path_that_is_cut_is_replaced() -> None:
         assert both.alice.stats().pipes_made == 1
 
 
-@pytest.mark.parametrize("plugins", [["direct_connect", "get_addr"], ["direct_connect"]])  # with which it can ask where
+@pytest.mark.parametrize(
+    "plugins", [["direct_connect", "get_addr"], ["direct_connect"]]
+)  # with and without the plugin that asks for addresses
 async def test_a_node_is_left_while_it_searches_for_a_path(
     plugins: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -243,13 +245,13 @@ async def test_a_node_is_left_while_it_searches_for_a_path(
                 async with loopback_node(BOB, config(server), authorize=anyone) as bob:
                     ours = await alice.auto_connect(bob.address)
                     for link in list(bob._runtime.links._links):
-                        link._nursery.cancel_scope.cancel()  # type: ignore[union-attr]  # as if it had been killed
+                        link._nursery.cancel_scope.cancel()  # type: ignore[union-attr]  # as if Bob had been killed
                         link._first.carrier.close_nowait()
                     for sock in bob._runtime._sockets:
                         sock.close()
                     await wait_until(lambda: ours.path.state is PathState.SUSPENDED)
                     (link,) = alice._runtime.links._links
-                    await trio.sleep(10.0)  # in mid-search
+                    await trio.sleep(10.0)  # in the middle of the search
                     assert link in alice._runtime.links._links
             with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
                 await ours.receive_some()
@@ -282,7 +284,7 @@ async def test_a_signal_is_said_on_one_link_that_is_well_or_on_a_few_that_are_no
 
 
 async def test_a_peer_is_asked_ever_more_rarely_where_it_is() -> None:
-    """For as long as a search lasts: what it lets us ask for in a minute is for paths."""
+    """Intervals grow as long as a search lasts: the requests that the peer allows in a minute are meant for paths."""
     async with pair() as both:
         keeper = both.alice._runtime.links.keep.__self__  # type: ignore[attr-defined]
         asked = 0
@@ -310,13 +312,13 @@ async def test_a_peer_that_has_given_the_link_up_ends_it_here_too() -> None:
 
 @asynccontextmanager
 async def left_behind(config: NodeConfig, bob: Node) -> AsyncGenerator[Pipe]:
-    """Bob's end of a Pipe whose caller is killed, and cannot say so, when the body begins."""
+    """Bob's end of a Pipe whose caller is killed, without a goodbye, before the body begins."""
     async with loopback_node(ALICE, config) as killed:
         await killed.auto_connect(bob.address)
         theirs = await bob.listener.accept()
         await theirs.ping()
         for link in list(killed._runtime.links._links):
-            link._nursery.cancel_scope.cancel()  # type: ignore[union-attr]  # as far as the network goes
+            link._nursery.cancel_scope.cancel()  # type: ignore[union-attr]  # the network sees a killed process
             link._first.carrier.close_nowait()
         await wait_until(lambda: theirs.path.state is PathState.SUSPENDED)
     yield theirs
@@ -324,7 +326,7 @@ async def left_behind(config: NodeConfig, bob: Node) -> AsyncGenerator[Pipe]:
 
 @pytest.mark.parametrize("kept", [False, True], ids=["anybody may call", "nobody else may"])
 async def test_a_caller_whose_process_was_started_again_has_its_pipe_replaced(kept: bool) -> None:
-    """What it has left behind at the peer waits for a path, and no longer; its place is nobody else's."""
+    """The peer's end of the old Pipe waits for a path until the caller returns; nobody else can take its place."""
     async with (
         open_rendezvous() as server,
         loopback_node(BOB, config(server), authorize=anyone) as bob,
@@ -342,7 +344,7 @@ async def test_a_caller_whose_process_was_started_again_has_its_pipe_replaced(ke
                 with trio.fail_after(HANG), pytest.raises(trio.BrokenResourceError, match="the peer was restarted"):
                     await theirs.receive_some()
                 await ours.send_all(b"new")
-                assert bob.listener.waiting == 1  # by the time at which the other one has broken
+                assert bob.listener.waiting == 1  # the new Pipe is there when the old one breaks
                 assert await (await bob.listener.accept()).receive_some() == b"new"
 
 
@@ -376,7 +378,7 @@ async def test_whoever_has_called_too_is_cut_off_when_one_pipe_is_kept() -> None
 async def test_what_breaks_one_inbound_connection_is_no_other_ones_affair(
     error: type[BaseException], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also where a library in Rust gives up on what a stranger sent, which raises no `Exception`."""
+    """This includes a panic of a library in Rust over a stranger's bytes: that raises no subclass of `Exception`."""
     receive_proof = Link.receive_proof
     heard = 0
 
@@ -408,7 +410,7 @@ async def test_a_panic_in_the_driver_of_a_link_breaks_that_link(caplog: pytest.L
             raise PanicException("boo")
 
         link_of(theirs).protocol.receive = panic  # type: ignore[assignment, method-assign]
-        with suppress(trio.BrokenResourceError):  # whatever comes first: there are PINGs too
+        with suppress(trio.BrokenResourceError):  # a PING may break the Link first
             await ours.send_all(b"x")
         with pytest.raises(trio.BrokenResourceError):
             await theirs.receive_some()
@@ -419,7 +421,7 @@ async def test_a_panic_in_the_driver_of_a_link_breaks_that_link(caplog: pytest.L
 
 @pytest.mark.parametrize(("kind", "part"), [(CallingAttempt, "make_pipe"), (AnsweringAttempt, "answer")])
 async def test_a_panic_in_a_plugin_costs_its_combo(kind: type, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the side that calls, and on the side that is asked."""
+    """On the caller's side, and on the peer's."""
 
     def panic(*_: object) -> NoReturn:
         raise PanicException("boo")
@@ -469,7 +471,7 @@ async def test_the_address_follows_the_machine() -> None:
         second = alice.address
         assert second.seq > first.seq
         assert {str(endpoint.ip) for _, endpoint in second.endpoints()} == {"198.51.100.9"}
-        host.skew += 4 * 24 * 3600  # more than half of its life later
+        host.skew += 4 * 24 * 3600  # more than half of its lifetime later
         assert alice.address.expires_at > second.expires_at
 
 
@@ -524,7 +526,7 @@ async def test_bad_addresses_are_refused_before_anything_is_tried() -> None:
 
 
 async def dial(bob: Node, session_id: bytes, *, caller: object = ALICE) -> Link:
-    """A caller by hand, up to the proof."""
+    """Dials Bob by hand, up to the proof."""
     port = next(endpoint.port for _, endpoint in bob.address.endpoints())
     sock = trio.socket.socket()
     await sock.connect(("127.0.0.1", port))
@@ -542,7 +544,7 @@ async def test_a_session_gives_one_pipe() -> None:
         with pytest.raises(PeerRefused) as refused:
             await second.commit(epoch=2, link_id=bytes(16), patience=5)
         assert refused.value.reason == RefuseReason.SESSION_SPENT
-        # A second commit means that the caller never saw the first one's ACCEPT: that Pipe is over.
+        # A second commit means that the caller never received the first ACCEPT, so the first Pipe is over.
         with pytest.raises(trio.ClosedResourceError):
             await theirs.receive_some()
         with trio.move_on_after(0.02):
@@ -586,7 +588,7 @@ async def test_two_commits_wait_for_one_decision() -> None:
 
 
 async def test_a_spent_session_is_tried_again_as_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ACCEPT is lost with its carrier: the walk goes on; the application there has a broken Pipe and a good one."""
+    """The ACCEPT is lost with its carrier.  The walk goes on; the peer's application gets a broken and a good Pipe."""
     async with loopback_node(BOB, config(), authorize=anyone) as bob, loopback_node(ALICE, config()) as alice:
         real = alice._runtime.host.entropy
         lost = await dial(bob, b"s" * 16)
@@ -676,7 +678,7 @@ async def test_a_peer_that_takes_nothing_early_is_waited_for(monkeypatch: pytest
 
 async def test_early_data_comes_with_the_pipe() -> None:
     async with pair() as both:
-        data = bytes(range(256)) * 256  # 64 KiB, all that is allowed
+        data = bytes(range(256)) * 256  # 64 KiB, the limit
         async with await both.alice.auto_connect(both.bob.address, early_data=data) as ours:
             await ours.send_all(b"more")
             await ours.send_eof()
@@ -713,7 +715,7 @@ def no_coroutine(peer_id: str) -> bool:
 
 
 class Rule:
-    """A rule that is an object."""
+    """An `authorize` that is an object, not a function."""
 
     async def __call__(self, peer_id: str) -> bool:
         return await anyone(peer_id)
@@ -779,7 +781,7 @@ async def test_handshakes_are_bounded_in_number(bound: str, monkeypatch: pytest.
 
 @pytest.mark.needs("linux")  # where all of 127/8 is this machine
 async def test_a_few_subscribers_do_not_keep_everybody_else_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connections that say nothing hold all places, and somebody from elsewhere is heard all the same."""
+    """Silent connections hold all places; a peer from another address is still served."""
     monkeypatch.setattr("warpgate_trio.node.inbound.MAX_HANDSHAKES", 4)
     async with loopback_node(BOB, config(), authorize=anyone) as bob:
         port = next(endpoint.port for _, endpoint in bob.address.endpoints())
@@ -803,7 +805,7 @@ class Mailbox:
 
 
 async def request(node: Node, to: PeerAddress, message: Message, *, session: bytes = b"S" * 16) -> Message:
-    """Send a plugin's first message by hand, and return what comes back."""
+    """Sends a plugin's first message by hand, and returns the answer."""
     mailbox = Mailbox()
     key = (to.public_key, session, b"A" * 16)
     node._runtime.sender.attach(key, mailbox)
@@ -861,7 +863,7 @@ async def test_a_message_that_nobody_knows_is_answered() -> None:
 async def test_accept_errors_of_the_machine_do_not_end_the_node(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """EMFILE: the connection waits in the backlog, and so does the node, for a moment."""
+    """On EMFILE the node waits for a moment, and the connection stays in the backlog."""
     from warpgate_trio.node.admission import Admission
     from warpgate_trio.node.inbound import Inbound
     from warpgate_trio.node.links import Links
@@ -896,7 +898,7 @@ async def test_accept_errors_of_the_machine_do_not_end_the_node(
 
 
 async def test_no_configuration_at_all_reaches_the_peer_through_its_address() -> None:
-    """The caller has no servers of its own: the listener's address names one, and that is enough to be called back."""
+    """The caller has no servers of its own.  The server in the listener's address is enough to be called back."""
     async with pair() as both:
         async with loopback_node(CAROL, NodeConfig()) as carol:
             async with await carol.connect(both.bob.address, plugin="reverse_connect") as pipe:
@@ -911,7 +913,9 @@ async def test_a_refused_walk_asks_once_and_stops() -> None:
         asked += 1
         return False
 
-    async with pair(authorize=nobody, plugins=["direct_connect"]) as both:  # others would ask too, a moment later
+    async with pair(
+        authorize=nobody, plugins=["direct_connect"]
+    ) as both:  # other plugins would ask again a moment later
         with pytest.raises(ConnectError) as caught:
             await both.alice.auto_connect(both.bob.address)
         assert caught.value.verdict is Verdict.REFUSED

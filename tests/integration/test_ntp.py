@@ -1,4 +1,4 @@
-"""Time over real sockets: our client and our server, each with chrony at the other end, and ntplib's own client."""
+"""NTP over real sockets: our client and our server, each with chrony at the other end, and the client of ntplib."""
 
 from __future__ import annotations
 
@@ -35,8 +35,10 @@ pidfile {folder}/pid
 
 @asynccontextmanager
 async def chrony(folder: Path, *, local: str = "local stratum 10") -> AsyncGenerator[ServerUrl]:
-    """A chronyd that serves this machine's clock on loopback and, with -x, never touches it; without `local` it has no
-    time to give, as it has no servers either."""
+    """A chronyd that serves this machine's clock on loopback.
+
+    With -x it never sets that clock.  Without `local` it has no time to serve, since it has no servers of its own.
+    """
     port = free_port()
     configuration = folder / "chrony.conf"
     configuration.write_text(CONFIGURATION.format(port=port, local=local, folder=folder))
@@ -58,7 +60,7 @@ async def chrony(folder: Path, *, local: str = "local stratum 10") -> AsyncGener
 
 
 async def answered(url: ServerUrl) -> ClockEstimate:
-    """Ask until it listens, and has a time to give."""
+    """Asks until the server listens, and has a time to serve."""
     while True:
         try:
             return await measure_offset([url], timeout=2, host=machine.current())
@@ -72,7 +74,7 @@ async def test_our_client_asks_chrony(tmp_path: Path) -> None:
     async with chrony(tmp_path) as url:
         with trio.fail_after(HANG):
             estimate = await answered(url)
-    # A chronyd foretells when its answer will leave; one of sixty had left 60 to 90 µs after it arrived.
+    # A chronyd predicts when its answer will leave; one in sixty claimed to leave 60 to 90 µs after it had arrived.
     assert abs(estimate.offset) <= estimate.uncertainty + 0.001
     assert estimate.uncertainty < 0.1
     assert estimate.servers == (str(url),)
@@ -123,7 +125,7 @@ async def test_chrony_asks_our_server(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.needs("linux")  # where all of 127/8 is this machine
 async def test_an_answer_comes_from_where_it_was_asked() -> None:
-    """Of a socket on all addresses the kernel would choose one; our client ignores what comes from another."""
+    """For a socket on all addresses the kernel would choose the source; our client ignores any other address."""
     async with open_ntp(host=None) as server:
         for asked in ("127.0.0.1", "127.0.0.2"):
             estimate = await measure_offset(
@@ -138,7 +140,9 @@ async def test_ntplibs_client_asks_our_server(version: int) -> None:
         stats = await trio.to_thread.run_sync(
             partial(ntplib.NTPClient().request, "127.0.0.1", port=server.port, version=version, timeout=5)
         )
-    assert abs(stats.offset) <= stats.delay / 2 + 0.001  # RFC 5905 §8: as far off as the two ways may differ
+    assert (
+        abs(stats.offset) <= stats.delay / 2 + 0.001
+    )  # RFC 5905 §8: the error is bounded by the asymmetry of the path
     assert (stats.mode, stats.version, stats.stratum, stats.leap) == (4, version, 10, 0)
     assert stats.orig_timestamp <= stats.recv_timestamp <= stats.tx_timestamp <= stats.dest_timestamp
 

@@ -1,4 +1,4 @@
-"""What a node tells about itself: counters, logs without secrets, events."""
+"""What a node reports about itself: counters, logs without secrets, events."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_stats_count_and_are_frozen() -> None:
         before = both.bob.stats()
         async with await both.alice.auto_connect(both.bob.address) as pipe:
             async with await pipe.open_pipe():
-                await wait_until(lambda: not both.bob.stats().attempts)  # she may have asked to be called, too
+                await wait_until(lambda: not both.bob.stats().attempts)  # Alice may also have asked to be called back
                 stats = both.bob.stats()
                 assert (stats.pipes_accepted, stats.links, stats.waiting_pipes, stats.attempts) == (2, 1, 2, 0)
                 assert both.alice.stats().pipes_made == 1
@@ -54,7 +54,7 @@ async def test_stats_count_and_are_frozen() -> None:
         stats = both.bob.stats()
         assert stats.refused == {"unauthorized": 1, "not_authorized": 1}
         assert stats.signals["Accepted"] >= 1
-        assert before.pipes_accepted == 0  # a snapshot
+        assert before.pipes_accepted == 0  # it was a snapshot
         with pytest.raises(AttributeError):
             stats.links = 7  # type: ignore[misc]
         assert both.bob.peer_id.encode() not in msgspec.json.encode(stats)
@@ -73,7 +73,7 @@ async def test_failed_handshakes_are_counted() -> None:
 async def test_events_tell_the_walk_as_it_happens() -> None:
     events: list[WalkEvent] = []
     async with pair() as both:
-        # Of one phase, which is as long as it takes: with more of them a busy machine comes to the next.
+        # A single phase lasts as long as it needs; with several, a busy machine may get to the next one.
         async with await both.alice.auto_connect(both.bob.address, phases=["direct"], on_event=events.append) as pipe:
             assert pipe.report is not None
     assert [event.phase for event in events if event.kind == "phase"] == ["direct"]
@@ -85,7 +85,7 @@ async def test_events_tell_the_walk_as_it_happens() -> None:
 
 
 async def test_events_and_counters_tell_what_becomes_of_the_path() -> None:
-    """The walk's listener hears of the life after it, for as long as there is one; both nodes count it."""
+    """`on_event` also gets the events after the walk, as long as the Link lives; both nodes count them."""
     events: list[WalkEvent] = []
     async with pair() as both:
         ours = await both.alice.connect(both.bob.address, plugin="direct_connect", af=4, on_event=events.append)
@@ -126,7 +126,7 @@ async def test_events_and_counters_tell_what_becomes_of_the_path() -> None:
 
 
 async def everything(server_url: str, bob: Node, alice: Node) -> None:
-    """A run that touches all there is."""
+    """A run that uses everything that logs."""
     for plugin in ("direct_connect", "reverse_connect"):
         async with await alice.connect(bob.address, plugin=plugin, af=4, early_data=b"PAYLOAD-EARLY") as pipe:
             await pipe.send_all(b"PAYLOAD-SENT")
@@ -137,9 +137,14 @@ async def everything(server_url: str, bob: Node, alice: Node) -> None:
 
 
 async def test_a_debug_log_holds_no_secret(caplog: pytest.LogCaptureFixture) -> None:
-    """Keys, payloads and passwords, in any of the forms in which they could slip into a line."""
+    """No key, payload or password, in any form in which it could get into a line."""
     caplog.set_level(logging.DEBUG)
-    secrets = [b"PAYLOAD-EARLY", b"PAYLOAD-SENT", b"hunter2", b"user:hunter2"]  # the last one as HTTP sends it
+    secrets = [
+        b"PAYLOAD-EARLY",
+        b"PAYLOAD-SENT",
+        b"hunter2",
+        b"user:hunter2",
+    ]  # the last one is the form that HTTP sends
     for identity, seed in ((ALICE, ALICE_SEED), (BOB, BOB_SEED)):
         assert Identity.from_seed(seed).peer_id == identity.peer_id
         pem = identity.private_key_pem()
@@ -163,7 +168,7 @@ async def test_a_debug_log_holds_no_secret(caplog: pytest.LogCaptureFixture) -> 
 @pytest.mark.needs("mosquitto")
 @pytest.mark.slow("a broker with TLS and a password file, and four TLS handshakes with it")
 async def test_a_debug_log_of_mqtt_holds_no_secret(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    """As above, by a broker that wants TLS and a login; and once more with a login that it refuses."""
+    """The same with a broker that requires TLS and a login, and again with a login that it refuses."""
     caplog.set_level(logging.DEBUG)
     authority = Authority(tmp_path)
     broker = make_mosquitto(tmp_path, tls=authority, password=True)
@@ -195,7 +200,7 @@ async def test_a_debug_log_of_mqtt_holds_no_secret(caplog: pytest.LogCaptureFixt
 
 
 def find_secrets(caplog: pytest.LogCaptureFixture, secrets: list[bytes]) -> None:
-    """None of them stands in the log, in any form."""
+    """Checks that none of the secrets is in the log, in any form."""
     log = "\n".join(record.getMessage() + str(record.exc_text or "") for record in caplog.records)
     assert "warpgate_trio" in {record.name.partition(".")[0] for record in caplog.records}
     for secret in secrets:
@@ -211,7 +216,7 @@ def find_secrets(caplog: pytest.LogCaptureFixture, secrets: list[bytes]) -> None
 
 @pytest.mark.parametrize(("phase", "code"), [("direct", 0), ("relay", 1)])
 async def test_ping_exits_with_the_kind_of_path(phase: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """2 is no path at all (`test_connect_and_listen.py`)."""
+    """The code 2, no path at all, is tested in `test_connect_and_listen.py`."""
     for plugin in (DirectConnect, ReverseConnect):
         monkeypatch.setattr(plugin, "phase", phase)
     async with loopback_node(BOB, config(), authorize=anyone) as bob, on_host(LoopbackHost()):

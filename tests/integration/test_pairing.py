@@ -1,4 +1,4 @@
-"""Pairing by a code, by two nodes and a rendezvous server on loopback."""
+"""Pairing by a code, with two nodes and a rendezvous server on loopback."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ async def test_a_cancelled_wait_leaves_the_offer_as_it_is() -> None:
 
 
 async def test_an_offer_survives_its_connection() -> None:
-    """The server forgets nobody while the code is good, and one that was started again takes the code up again."""
+    """The server keeps the offer while the code is valid, and a restarted server accepts the code again."""
     with trio.fail_after(HANG):
         async with open_rendezvous() as first:
             node_config, port = config(first), first.port
@@ -239,7 +239,7 @@ async def test_the_programs_of_the_page() -> None:
 
 
 async def test_a_server_that_falls_silent_is_noticed_at_once_where_the_network_has_changed() -> None:
-    """The connection leads nowhere any more, and nobody says so; the next one has the offer again."""
+    """The connection is dead, and nothing reports that; the offer is made again on the next connection."""
     silent: set[object] = set()
 
     async def pass_on(source: trio.SocketStream, sink: trio.SocketStream) -> None:

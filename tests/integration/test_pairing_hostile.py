@@ -1,4 +1,4 @@
-"""Pairing by servers that lie: that swap, repeat, drop and change what they pass on, are old, or none at all."""
+"""Pairing by servers that swap, repeat, drop and change what they pass on, are old, or are no such servers."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def us(identity: Identity) -> Us:
 
 
 def deliver(server: Server, receiver: ServerConnection, frame: bytes) -> None:
-    """What an honest server does."""
+    """Delivers as an honest server does."""
     server.put(receiver, frame)
 
 
 @final
 @dataclass
 class Server:
-    """A server in memory, whose deliveries somebody may have a hand in."""
+    """A server in memory, whose deliveries a test may tamper with (`deliver`)."""
 
     deliver: Deliver = deliver
     mailboxes: Mailboxes = field(default_factory=Mailboxes)
@@ -62,7 +62,7 @@ class Server:
             self.inboxes[receiver].send_nowait(frame)
 
     def end(self, receiver: ServerConnection) -> None:
-        """Break a connection off."""
+        """Breaks a connection."""
         if receiver in self.inboxes:
             self.inboxes.pop(receiver).close()
 
@@ -74,7 +74,7 @@ class Server:
 @final
 @dataclass
 class Access:
-    """One node's: a `MailboxServer`."""
+    """A node's access to the server: a `MailboxServer`."""
 
     server: Server
     name: str = "memory"
@@ -82,7 +82,7 @@ class Access:
     key: bytes = field(default_factory=partial(RealHost().entropy, 32))
 
     def check(self) -> None:
-        """In memory nothing is in doubt."""
+        """Does nothing: a connection in memory does not die unnoticed."""
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[Channel]:
@@ -127,7 +127,7 @@ class Channel:
 
 @dataclass
 class Liar:
-    """A server that does what chance says."""
+    """A server that tampers at random."""
 
     chance: random.Random
     seen: list[bytes] = field(default_factory=list)
@@ -170,7 +170,10 @@ async def test_whatever_a_server_does_nobody_is_paired_with_the_wrong_one(first:
 
 
 async def two_pairs(seed: int) -> int:
-    """Two pairs at once: each side is paired with its own other side, or hears in time that it is not; how many are."""
+    """Runs two pairings at once, and returns how many of the four sides are paired.
+
+    Each side must be paired with the right peer, or learn in time that it is not paired.
+    """
     server = Server(Liar(random.Random(seed)).deliver)
     found: dict[str, Paired | PairingError] = {}
 
@@ -202,7 +205,7 @@ async def two_pairs(seed: int) -> int:
 
 
 async def test_a_server_that_swaps_two_mailboxes_pairs_nobody() -> None:
-    """Each offerer hears the other one's claimer: a wrong code, once."""
+    """The claimer of one code ends up at the other's offer, which counts one wrong code."""
     server = Server()
     async with open_offer([Access(server)], us(BOB)) as bobs, open_offer([Access(server)], us(CAROL)) as carols:
         swapped = replace(parse_code(bobs.code), nameplate=parse_code(carols.code).nameplate)
@@ -218,17 +221,19 @@ async def test_an_offer_that_is_broken_off_is_taken_up_again_under_its_number() 
         code = parse_code(offer.code)
         (connection,) = server.inboxes
         server.end(connection)
-        while connection in server.mailboxes._offering or not offer.servers:  # noqa: ASYNC110  # no event tells that
+        while connection in server.mailboxes._offering or not offer.servers:  # noqa: ASYNC110  # there is no event for that
             await trio.sleep(0.1)
         assert (await accept_code([Access(server)], code, us(ALICE))).peer_id == BOB.peer_id
 
 
 async def test_an_offer_that_is_forgotten_meanwhile_has_expired() -> None:
-    """As by a machine that has slept: its clock stood still, and the server's has not."""
+    """This happens to a machine that has slept: its clock stood still, and the server's did not."""
     server = Server()
     async with open_offer([Access(server)], us(BOB)) as offer:
         (connection,) = server.inboxes
-        server.mailboxes.receive(connection, Settle(0, Outcome.EXPIRED), trio.current_time())  # nobody is told
+        server.mailboxes.receive(
+            connection, Settle(0, Outcome.EXPIRED), trio.current_time()
+        )  # Bob does not learn of it
         server.end(connection)
         with pytest.raises(CodeRefused, match="nobody was paired: the code has expired"):
             await offer.wait_paired()
@@ -279,7 +284,7 @@ async def test_cancelled_at_any_moment_nothing_is_left_of_an_offer_or_of_a_claim
 
 
 async def test_a_server_that_does_not_announce_pairing_is_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Why it does not is not known: its release need not be older.  One of version 1 is below."""
+    """The error gives no reason, since such a server need not be older.  Version 1 is tested below."""
     registered = wire.Registered
     monkeypatch.setattr(rendezvous_core, "Registered", lambda can=None: registered(None if can is None else can & ~4))
     with trio.fail_after(HANG):
@@ -295,7 +300,7 @@ async def test_a_server_that_does_not_announce_pairing_is_told_as_one(monkeypatc
 
 @asynccontextmanager
 async def strange(converse: Callable[[WebSocket], Awaitable[None]]) -> AsyncGenerator[str]:
-    """The URL of a server that says what the test has it say."""
+    """The URL of a server that sends what the test wants."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with trio.open_nursery() as nursery:
         serve = partial(

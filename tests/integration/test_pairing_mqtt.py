@@ -1,4 +1,4 @@
-"""Pairing by MQTT brokers: real ones, and one in memory at which strangers publish what they like."""
+"""Pairing by MQTT brokers: real ones, and one in memory to which strangers publish what they like."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MESSAGES: Final = [
 ]
 
 
-# -- by real brokers ---------------------------------------------------------------------------------------------------
+# -- real brokers ------------------------------------------------------------------------------------------------------
 
 
 def node_config(*, mqtt: object, websocket: str | None = None) -> NodeConfig:
@@ -74,19 +74,19 @@ async def test_who_has_a_broker_alone_pairs_with_who_has_both(any_broker: Broker
             loopback_node(ALICE, node_config(mqtt=any_broker.url)) as alice,
             bob.offer_code() as offer,
         ):
-            while len(offer.servers) < 2:  # noqa: ASYNC110  # the other one may come a little later
+            while len(offer.servers) < 2:  # noqa: ASYNC110  # the other server may come a little later
                 await trio.sleep(0.05)
             assert (await alice.accept_code(offer.code)).peer_id == BOB.peer_id
             assert (await offer.wait_paired()).peer_id == ALICE.peer_id
 
 
-# -- by one in memory --------------------------------------------------------------------------------------------------
+# -- a broker in memory ------------------------------------------------------------------------------------------------
 
 
 @final
 @dataclass
 class Memory:
-    """A broker; `deaf` passes nothing on."""
+    """A broker in memory; a `deaf` one passes nothing on."""
 
     deaf: bool = False
     subscribed: dict[str, list[trio.MemorySendChannel[Publication]]] = field(default_factory=lambda: defaultdict(list))
@@ -100,7 +100,7 @@ class Memory:
 
 @final
 class Connection:
-    """One to it, as `MqttConnection` has it."""
+    """A connection to the broker in memory, in place of an `MqttConnection`."""
 
     def __init__(self, broker: Memory) -> None:
         self._broker = broker
@@ -128,14 +128,14 @@ class Connection:
 @final
 @dataclass
 class Access:
-    """A `MailboxServer`."""
+    """A node's access to the broker: a `MailboxServer`."""
 
     broker: Memory
     name: str = "mqtt://memory"
     allocates: bool = False
 
     def check(self) -> None:
-        """In memory nothing is in doubt."""
+        """Does nothing: a connection in memory does not die unnoticed."""
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[MailboxChannel]:
@@ -190,7 +190,7 @@ async def test_a_broker_that_passes_nothing_on_takes_no_code() -> None:
 @in_memory
 @SLOW
 async def test_two_offers_of_one_number_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second one takes another number, since the first one says that it is there."""
+    """The second offer takes another number, because the first answers that its number is taken."""
     numbers = iter((4711, 12345, 23456, 4711, 34567, 45678))
     monkeypatch.setattr(
         "warpgate_trio.pairing.offering._draw_nameplates", lambda _: [next(numbers), next(numbers), next(numbers)]

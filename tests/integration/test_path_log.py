@@ -1,4 +1,4 @@
-"""What a Pipe's path has become: `path_log`, `path_changes`, and the cause of each change."""
+"""The history of a Pipe's path: `path_log`, `path_changes`, and the cause of each change."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("carrier_kind", "jumping_clock")
 
 
 async def hold(end: End, by: End) -> Callable[[], None]:
-    """An end takes in nothing more from the carrier that it speaks on, until the returned function is called."""
+    """Makes an end take nothing more from its carrier until the returned function is called."""
     carrier, let_go = end.link.carrier, trio.Event()
     receive = carrier.receive
 
@@ -32,7 +32,7 @@ async def hold(end: End, by: End) -> Callable[[], None]:
         return pieces
 
     carrier.receive = held  # type: ignore[method-assign]
-    await by.pipe.ping()  # it waits for a read that began before
+    await by.pipe.ping()  # completes the read that began before
     return let_go.set
 
 
@@ -132,11 +132,13 @@ async def test_what_is_suspected_goes_on_by_the_other_path_and_the_peer_follows(
 
 @pytest.mark.slow("a megabyte, past a carrier that holds its sender up")
 async def test_a_path_that_holds_a_sender_up_is_suspected_first_and_closed_then() -> None:
-    """What is closed because another one was found is not lost."""
+    """A path that is closed because another was found does not count as lost."""
     async with lasting(limit=1000) as (alice, bob), trio.open_nursery() as nursery:
         await hold(bob, alice)
         first = alice.link._first
-        first.protocol.pace.size = CHUNK_MAX  # as it is once it has been fast: then it is closed under its sender
+        first.protocol.pace.size = (
+            CHUNK_MAX  # as on a path that was fast; such a path is closed although it holds a sender
+        )
         nursery.start_soon(alice.pipe.send_all, bytes(1 << 20))
         assert (await alice.pipe.wait_path_change()).state is SUSPECT
         assert first.holds_a_sender
@@ -200,7 +202,7 @@ async def test_the_iteration_ends_with_a_broken_link() -> None:
 
 async def test_a_change_that_comes_as_somebody_begins_to_wait_for_one_is_told() -> None:
     async with lasting() as (alice, _bob):
-        cut(alice)  # known here with the next step of its reader
+        cut(alice)  # Alice's reader notices at its next step
         assert (await alice.pipe.wait_path_change()).state is PathState.SUSPENDED
 
 

@@ -1,4 +1,4 @@
-"""`Node.peers`: what a node tells of those that it has Links with."""
+"""`Node.peers`: what a node reports about the peers to which it has Links."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_both_sides_tell_of_their_link() -> None:
             await theirs.aclose()
         await wait_until(lambda: not both.bob.peers())
         assert both.alice.peers() == ()
-        assert ours.pipes == 1  # a snapshot
+        assert ours.pipes == 1  # it was a snapshot
 
 
 async def test_bytes_are_of_all_pipes_and_of_those_that_are_closed_too() -> None:
@@ -101,7 +101,7 @@ async def test_a_path_that_is_suspected_or_gone() -> None:
         link = link_of(ours)
         link.protocol.life.life = Life.SUSPECT
         assert both.alice.peers()[0].state is PathState.SUSPECT
-        link.hint()  # the Link looks at it
+        link.hint()  # makes the Link take note of the new state
         (status,) = both.alice.peers()
         assert status.path_since >= began + 5
         assert status.since == began
@@ -112,4 +112,4 @@ async def test_a_path_that_is_suspected_or_gone() -> None:
         assert (await ours.wait_path_change(known)).state is PathState.SUSPENDED
         (status,) = both.alice.peers()
         assert status.state is PathState.SUSPENDED
-        assert status.path.plugin == known.plugin  # by which it has travelled last
+        assert status.path.plugin == known.plugin  # the path that was used last

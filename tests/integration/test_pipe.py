@@ -24,7 +24,7 @@ Makers = tuple[Callable[[], Awaitable[tuple[Pipe, Pipe]]], Callable[[], Awaitabl
 
 
 def makers(nursery: trio.Nursery, family: int = trio.socket.AF_INET) -> Makers:
-    """A maker of Pipes, and one of Pipes whose credit is used up to the byte in both directions."""
+    """A maker of Pipes, and a maker of Pipes whose credit is used up to the last byte in both directions."""
 
     async def maker() -> tuple[Pipe, Pipe]:
         alice, bob = await open_ends(nursery, await connect_ends(family), goodbye=HANG)
@@ -144,11 +144,11 @@ async def test_a_ping_on_a_path_that_is_gone() -> None:
 
             nursery.start_soon(ping)
             bob.link.close_nowait()
-        await ping()  # and when it was gone before
+        await ping()  # the Link was gone before this call
 
 
 async def test_a_ping_tells_of_a_peer_that_aborted_before_it_had_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both had said their ends, and ours was still on its way."""
+    """Both sides had ended their directions, and our end had not arrived yet."""
     async with linked() as (alice, bob):
         await trio.testing.wait_all_tasks_blocked(0.005)
         receive, go_on = bob.link.carrier.receive, trio.Event()
@@ -272,7 +272,7 @@ async def test_after_a_close_here_every_call_says_so(way: str) -> None:
         await trio.testing.wait_all_tasks_blocked(0.005)
         if way == "after eof":
             await alice.pipe.send_eof()
-        if way == "end_nowait":  # the node ends its Links when it is left
+        if way == "end_nowait":  # as the node does when it is left
             alice.link.end_nowait()
         else:
             await alice.pipe.aclose()
@@ -281,7 +281,7 @@ async def test_after_a_close_here_every_call_says_so(way: str) -> None:
                 with pytest.raises(trio.ClosedResourceError, match="this pipe was closed"):
                     await call()
             await alice.pipe.aclose()
-            await alice.ended.wait()  # and it stays so when the Link is gone
+            await alice.ended.wait()  # the error stays the same when the Link is gone
 
 
 async def test_a_close_here_wakes_whoever_waits() -> None:
@@ -300,7 +300,7 @@ async def test_a_close_here_wakes_whoever_waits() -> None:
 
 
 async def test_a_close_while_the_kernel_makes_a_sender_wait() -> None:
-    """The sender learns of it at the latest when the goodbye is over."""
+    """The blocked sender learns of the close at the latest when the goodbye is over."""
     async with linked(await connect_sockets(buffers=16384), goodbye=0.05) as (alice, bob):
         block = trio.Event()
         bob.link._openings.take = lambda _pipe: RefuseReason.BUSY
@@ -418,7 +418,7 @@ async def test_what_was_closed_well_reads_as_finished(way: Callable[[Pipe], Awai
     async with linked() as (alice, bob):
         await alice.pipe.send_all(b"all")
         await way(alice.pipe)
-        await trio.aclose_forcefully(alice.pipe)  # an end that was said is not taken back
+        await trio.aclose_forcefully(alice.pipe)  # an end that was sent is not taken back
         alice.pipe.abort()
         assert [await bob.pipe.receive_some() for _ in range(2)] == [b"all", b""]
 
@@ -460,7 +460,7 @@ async def test_an_abort_wakes_whoever_waits_at_both_ends_and_nobody_else(waits: 
 
 
 async def test_an_abort_in_the_middle_of_a_send_reaches_the_peer_behind_what_went_out() -> None:
-    """The process is going down: what is left of it are the goodbyes."""
+    """As in a process that is shutting down, which only sends its goodbyes."""
     async with linked(await connect_sockets(buffers=16384)) as (alice, bob):
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery, alice.pipe:
@@ -512,10 +512,10 @@ async def test_sending_waits_for_credit_and_for_nothing_else() -> None:
 
 
 async def test_a_send_that_fits_costs_one_checkpoint_and_no_task_switch() -> None:
-    """What a bulk transfer's speed rests on: 64 KiB are encrypted and sent in the sender's own task, in one step.
+    """The speed of bulk transfers depends on this: 64 KiB are encrypted and sent in the sender's own task, in one step.
 
-    On a busy machine the Link's own task may just be sending something, and the sender hands over less at a time
-    (`warpgate_trio.link.pace`): then the next send is looked at.
+    On a busy machine the Link's own task may be sending at that moment, or the sender may hand over less at a time
+    (`warpgate_trio.link.pace`).  In that case the next send is tried.
     """
     me = trio.lowlevel.current_task()
     steps: list[trio.lowlevel.Task] = []
@@ -555,7 +555,7 @@ async def test_what_a_cancelled_sender_left_goes_out_without_it(monkeypatch: pyt
             await alice.pipe.send_all(bytes(120_000))
         assert scope.cancelled_caught
         assert alice.link.carrier.owed
-        begun = alice.pipe._channel.sent - 1  # frames that were encrypted as wholes
+        begun = alice.pipe._channel.sent - 1  # only whole frames are encrypted
         assert 0 < begun < 120_000
         go_on.set()
         received = 0

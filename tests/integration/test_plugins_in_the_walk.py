@@ -1,4 +1,4 @@
-"""Plugins of third parties in real walks: what they may do, and how what they do wrong is contained.
+"""Third-party plugins in real walks: what they may do, and how their mistakes are contained.
 
 The promises are those of docs/writing_a_plugin.md.
 """
@@ -41,7 +41,7 @@ async def test_an_own_plugin_wins_a_walk() -> None:
 
 
 async def test_both_halves_of_a_plugin_talk() -> None:
-    """The initiator's half asks, the peer's half dials: messages, inbound links, and what run() sees on either side."""
+    """The initiator's half asks, the peer's half dials: messages, inbound Links, and the state that each run() sees."""
     seen: list[tuple[object, ...]] = []
 
     class Ask(PathRequest, frozen=True):

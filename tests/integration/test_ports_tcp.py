@@ -1,4 +1,4 @@
-"""One local TCP port with all that punching wants of it: on the kernel's loopback and in the simulator."""
+"""One local TCP port with all that punching needs: on the kernel's loopback and in the simulator."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def it_listens_and_connects_from_one_port(port: TcpPort) -> None:
 
 @check
 async def two_ports_that_connect_to_each_other_become_one_connection(port: TcpPort) -> None:
-    """Whoever is first: the other one's connect says EADDRNOTAVAIL, and its listener has it."""
+    """One connect succeeds; the other fails with EADDRNOTAVAIL, and that side's listener gets the connection."""
     other = await TcpPort.open(port.local[0])
     made: list[trio.socket.SocketType] = []
     try:
@@ -280,7 +280,7 @@ async def a_question_is_cancelled_anywhere(port: TcpPort) -> None:
 
 @check
 async def closing_while_a_server_is_being_connected_leaves_nothing(port: TcpPort) -> None:
-    """An attempt may end, and close the port that it took, while the service is still asking another server."""
+    """An attempt may end, and close its port, while the service still queries a server from that port."""
     async with stun_server(port.local[0]) as server:
         for wait in range(8):
             fresh = await TcpPort.open(port.local[0])

@@ -1,4 +1,4 @@
-"""A UDP port that many share: the same checks on the kernel's sockets and on the simulator's."""
+"""A UDP port with many users: the same checks on the kernel's sockets and on the simulator's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ADDRESSES = ["127.0.0.1", "::1"]
 
 
 class Ends:
-    """A port, and a plain socket beside it that plays everybody else."""
+    """A port, and a plain socket that plays all other parties."""
 
     def __init__(self, ports: UdpPorts, port: UdpPort, other: DatagramSocket) -> None:
         self.ports, self.port, self.other = ports, port, other
@@ -47,7 +47,7 @@ class Ends:
         return [data for data, _ in await self.other.receive_batch(limit)]
 
     async def answer(self, *, tell: TransportAddress | None = None, ignore: int = 0) -> bytes:
-        """Be a STUN server for one request; returns what was sent."""
+        """Acts as a STUN server for one request; returns the answer that was sent."""
         while True:
             for data, source in await self.other.receive_batch():
                 if ignore:
@@ -158,7 +158,7 @@ async def probes_go_to_who_listens_for_them_and_answers_go_back(each: Ends) -> N
     await each.say(request, b"\x40")
     assert seen == [(request, each.other.local)]
     assert await each.hear() == [b"\x40 answer"]
-    assert await path.receive() == [b"\x40"]  # probes and QUIC beside each other
+    assert await path.receive() == [b"\x40"]  # probes and QUIC share the port
     each.port.listen_for_probes(None)
     await each.say(request)
     assert len(seen) == each.port.dropped == 1
@@ -198,7 +198,7 @@ async def a_source_with_a_handler_has_everything_of_it(each: Ends) -> None:
 
 @check
 async def an_answer_is_found_before_the_handler_of_its_source(each: Ends) -> None:
-    """A TURN server has a handler, and is asked things over the same port."""
+    """A TURN server has a handler, and is also sent requests over the same port."""
     seen: list[bytes] = []
 
     def handle(data: bytes, source: TransportAddress) -> list[Datagram]:
@@ -232,10 +232,10 @@ async def who_names_a_request_of_ours_from_elsewhere_answers_nothing(each: Ends)
         await trio.testing.wait_all_tasks_blocked()
         each.port.listen_for_probes(handle)
         await each.say(forged)
-        assert seen == []  # no probe either
+        assert seen == []  # not taken for a probe either
         with each.port.handler(each.other.local, handle):
             await each.say(forged)
-        assert seen == [forged]  # whose source has a handler is judged by that
+        assert seen == [forged]  # the source's handler gets it
         assert not transaction.done
         nursery.cancel_scope.cancel()
     asked.close()
@@ -243,7 +243,7 @@ async def who_names_a_request_of_ours_from_elsewhere_answers_nothing(each: Ends)
 
 @check
 async def a_request_of_any_method_is_answered(each: Ends) -> None:
-    """A TURN server's first answer to Allocate (0x003) is an error that says how to ask again."""
+    """A TURN server's first response to Allocate (0x003) is an error that says how to authenticate."""
     transaction = StunTransaction(encode(0x003, MessageClass.REQUEST, bytes(12)), each.other.local)
 
     async def refuse() -> None:
@@ -264,7 +264,7 @@ async def a_request_of_any_method_is_answered(each: Ends) -> None:
 
 @check
 async def a_datagram_on_which_a_handler_fails_is_dropped(each: Ends) -> None:
-    """A port's task runs in the node: what hostile bytes trip over ends neither that, nor what else uses the port."""
+    """A port's task runs in the node.  A handler that fails over hostile bytes must end neither it nor the port."""
     errors: list[BaseException] = [ZeroDivisionError("a bug"), PanicException("in Rust")]
 
     def fail(data: bytes, source: TransportAddress) -> list[Datagram]:
@@ -308,7 +308,7 @@ async def there_is_one_path_to_a_remote(each: Ends) -> None:
     path.close_nowait()
     path.close_nowait()
     again = each.port.open_path(each.other.local)
-    path.close_nowait()  # an old one takes nothing from it
+    path.close_nowait()  # closing the old path again does not affect the new one
     await each.say(b"\x40")
     assert await again.receive() == [b"\x40"]
 
@@ -383,7 +383,9 @@ async def receiving_is_a_checkpoint_and_loses_nothing_when_cancelled(each: Ends)
             got += await path.receive()
     assert got == [b"\x40%d" % each for each in range(number)]
     await each.say(b"\x40last")
-    await trio.testing.wait_all_tasks_blocked(0.01)  # so that it is there already, which must make no difference
+    await trio.testing.wait_all_tasks_blocked(
+        0.01
+    )  # the datagram is there before the call, which must make no difference
     with trio.testing.assert_checkpoints():
         assert await path.receive() == [b"\x40last"]
 
@@ -429,7 +431,7 @@ async def a_lost_request_is_repeated(each: Ends) -> None:
 
 @check
 async def a_dead_server_costs_what_rfc_8489_says(each: Ends) -> None:
-    each.port.mapped[each.other.local] = each.mapped  # of before
+    each.port.mapped[each.other.local] = each.mapped  # from an earlier query
     started = trio.current_time()
     with pytest.raises(StunTimeout):
         await each.port.query(each.other.local, rto=0.01, tries=3)
@@ -464,7 +466,7 @@ def encode_error() -> Callable[[bytes], bytes]:
 
 @check
 async def nobody_else_answers_for_a_server(each: Ends) -> None:
-    """Nor does a stranger's answer end the question."""
+    """A stranger's answer is ignored, and does not end the query."""
     stranger = await DatagramSocket.bind((each.other.local[0], 0))
     probes: list[bytes] = []
 
@@ -484,7 +486,7 @@ async def nobody_else_answers_for_a_server(each: Ends) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(answer)
             assert (await each.port.query(each.other.local, rto=1.0, tries=1)).mapped == each.mapped
-        assert probes == []  # it is our transaction all the same, so no probe
+        assert probes == []  # it names our transaction, so it is no probe
     finally:
         stranger.close()
 
@@ -532,7 +534,7 @@ async def ports_are_bounded(each: Ends) -> None:
             refused += 1
 
     try:
-        async with trio.open_nursery() as nursery:  # at the same time, so that all of them see the room that there is
+        async with trio.open_nursery() as nursery:  # at the same time, so that each sees the free room
             for _ in range(5):
                 nursery.start_soon(more)
         assert (len(opened), refused, len(each.ports)) == (2, 3, 3)

@@ -1,4 +1,4 @@
-"""A commit that the peer has promised to accept: the Pipe is there at once, and good for what any Pipe is."""
+"""A commit that the peer has promised to accept: the Pipe is there at once, and does all that any Pipe does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from warpgate_trio.link import EARLY_DATA_LIMIT, Link, RefuseReason
 from warpgate_trio.link.states import LinkState
 
 GOODBYE: Final = 0.05
-"""Seconds for the last words: in some tests one end is left open."""
+"""Seconds for a goodbye: in some tests one end stays open."""
 pytestmark = pytest.mark.usefixtures("carrier_kind")
 
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("carrier_kind")
 async def promised(
     early_data: bytes = b"", *, patience: float = HANG
 ) -> AsyncGenerator[tuple[End, Link, trio.Nursery]]:
-    """Alice's end, driven and not accepted, Bob's proven Link, and a nursery that lives until both have ended."""
+    """Alice's end, driven but not accepted yet, Bob's proven Link, and a nursery that lives until both have ended."""
     with trio.fail_after(HANG):
         alice, bob = await proven_links()
         pipe = await alice.commit(
@@ -74,7 +74,7 @@ async def test_before_the_accept_there_is_credit_for_early_data_alone() -> None:
         nursery.start_soon(alice.pipe.send_all, bytes(size))
         await bob.receive_commit()
         await trio.testing.wait_all_tasks_blocked(0.002)
-        assert 0 < alice.pipe._channel.sent <= EARLY_DATA_LIMIT  # less where a busy sender's chunks are small
+        assert 0 < alice.pipe._channel.sent <= EARLY_DATA_LIMIT  # less if a busy sender's chunks are small
         theirs = await accept(bob, nursery)
         got = 0
         while got < size:

@@ -1,4 +1,4 @@
-"""Whole nodes whose servers are known to a proxy alone: they register through it, and say what it says against it."""
+"""Whole nodes whose servers only a proxy can reach: they register through it, and report its refusals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIGNAL, BROKER = "signal.example.org", "broker.example.org"
 
 
 def company(**variables: str) -> LoopbackHost:
-    """A machine with such an environment."""
+    """A host with these environment variables."""
     return LoopbackHost(variables=variables)
 
 
@@ -46,7 +46,7 @@ def config(*servers: str, proxy: str = "env", ca_file: Path | None = None) -> No
 
 
 async def wait_error(node: Node) -> str:
-    """Of its only server."""
+    """Waits for an error of the node's only server, and returns it."""
     with trio.fail_after(HANG):
         await wait_until(lambda: node.signal_servers[0].last_error is not None)
     return node.signal_servers[0].last_error or ""
@@ -124,7 +124,7 @@ async def test_a_proxy_that_holds_the_line_is_told_from_a_silent_server(monkeypa
 
 @pytest.mark.usefixtures("jumping_clock")
 async def test_a_name_that_is_the_proxys_affair_is_not_what_was_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A STUN server of the same name is asked directly, and cannot be resolved."""
+    """A STUN server of the same name is reached without the proxy, and its name cannot be resolved here."""
     monkeypatch.setattr(keeper_module, "CONNECT_TIMEOUT", 0.05)
 
     class NoNames(trio.abc.HostnameResolver):

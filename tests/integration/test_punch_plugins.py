@@ -1,4 +1,4 @@
-"""udp_punch and tcp_punch on real sockets, or simulated ones where time counts: two nodes, and what may go wrong."""
+"""udp_punch and tcp_punch between two nodes, and what may go wrong: real sockets, or simulated ones if time matters."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_two_nodes_on_one_machine(name: str, af: int) -> None:
 
 
 def own_network() -> InterfaceAddress | None:
-    """An address of this machine in some network: packets to it stay inside the machine."""
+    """An IPv4 address of this machine in a real network, if any; packets to it do not leave the machine."""
     for interface in machine.RealHost().interfaces():
         for each in interface.addresses:
             usable = not (each.ip.is_loopback or each.ip.is_link_local)
@@ -89,7 +89,7 @@ def own_network() -> InterfaceAddress | None:
 
 
 class LanHost:
-    """A machine that has an address in a network, and nothing else."""
+    """A machine whose only address is `address`."""
 
     def __init__(self, address: InterfaceAddress, name: bytes) -> None:
         self._base = LoopbackHost(fingerprint=name.ljust(32, b"\0"))
@@ -106,7 +106,7 @@ class LanHost:
 
 
 def a_message(kind: type[Message], candidates: Sequence[TransportAddress] = ()) -> Message:
-    """One of a plugin's messages with something plausible in it."""
+    """A message of that kind with plausible content."""
     told = to_candidates(candidates)
     if kind is MeetMeByUdp:
         return MeetMeByUdp(candidates=told)
@@ -120,7 +120,7 @@ def a_message(kind: type[Message], candidates: Sequence[TransportAddress] = ()) 
 async def with_peer(
     base: type[Plugin], run: Callable[[Plugin, Message], Awaitable[Any]]
 ) -> AsyncGenerator[tuple[Node, Node]]:
-    """Alice, who has the real plugin, and Bob, whose half of it does something else."""
+    """Alice, who has the real plugin, and Bob, whose half of it runs `run`."""
 
     async def other(self: Plugin, reply: Message | None = None) -> Any:
         assert reply is not None
@@ -172,7 +172,7 @@ async def test_a_peer_that_gives_up_later_too(base: type[Plugin], answer: type[M
 async def test_a_peer_that_says_something_else(base: type[Plugin], answer: type[Message]) -> None:
     async def run(self: Plugin, reply: Message) -> Any:
         request: Any = reply
-        await self.send_signal(request)  # what it was sent
+        await self.send_signal(request)  # sends back what it received
         await trio.sleep_forever()
 
     async with with_peer(base, run) as (alice, bob):
@@ -195,7 +195,7 @@ async def test_a_peer_that_names_no_place_to_be_met_at(
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("where", [[], [Candidate(bytes([203, 0, 113, 9]), 9)]], ids=["nothing", "elsewhere"])
 async def test_a_caller_that_names_no_place_to_be_met_at(name: str, where: list[Candidate]) -> None:
-    """The responder's half fails, and says so without detail."""
+    """The responder's half fails, and reports that without detail."""
     base: Any = UdpPunch if name == "udp_punch" else TcpPunch
 
     async def run(self: Plugin, reply: Message | None = None) -> Any:
@@ -230,7 +230,7 @@ async def test_a_caller_that_names_no_place_to_be_met_at(name: str, where: list[
 @pytest.mark.slow("a call for each tick of a walk")
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_call_is_cancelled_at_any_moment(name: str) -> None:
-    """At each of the first ticks of the scheduler, and at some later ones: nothing is left on either side."""
+    """Cancelled at each of the first scheduler ticks, and at some later ones, it leaves nothing on either side."""
     async with open_pair(plugins=[name], budgets=FAST) as both:
         pipes: list[Pipe] = []
         for ticks in (*range(0, 60, 3), 80, 120, 200):
@@ -295,7 +295,10 @@ async def test_a_peer_without_a_socket(name: str, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("machines", [1, 2])
 async def test_two_nodes_at_one_address_in_a_network(name: str, machines: int) -> None:
-    """On one machine they meet there; by the fingerprints of two, what each is told is its own address."""
+    """On one machine they meet at that address.
+
+    With the fingerprints of two machines, the address that each is given is its own, so they send nothing and fail.
+    """
     address = own_network()
     if address is None:
         pytest.skip("this machine has no IPv4 address but loopback")
@@ -321,15 +324,15 @@ async def test_two_nodes_at_one_address_in_a_network(name: str, machines: int) -
             await no_ports(alice, bob)
 
 
-# -- where time counts, by a clock that jumps --------------------------------------------------------------------------
+# -- if time matters, with a clock that jumps --------------------------------------------------------------------------
 
 TIMEOUT = 3.0
 BOTH_OPEN = PeerPair.between(None, rtt=RTT)
-"""Two machines that can be reached by everybody."""
+"""Two machines without NATs, which anybody can reach."""
 
 
 def runs_out_of_time(kind: type[Plugin]) -> None:
-    """A call by a plugin takes the time that it was given, to the millisecond, and no error is what ended it."""
+    """Checks that a call by this plugin takes exactly its timeout, to the millisecond, and ends without an error."""
 
     async def main(nodes: NodePair) -> None:
         with pytest.raises(ConnectError) as caught:
@@ -365,7 +368,7 @@ def test_a_peer_that_stays_silent_costs_the_timeout(base: Any, answer: type[Mess
 @pytest.mark.slow("two nodes with TLS, in a world with a server")
 @pytest.mark.parametrize(("base", "answer"), PLUGINS, ids=NAMES)
 def test_messages_that_are_too_many_are_dropped(base: Any, answer: type[Message]) -> None:
-    """Those that find no room where they wait for the plugin; and the plugin, that of those only one matters."""
+    """The node drops messages that do not fit the plugin's queue; of those that fit, the plugin uses only one."""
     heard: list[Message] = []
 
     class Talking(base):  # type: ignore[misc]
@@ -379,7 +382,7 @@ def test_messages_that_are_too_many_are_dropped(base: Any, answer: type[Message]
 
         async def receive_signal(self) -> Message:
             if not heard:
-                await trio.sleep(TIMEOUT / 2)  # virtual: all have come by then
+                await trio.sleep(TIMEOUT / 2)  # virtual time: all have arrived by then
             heard.append(await super().receive_signal())
             return heard[-1]
 
@@ -391,7 +394,7 @@ def test_messages_that_are_too_many_are_dropped(base: Any, answer: type[Message]
 
 
 async def test_one_spray_at_a_time_is_counted_by_where_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not by what the request names first: that may be a place that nobody sprays at."""
+    """The first candidate of the request does not count, since it may be one that nobody sprays."""
 
     class Stop(Exception):
         pass

@@ -1,4 +1,4 @@
-"""The rendezvous server and a channel to it, over real sockets and real TLS, with all that either can do wrong."""
+"""The rendezvous server and a channel to it, over real sockets and real TLS, with all that either side can do wrong."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def channel_to(
 
 @asynccontextmanager
 async def by_hand(server: RendezvousServer, identity: Identity | None = None) -> AsyncGenerator[WebSocket]:
-    """A client that does what the test says; registered when it has an identity, else just challenged."""
+    """A client under the test's control: registered if it has an identity, else only challenged."""
     async with open_websocket(server.url, max_message=2 * wire.MAX_FRAME, close_timeout=0.05) as websocket:
         challenge = wire.decode_from_server(await websocket.receive())
         assert isinstance(challenge, wire.Challenge)
@@ -74,7 +74,7 @@ async def expect_error(websocket: WebSocket, code: wire.ErrorCode) -> str:
     return error.text
 
 
-# --- what it is for ---
+# --- signals ---
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=pytest.mark.needs("ipv6"))])
@@ -179,7 +179,7 @@ async def test_a_wrong_signature() -> None:
 
 
 async def test_challenges_differ() -> None:
-    """Or a registration could be repeated."""
+    """Otherwise a registration could be replayed."""
     async with open_rendezvous() as server:
         challenges = []
         for _ in range(2):
@@ -246,7 +246,7 @@ async def test_the_oldest_connection_is_replaced() -> None:
 
 
 async def test_a_server_that_is_shut_down_tells_all_clients_to_go_away() -> None:
-    """The registered, the unregistered, and one that comes in that moment."""
+    """This includes registered and unregistered clients, and one that connects at that moment."""
     async with open_rendezvous() as server:
         async with by_hand(server, ALICE) as registered, by_hand(server) as stranger:
             await server.drain()
@@ -280,7 +280,7 @@ async def test_a_signal_that_waits_goes_before_the_server_is_shut_down() -> None
 
 @pytest.mark.usefixtures("jumping_clock")
 async def test_who_shuts_the_server_down_waits_as_long_as_he_wants(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And his last word for a moment, where a client reads nothing at all."""
+    """Once the wait is cancelled, a client that reads nothing delays the end by `LAST_WORD` at most."""
     monkeypatch.setattr(rendezvous_shell, "LAST_WORD", 0.02)
     limits = RendezvousLimits(send_burst=10_000, write=100 * HANG)
     async with (
@@ -313,10 +313,10 @@ async def test_connections_are_limited() -> None:
 
 @asynccontextmanager
 async def bob_who_does_not_read(server: RendezvousServer) -> AsyncGenerator[None]:
-    """Registered, with a small receive buffer that nobody empties."""
+    """Registers Bob, whose small receive buffer nobody empties."""
     listener = trio.socket.socket()
     with listener:
-        # A forwarder between Bob and the server, which stops to read once Bob is registered.
+        # A forwarder between Bob and the server, which stops reading once Bob is registered.
         await listener.bind(("127.0.0.1", 0))
         listener.listen()
         stopped = trio.Event()
@@ -383,7 +383,7 @@ async def test_the_time_for_a_write_ends_with_it() -> None:
     async with open_rendezvous(limits=limits) as server, channel_to(server, ALICE) as alice:
         assert await alice.send(ALICE.public_key, b"x") is Delivery.DELIVERED
         assert await alice.receive() == b"x"
-        await trio.sleep(3 * limits.write)  # nothing may come of it
+        await trio.sleep(3 * limits.write)  # this must have no effect
         assert await alice.send(ALICE.public_key, b"y") is Delivery.DELIVERED
         assert await alice.receive() == b"y"
 
@@ -429,21 +429,21 @@ async def test_a_server_that_goes_back_to_version_1() -> None:
             pass
 
 
-# --- what is sent goes out behind the registration ---
+# --- what is sent right behind the registration ---
 
 
 @asynccontextmanager
 async def channel_at_once(
     url: str, identity: Identity, registrant: wire.Registrant | None = None
 ) -> AsyncGenerator[SignalChannel]:
-    """One that is handed out before the server has said a word about our registration."""
+    """A channel that is handed out before the server has answered the registration."""
     async with open_channel(ServerUrl.parse(url), identity, registrant=registrant, at_once=True) as channel:
         yield channel
 
 
 @pytest.mark.parametrize("first", [wire.Sent, wire.Registered])
 async def test_a_send_does_not_wait_to_be_registered(first: type[wire.FromServer]) -> None:
-    """And a server may answer the two in either order."""
+    """A server may answer the registration and the message in either order."""
     told = trio.Event()
 
     async def handler(websocket: WebSocket) -> None:
@@ -507,7 +507,7 @@ async def test_a_server_that_goes_back_to_version_1_gets_no_send_either() -> Non
     async with websocket_server(handler) as url:
         dialled = ServerUrl.parse(url)
         name = wire.server_name(dialled.host, dialled.port)
-        registrant.answer(ALICE, wire.Challenge(bytes(32), 2), name)  # it spoke version 2 before
+        registrant.answer(ALICE, wire.Challenge(bytes(32), 2), name)  # as if it had spoken version 2 before
         with pytest.raises(SignalUnavailable, match="claims version 1 now"):
             async with channel_at_once(url, ALICE, registrant):
                 pytest.fail("opened")
@@ -531,9 +531,9 @@ async def test_a_channel_that_is_cancelled_before_it_is_registered() -> None:
 
 @asynccontextmanager
 async def relaying_to(server: RendezvousServer, *, version: int) -> AsyncGenerator[tuple[str, list[bytes]]]:
-    """A hostile server: whoever connects to it is asked to answer another server's challenge, in version 1 or 2.
+    """A hostile server that makes its clients answer another server's challenge, in version 1 or 2.
 
-    Yields its URL, and what that server says to the answers.
+    Yields its URL, and what the other server replies to these answers.
     """
     answers: list[bytes] = []
     own = [wire.SUBPROTOCOL] if version == 2 else []
@@ -616,7 +616,7 @@ class EverythingIsHere(trio.abc.HostnameResolver):
 
 
 def everything_is_here() -> None:
-    """Every host name is 127.0.0.1."""
+    """Makes every host name resolve to 127.0.0.1."""
     trio.socket.set_custom_hostname_resolver(EverythingIsHere())
 
 
@@ -649,7 +649,7 @@ async def test_names_that_a_server_knows(dialled: str, public: list[str]) -> Non
     ids=["told nothing", "by its address", "at another port"],
 )
 async def test_names_that_a_server_does_not_know(dialled: str, public: list[str]) -> None:
-    """The Host header says the name too; who relays writes it himself."""
+    """The Host header has the name too, but proves nothing: whoever relays a challenge writes that header."""
     everything_is_here()
     async with open_rendezvous(public_urls=public) as server:
         name = f"{dialled}:{server.port}"
@@ -662,7 +662,7 @@ async def test_names_that_a_server_does_not_know(dialled: str, public: list[str]
 
 @pytest.mark.parametrize("dialled", ["box", "BOX.lan", "box.lan."])
 async def test_a_server_knows_the_name_of_its_machine(dialled: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in one LAN, or among containers: its administrator gave it that name, no client can."""
+    """This serves LANs and containers: the machine's administrator chose that name, and no client can."""
     everything_is_here()
     monkeypatch.setattr("socket.gethostname", lambda: "Box.lan")
     async with open_rendezvous() as server, channel_to(f"ws://{dialled}:{server.port}", ALICE):
@@ -755,7 +755,7 @@ async def test_a_server_that_says_nothing() -> None:
 
 @asynccontextmanager
 async def registered_with(behaviour: Callable[[WebSocket], Awaitable[None]]) -> AsyncGenerator[SignalChannel]:
-    """A channel to a server that registers everybody and then does as the test says."""
+    """A channel to a server that registers everybody and then does what the test wants."""
 
     async def handler(websocket: WebSocket) -> None:
         await websocket.send(wire.Challenge(bytes(32)).encode())
@@ -813,12 +813,12 @@ async def test_an_answer_that_nobody_waits_for() -> None:
 
 @pytest.mark.slow("0.2 s of it is the polite close, which a dead server does not answer either")
 async def test_a_server_without_pongs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its kernel still acknowledges, so TCP would notice nothing."""
+    """The server's kernel still acknowledges data, so TCP would not notice."""
     monkeypatch.setattr(websocket_channel, "PING_INTERVAL", 0.01)
     monkeypatch.setattr(websocket_channel, "PONG_TIMEOUT", 0.02)
 
     async def behaviour(websocket: WebSocket) -> None:
-        await trio.sleep_forever()  # two messages that nobody takes, and no task reads the pings behind them
+        await trio.sleep_forever()  # nobody takes the messages, so no task reads the pings behind them
 
     async with registered_with(behaviour) as channel:
         async with trio.open_nursery() as nursery:
@@ -842,7 +842,7 @@ async def test_payloads_that_nobody_receives_are_dropped() -> None:
         await websocket.receive()
 
     async with registered_with(behaviour) as channel:
-        assert await channel.send(bytes(32), b"x") is Delivery.DELIVERED  # all 70 came before the answer
+        assert await channel.send(bytes(32), b"x") is Delivery.DELIVERED  # all 70 messages came before this answer
         assert isinstance(channel, websocket_channel.WebSocketChannel)
         assert channel.dropped == 6
         assert [await channel.receive() for _ in range(64)] == [bytes([number]) for number in range(64)]
@@ -886,7 +886,7 @@ async def test_cancelled_at_any_step_of_the_opening() -> None:
 
 @final
 class Scripted:
-    """What the server's handler needs of a `WebSocket`; what the client says comes when the test says."""
+    """The parts of a `WebSocket` that the server's handler needs; the test decides when the client sends what."""
 
     last_heard = 0.0
     subprotocol = None
@@ -916,7 +916,7 @@ class Scripted:
         await wait_until(lambda: len(self.heard) == 2)
 
 
-@pytest.mark.parametrize("_", range(20))  # Trio shuffles the tasks of a step; one order of two is the one that matters
+@pytest.mark.parametrize("_", range(20))  # Trio shuffles the tasks of a step; only one of the two orders matters
 async def test_a_receiver_that_leaves_at_the_same_moment_does_not_cost_the_sender_its_connection(_: int) -> None:
     rendezvous = Rendezvous()
     async with open_background_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""Peers that are not let in any more: `Node.revoke`, and what is asked again after a long time without a path."""
+"""Peers that are no longer let in: `Node.revoke`, and the rule that is asked again after a long time without a path."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("jumping_clock")
 
 
 async def breaks(pipe: Pipe, match: str) -> trio.BrokenResourceError:
-    """Every call on a Pipe says that it is broken."""
+    """Checks that every call on a Pipe raises `BrokenResourceError`; returns the error."""
     errors: list[trio.BrokenResourceError] = []
     with trio.fail_after(HANG):
         for call in (pipe.receive_some, partial(pipe.send_all, b"x"), pipe.ping, pipe.open_pipe, pipe.wait_path_change):
@@ -52,7 +52,7 @@ async def test_a_revoked_peer_loses_its_pipes_and_both_ends_say_why(by: str) -> 
         node, peer = (both.alice, both.bob) if by == "the caller" else (both.bob, both.alice)
         here, there = ((ours, further), (theirs, others))[:: 1 if by == "the caller" else -1]
         assert await node.revoke(peer.peer_id) == 1
-        if by == "the caller":  # what has come may be read
+        if by == "the caller":  # what has arrived may still be read
             assert await theirs.receive_some() == b"before"
         for pipe in here:
             if pipe is theirs:
@@ -129,7 +129,7 @@ async def test_others_are_not_concerned_and_a_later_call_is_judged_as_ever() -> 
 
 @contextmanager
 def no_new_paths() -> Iterator[None]:
-    """Nobody searches for one."""
+    """Keeps nodes from searching for new paths."""
 
     async def nothing(*_: object) -> None:
         await trio.lowlevel.checkpoint()
@@ -140,7 +140,7 @@ def no_new_paths() -> Iterator[None]:
 
 
 async def test_nobody_comes_back_to_what_was_revoked_without_a_path() -> None:
-    """The peer, which could not be told, hears it when it has found a path; searches for it have ended here."""
+    """The peer could not be told, and learns it when it finds a path; this side no longer searches for one."""
     async with pipes() as (ours, theirs, both):
         await theirs.ping()
         link = link_of(theirs)
@@ -205,7 +205,7 @@ async def test_an_answer_that_revoke_has_overtaken_is_asked_for_again() -> None:
 
 @pytest.mark.parametrize("stays", [False, True])
 async def test_so_is_one_about_a_signal(stays: bool) -> None:
-    """Who is not let in any more does not hear once more where this node is."""
+    """A peer that is no longer let in does not get the node's address again."""
     answers: list[trio.Event] = []
     allowed = True
 
@@ -278,7 +278,7 @@ async def test_what_is_said_is_a_goaway_that_any_release_reads(nursery: trio.Nur
 
 @dataclass
 class Rule:
-    """Who is let in, and how often that was asked."""
+    """An `authorize` that counts its calls; `allowed` is its answer."""
 
     allowed: bool = True
     asked: list[str] = field(default_factory=list)
@@ -291,7 +291,7 @@ class Rule:
 
 @asynccontextmanager
 async def away(rule: Rule, seconds: float) -> AsyncGenerator[tuple[Pipe, Pipe, Node]]:
-    """A Pipe that was without a path for so long, about to find one again; the caller has a rule of its own."""
+    """A Pipe that was without a path for so long, and may find one again now; the caller's own rule is never asked."""
     callers = Rule(allowed=False)
     async with (
         open_rendezvous() as server,

@@ -1,4 +1,4 @@
-"""What a stranger cannot do to a node; docs/threat_model.md names each of these tests."""
+"""What a stranger cannot do to a node; docs/threat_model.md refers to each of these tests."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def sealed(
 
 
 def give(node: Node, blob: bytes) -> str:
-    """Hand a node a blob as a server would; returns the outcome that it counted."""
+    """Hands a node a blob as a server would; returns the outcome that the node counted."""
     counters = node._runtime.router.counters
     before = counters.copy()
     node._runtime.router.handle(Incoming(blob, "ws://127.0.0.1:1"))
@@ -92,7 +92,7 @@ async def test_messages_cannot_be_replayed() -> None:
         blob = sealed(ALICE, bob.address, address_of(ALICE, port=1), Cancel(), owner="core")
         assert give(bob, blob) == "Accepted"
         assert give(bob, blob) == "Replayed"
-        # Sealed again, the same signed message is still the same message.
+        # The same signed message, sealed again, is still the same message.
         plaintext = BOB.open_sealed(blob[1:], info=CONTEXT)
         again = blob[:1] + seal(bob.address.sealing_key, plaintext, info=CONTEXT)
         assert again != blob
@@ -106,7 +106,7 @@ async def test_messages_cannot_be_replayed() -> None:
 
 
 async def test_a_message_from_before_the_start_is_refused() -> None:
-    """Whether it was seen before the restart cannot be known."""
+    """The node cannot know whether it received this message before the restart."""
     async with loopback_node(BOB, config(), authorize=anyone) as bob:
         earlier = LoopbackHost().wall_time() - 60
         blob = sealed(ALICE, bob.address, address_of(ALICE, port=1), Cancel(), owner="core", time=earlier)
@@ -114,7 +114,7 @@ async def test_a_message_from_before_the_start_is_refused() -> None:
 
 
 async def test_messages_cannot_be_readdressed_or_resealed() -> None:
-    """Carol passes on to Bob what Alice said to her."""
+    """Carol passes on to Bob what Alice has sent to her."""
     carols = address_of(CAROL, port=1)
     blob = sealed(ALICE, carols, address_of(ALICE, port=1), Cancel(), owner="core")
     async with loopback_node(BOB, config(), authorize=anyone) as bob:
@@ -126,7 +126,7 @@ async def test_messages_cannot_be_readdressed_or_resealed() -> None:
 
 async def test_nobody_speaks_for_another() -> None:
     async with loopback_node(BOB, config(), authorize=anyone) as bob:
-        # Carol signs, but shows Alice's address as hers.
+        # Carol signs, but presents Alice's address as her own.
         with pytest.raises(ValueError, match="not the sender's"):
             sealed(CAROL, bob.address, address_of(ALICE, port=1), Cancel(), owner="core")
         blob = sealed(CAROL, bob.address, address_of(CAROL, port=1), Cancel(), owner="core")
@@ -146,7 +146,7 @@ async def test_garbage_is_counted_and_dropped(blob: bytes) -> None:
 
 @pytest.mark.slow("a hundred signals through a real server")
 async def test_a_flood_is_bounded_before_it_is_decrypted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is beyond waits in the queue of its channel, and is dropped when that is full."""
+    """Signals beyond the rate wait in the queue of their channel, and are dropped when that is full."""
     limits = InboxLimits(rate=1e-3, burst=7)
     monkeypatch.setattr("warpgate_trio.signal.router.Inbox", partial(Inbox, limits=limits))
     async with (
@@ -163,7 +163,7 @@ async def test_a_flood_is_bounded_before_it_is_decrypted(monkeypatch: pytest.Mon
 
 @pytest.mark.slow("a hundred signals through a real server")
 async def test_what_is_no_signal_at_a_glance_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No place in a queue, and nothing of what may be opened in a second."""
+    """It takes neither a place in a queue nor a share of the signals that may be opened in a second."""
     limits = InboxLimits(rate=1e-3, burst=1)
     monkeypatch.setattr("warpgate_trio.signal.router.Inbox", partial(Inbox, limits=limits))
     async with (
@@ -183,7 +183,7 @@ async def test_what_is_no_signal_at_a_glance_costs_nothing(monkeypatch: pytest.M
 
 @pytest.mark.slow("a hundred signals through a real server")
 async def test_a_flood_on_one_channel_leaves_the_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stranger who knows the peer id floods one server, with as much as it lets him, and Alice uses the other."""
+    """A stranger who knows the peer id floods one server, as far as that allows it; Alice uses the other server."""
     limits = InboxLimits(rate=50.0, burst=1)
     monkeypatch.setattr("warpgate_trio.signal.router.Inbox", partial(Inbox, limits=limits))
     allowed = RendezvousLimits(sends_per_second=10**6, send_burst=10**6)
@@ -216,7 +216,7 @@ async def test_a_flood_on_one_channel_leaves_the_others_their_turn(monkeypatch: 
 
 
 class Unheard(Message, frozen=True):
-    """Of a plugin that nobody has: whoever says it gets an answer, without being let in."""
+    """A message of a plugin that nobody has: a sender that `authorize` lets in gets a `Refused`."""
 
 
 @asynccontextmanager
@@ -229,7 +229,7 @@ async def hub_of(identity: Identity, server: RendezvousServer) -> AsyncGenerator
 
 
 async def ask(hub: SignalHub, sender: Identity, node: Node, message_id: bytes) -> Envelope:
-    """Send a node something that it does not know, and return its answer."""
+    """Sends a node a message that it does not know, and returns the answer."""
     own = address_of(sender, port=1)
     await hub.send(node.address.public_key, sealed(sender, node.address, own, Unheard(), message_id=message_id))
     with trio.fail_after(HANG):
@@ -237,7 +237,7 @@ async def ask(hub: SignalHub, sender: Identity, node: Node, message_id: bytes) -
 
 
 async def test_an_address_that_nothing_can_be_sealed_to_harms_only_its_owner() -> None:
-    """A stranger signs an address whose sealing key is a point of small order, and says something to be answered."""
+    """A stranger signs an address whose sealing key is a point of small order, and sends a message to be answered."""
     async with open_rendezvous() as server, loopback_node(BOB, config(server), authorize=anyone) as bob:
         await bob.wait_signals()
         mallory = Identity.generate()
@@ -248,7 +248,7 @@ async def test_an_address_that_nothing_can_be_sealed_to_harms_only_its_owner() -
         assert "sent" not in bob.stats().signals
         async with hub_of(ALICE, server) as hub:
             assert (await ask(hub, ALICE, bob, b"1" * 16)).header.type == "core.Refused"
-    async with loopback_node(ALICE, config("ws://127.0.0.1:1")) as alice:  # ... and when we are the ones who call
+    async with loopback_node(ALICE, config("ws://127.0.0.1:1")) as alice:  # the same address, when we call it
         with pytest.raises(SignalMalformed, match="sealing key"):
             await alice.refresh_address(address_of(mallory, port=1))
 
@@ -269,7 +269,7 @@ async def test_a_peer_that_lies_about_its_clock_harms_only_itself(claimed: int) 
                 in_reply_to=answer.header.message_id,
             )
             assert give(bob, lie) == "Accepted"
-            # What she says now is stamped by the clock that she claims to have, which is no excuse, or by ours.
+            # Her next messages are stamped by the clock that she claims, which is no excuse, or by ours.
             own, now = address_of(CAROL, port=1), max(claimed - 100, 0) / 1000
             more = sealed(CAROL, bob.address, own, Unheard(), message_id=b"3" * 16, time=now)
             assert give(bob, more) == "OutsideWindow"
@@ -304,7 +304,7 @@ async def test_a_signal_that_fails_in_a_way_that_nobody_foresaw_does_not_end_the
 
 
 async def connected(listener: trio.socket.SocketType, within: float = 0.05) -> bool:
-    """Whether anybody connects within a moment."""
+    """Whether anybody connects within so many seconds."""
     with trio.move_on_after(within):
         sock, _ = await listener.accept()
         sock.close()
@@ -313,7 +313,7 @@ async def connected(listener: trio.socket.SocketType, within: float = 0.05) -> b
 
 
 async def test_a_stranger_makes_a_node_dial_nothing() -> None:
-    """Not even an address that he has signed as his own."""
+    """The node does not even dial an address that the stranger has signed as its own."""
 
     async def nobody(_: str) -> bool:
         return False
@@ -327,7 +327,7 @@ async def test_a_stranger_makes_a_node_dial_nothing() -> None:
         dial_me = DialMe(af=4, route_type=LOOPBACK_BIND, address=ip_address("127.0.0.1").packed, port=port)
         assert give(both.bob, sealed(CAROL, both.bob.address, own, dial_me)) == "Accepted"
         assert not await connected(victim)
-    async with pair() as both:  # the same from somebody who is authorized: that is what reverse_connect is for
+    async with pair() as both:  # the same from an authorized peer: that is what reverse_connect is for
         assert give(both.bob, sealed(CAROL, both.bob.address, own, dial_me, message_id=b"2" * 16)) == "Accepted"
         assert await connected(victim, within=5)
     victim.close()
@@ -337,7 +337,7 @@ FORBIDDEN = (
     "10.20.30.40",  # private, in other networks than ours
     "172.16.0.1",
     "192.168.77.1",
-    "100.64.0.1",  # a carrier's NAT
+    "100.64.0.1",  # carrier-grade NAT
     "127.0.0.1",  # ours
     "169.254.169.254",  # link-local; clouds answer there
     "224.0.0.251",  # multicast
@@ -351,9 +351,9 @@ FORBIDDEN = (
     "::ffff:192.168.77.1",
     "::ffff:169.254.169.254",
     "::ffff:127.0.0.1",
-    "198.18.0.1",  # for benchmarks; local proxies have it
+    "198.18.0.1",  # for benchmarks, and used by local proxies
     "200::1",  # an overlay network
-    "64:ff9b::a9fe:a9fe",  # what is embedded: link-local, private, ours
+    "64:ff9b::a9fe:a9fe",  # embedded addresses: link-local, private, ours
     "64:ff9b::7f00:1",
     "64:ff9b:1::a14:1e28",
     "2002:a14:1e28::1",
@@ -377,7 +377,7 @@ def signed(
     port: int = 22,
     machine: tuple[bytes, bytes] = (bytes(8), b"another machine."),
 ) -> PeerAddress:
-    """An address that its owner, on another machine, claims to have."""
+    """An address record that claims this address, by default from another machine."""
     now = int(LoopbackHost().wall_time())
     endpoint = Endpoint.make(transport=Transport.TCP, kind=kind, ip=ip_address(address), port=port, prefix=None)
     return PeerAddress.issue(
@@ -392,7 +392,7 @@ def signed(
 
 
 class Routed(LoopbackHost):  # type: ignore[misc]  # final outside of the tests
-    """It has a network of its own, two more addresses that it does not publish, and a way to everywhere."""
+    """A host with a network of its own, two more addresses that it does not publish, and a default route."""
 
     def interfaces(self) -> tuple[Interface, ...]:
         own = (
@@ -411,7 +411,7 @@ class Routed(LoopbackHost):  # type: ignore[misc]  # final outside of the tests
 
 Ask = Callable[..., Awaitable[None]]
 HostId = Callable[[bytes, PeerAddress], tuple[bytes, bytes]]
-"""A peer's claim about its machine, salt and id; of its key, and Bob's address."""
+"""Makes a peer's claim about its machine (salt and id) from its key and Bob's address."""
 
 
 def another(_: bytes, __: PeerAddress) -> tuple[bytes, bytes]:
@@ -419,18 +419,18 @@ def another(_: bytes, __: PeerAddress) -> tuple[bytes, bytes]:
 
 
 def copied(_: bytes, theirs: PeerAddress) -> tuple[bytes, bytes]:
-    """What stands in the address that everybody has."""
+    """The claim in Bob's own address, which everybody may have."""
     return theirs.host_salt, theirs.host_id
 
 
 def true(key: bytes, _: PeerAddress) -> tuple[bytes, bytes]:
-    """What only who runs on Bob's machine can say."""
+    """The claim that only a process on Bob's machine can make."""
     return bytes(8), host_id(bytes(32), bytes(8), key)
 
 
 @asynccontextmanager
 async def asked_to_dial(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[tuple[Ask, list[str]]]:
-    """Bob, whom peers ask to dial, and what he dialled; every request comes from a peer of its own."""
+    """A function that asks Bob to dial, each time as a new peer, and the list of what he dialled."""
     dialled: list[str] = []
 
     async def dial(plugin: Plugin) -> Carrier:
@@ -458,7 +458,7 @@ async def asked_to_dial(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[tuple
             try:
                 own = signed(identity, address, kind, machine=host_id(identity.public_key, bob.address))
             except ValueError:
-                return  # nobody can even sign that
+                return  # such an address cannot even be signed
             ip = ip_address(address)
             message = DialMe(af=ip.version, route_type=route, address=ip.packed, port=22)
             blob = sealed(identity, bob.address, own, message, message_id=number.to_bytes(16, "big"))
@@ -474,7 +474,7 @@ async def asked_to_dial(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[tuple
 async def test_a_peer_cannot_have_a_foreign_network_scanned(
     monkeypatch: pytest.MonkeyPatch, host_id: HostId, kind: EndpointKind
 ) -> None:
-    """What is not the asking peer's to give is dialled for nobody, signed or not, by whatever name it goes."""
+    """Addresses that the asking peer cannot own are never dialled, signed or not, under any kind of endpoint."""
     async with asked_to_dial(monkeypatch) as (ask, dialled):
         for address in FORBIDDEN:
             for route in RouteType:
@@ -483,7 +483,7 @@ async def test_a_peer_cannot_have_a_foreign_network_scanned(
 
 
 async def test_what_a_peer_may_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A public address of its own, one in a network that we are in ourselves; and what is public in an IPv6 one."""
+    """A public address, one in a network that we are in ourselves, and an IPv6 one that embeds a public address."""
     async with asked_to_dial(monkeypatch) as (ask, dialled):
         for host_id in (copied, true):
             await ask("203.0.113.9", EndpointKind.EXT, RouteType.EXT_BIND, host_id)
@@ -495,7 +495,7 @@ async def test_what_a_peer_may_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow("as many requests as a node takes at once")
 async def test_peers_of_all_names_have_a_node_dial_so_much_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where everybody is let in, a new identity costs nothing: dials are counted by where they go, and in all."""
+    """If everybody is let in, a new identity costs nothing, so dials are limited for each target and in total."""
     refused: list[Refused] = []
 
     def reply_soon(self: SignalSender, envelope: object, via: str, message: Message) -> None:
@@ -503,7 +503,7 @@ async def test_peers_of_all_names_have_a_node_dial_so_much_and_no_more(monkeypat
         refused.extend([message] if isinstance(message, Refused) else [])
 
     monkeypatch.setattr(SignalSender, "reply_soon", reply_soon)
-    monkeypatch.setattr(TokenBucket, "earn", lambda self, now: None)  # however long the test takes
+    monkeypatch.setattr(TokenBucket, "earn", lambda self, now: None)  # no refill, however long the test takes
     async with asked_to_dial(monkeypatch) as (ask, dialled):
         for number in range(TARGET_DIALS + 3):
             ip = "203.0.113.9" if number < TARGET_DIALS else f"203.0.113.{number}"
@@ -511,7 +511,7 @@ async def test_peers_of_all_names_have_a_node_dial_so_much_and_no_more(monkeypat
         await ask("203.0.113.9", EndpointKind.EXT, RouteType.EXT_BIND)
         assert len(dialled) == TARGET_DIALS + 3
         assert refused == [Refused(reason=RefusalReason.BUSY, retry_after=2.0)]
-        # Under IPv6 the /64 is the address: there is no end of addresses in it.
+        # With IPv6 the /64 counts as the address, since it holds any number of them.
         for number in range(1, TARGET_DIALS + 2):
             await ask(f"2001:db8:6::{number:x}", EndpointKind.EXT, RouteType.EXT_BIND)
         assert len(dialled) == 2 * TARGET_DIALS + 3
@@ -534,7 +534,7 @@ async def test_who_runs_on_our_machine_may_have_it_dialled_and_nothing_else(monk
 
 
 async def test_a_colliding_private_address_does_not_pass_for_the_peer() -> None:
-    """Alice and the real Bob are in two homes with the same network; at Bob's address there, Carol answers."""
+    """Alice and the real Bob are in two homes with the same private network; Carol has Bob's address in Alice's."""
     async with (
         loopback_node(CAROL, config(), authorize=anyone) as carol,
         loopback_node(ALICE, config()) as alice,

@@ -1,4 +1,4 @@
-"""Connections to servers by a proxy: squid, tinyproxy, and some that nobody should run."""
+"""Connections to servers by a proxy: squid, tinyproxy, and proxies that misbehave."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def by(port: int, username: str | None = None, password: str | None = None) -> S
 
 
 ECHO = free_port()
-"""Where the targets of real proxies listen."""
+"""The port on which the real proxies' target listens."""
 
 
 @asynccontextmanager
@@ -64,8 +64,10 @@ async def refusal(dial: ServerDial, host: str = "127.0.0.1", port: int = 443) ->
 
 @pytest.fixture(scope="module", params=[pytest.param(each, marks=pytest.mark.needs(each)) for each in PROGRAMS])
 def proxies(request: pytest.FixtureRequest) -> Iterator[tuple[int, int, int]]:
-    """Of a real proxy: its port; its port where it wants a login; and the one target port that either lets through
-    besides the echo server's, where nobody is."""
+    """Three ports: a real proxy's, one of the same kind that wants a login, and an unused target port.
+
+    Both proxies let through to that port and to the echo server's, and to no other.
+    """
     run = PROGRAMS[request.param]
     plain, locked, nobody = free_port(), free_port(), free_port()
     allowed = f"{ECHO} {nobody}"
@@ -111,7 +113,7 @@ async def test_the_name_is_the_proxys_to_resolve() -> None:
     with squid(port, allowed=str(ECHO), names=["target.example"]):
         async with target():
             with trio.fail_after(HANG):
-                await check_echo(await by(port)("target.example", ECHO))  # in squid's hosts file, and nowhere else
+                await check_echo(await by(port)("target.example", ECHO))  # only squid's hosts file has this name
 
 
 class TestStrangeProxies:
@@ -179,7 +181,7 @@ class TestStrangeProxies:
         assert trio.current_time() == pytest.approx(1e6)
         assert dial.silence == " from the proxy proxy.example:3128"
         assert (await there.receive_some()).startswith(b"CONNECT a.example:443 ")
-        assert await there.receive_some() == b""  # it was closed
+        assert await there.receive_some() == b""  # the connection was closed
 
     async def test_it_breaks_off(self) -> None:
         here, there = trio.testing.memory_stream_pair()
@@ -195,14 +197,14 @@ class TestStrangeProxies:
 async def test_the_proxys_name_is_looked_up_once_and_kept_and_the_servers_never(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also when what is remembered is due again, and the resolver hangs."""
+    """This holds even if the remembered addresses are due for a new lookup, and the resolver hangs."""
     monkeypatch.setattr(names_module, "FRESH", 0.0)
     asked: list[str] = []
 
     class Resolver(trio.abc.HostnameResolver):
         async def getaddrinfo(self, host: Any, *_: Any, **__: Any) -> Any:
             asked.append(host.decode() if isinstance(host, bytes) else host)
-            if len(asked) > 2:  # one of each family
+            if len(asked) > 2:  # one query for each family
                 await trio.sleep_forever()
             return [(trio.socket.AF_INET, trio.socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
 
@@ -220,7 +222,7 @@ async def test_the_proxys_name_is_looked_up_once_and_kept_and_the_servers_never(
     finally:
         trio.socket.set_custom_hostname_resolver(previous)
     assert set(asked) == {"proxy.example"}
-    assert len(asked) == 4  # and one lookup in the background, under way still
+    assert len(asked) == 4  # two more queries of a lookup in the background, still under way
 
 
 async def test_without_a_proxy_it_is_a_plain_connection() -> None:
@@ -238,4 +240,4 @@ async def test_cancelled_anywhere_it_closes_what_it_opened() -> None:
             with cut:
                 stream = await by(port)("a.example", 443)
                 await trio.aclose_forcefully(stream)
-    # What it leaves open, the fixture that looks for it finds.
+    # The fixture that looks for open sockets would find one that was left.

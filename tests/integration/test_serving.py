@@ -1,4 +1,4 @@
-"""`serve_pipes`: a handler for each Pipe, and how its Pipe ends; what is said where Trio does not run."""
+"""`serve_pipes`: a handler for each Pipe, and how its Pipe ends; and the errors without a running Trio."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def test_a_handler_that_is_cancelled_aborts_its_pipe() -> None:
 
 
 async def test_a_handler_that_is_done_ends_its_pipe_well_though_it_is_cancelled_by_then() -> None:
-    """Its last step cancels: nothing is left to interrupt."""
+    """The handler's last step cancels the nursery, and leaves nothing to interrupt."""
     nurseries: list[trio.Nursery] = []
 
     async def last(pipe: Pipe) -> None:
@@ -132,7 +132,7 @@ async def test_it_ends_with_the_listener_and_its_exceptions_leave_bare() -> None
             with pytest.raises(trio.ClosedResourceError, match="this listener was closed"):
                 await serve_pipes(interrupted, bob)
             with pytest.raises(trio.ClosedResourceError, match="this listener was closed"):
-                await serve_pipes(interrupted, alice)  # which was opened without `authorize`
+                await serve_pipes(interrupted, alice)  # Alice was opened without `authorize`
 
 
 # -- where Trio does not run -------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The hub of a node: servers that come, go, lie and hang, and what a send makes of those that are left."""
+"""The hub of a node: servers that come, go, lie and hang, and what `send` does with those that work."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def test_servers_that_differ_in_a_secret_are_told_apart() -> None:
 
 
 async def test_a_hint_leads_to_our_own_server_without_the_secrets_in_our_url() -> None:
-    """A node publishes its servers without login and query, and its peers may use them with theirs."""
+    """A node publishes its servers without login and query; its peers may have a login and a query of their own."""
     async with open_rendezvous() as server, hub_for(BOB, server.url) as bob:
         async with hub_for(ALICE, server.url.replace("//", "//me:pass@") + "/?key=a") as alice:
             assert await alice.send(BOB.public_key, b"x", hints=[server.url, f"{server.url}/"]) is Delivery.DELIVERED
@@ -217,7 +217,7 @@ async def test_one_of_two_servers_is_dead() -> None:
 
 
 async def test_the_best_answer_counts() -> None:
-    """Bob is on one of the two servers that Alice is on; both are asked."""
+    """Bob is on one of Alice's two servers; both servers are asked."""
     async with open_rendezvous() as one, open_rendezvous() as two:
         async with hub_for(ALICE, one.url, two.url) as alice, hub_for(BOB, two.url):
             await wait_until(lambda: states(alice) == [ServerState.CONNECTED] * 2)
@@ -227,7 +227,7 @@ async def test_the_best_answer_counts() -> None:
 
 
 async def test_a_message_by_two_servers_comes_twice() -> None:
-    """Only the inbox, which opens the seal, can know."""
+    """Only the inbox, which opens the seal, can tell that they are the same."""
     async with open_rendezvous() as one, open_rendezvous() as two:
         async with hub_for(ALICE, one.url, two.url) as alice, hub_for(BOB, one.url, two.url) as bob:
             await wait_until(lambda: states(alice) + states(bob) == [ServerState.CONNECTED] * 4)
@@ -251,7 +251,7 @@ async def test_a_visit_and_the_reply_by_it() -> None:
             assert await bob.send(ALICE.public_key, b"reply") is Delivery.DELIVERED
             reply = await alice.receive()
             assert (reply.payload, reply.via) == (b"reply", theirs.url)
-            # ... and she, by `via`, none either from now on.
+            # From now on Alice needs no hint either, if she gives `via`.
             assert await alice.send(BOB.public_key, b"more") is Delivery.NOBODY_HOME
             assert await alice.send(BOB.public_key, b"more", via=reply.via) is Delivery.DELIVERED
             visit = alice.status()[1]
@@ -306,10 +306,10 @@ async def test_at_most_four_visits() -> None:
             await nursery.start(serve)
         async with hub_for(ALICE, connected=False) as alice:
             hints = [server.url for server in servers]
-            # Of six hints four are used,
+            # Four of six hints are used,
             assert await alice.send(BOB.public_key, b"x", hints=hints, may_connect=anywhere) is Delivery.NOBODY_HOME
             assert {status.url for status in alice.status()} == set(hints[:4])
-            # and a new visit ends that which was idle for longest.
+            # and a new visit ends the one that was idle for longest.
             assert await alice.send(BOB.public_key, b"x", hints=hints[:1], may_connect=anywhere) is Delivery.NOBODY_HOME
             assert await alice.send(BOB.public_key, b"x", hints=hints[5:], may_connect=anywhere) is Delivery.NOBODY_HOME
             urls = [status.url for status in alice.status()]
@@ -377,7 +377,7 @@ async def test_a_full_queue_drops_the_newest(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_a_server_that_claims_to_be_older_than_it_was_is_not_registered_with() -> None:
-    """It may pass the challenge of another server on."""
+    """It might pass on the challenge of another server."""
     rendezvous, old = Rendezvous(), False
     asked = trio.Event()
 
@@ -418,7 +418,7 @@ async def test_the_end_of_a_hub() -> None:
 
 @pytest.mark.parametrize("_", range(10))  # Trio shuffles the tasks of a step
 async def test_sends_in_the_moment_of_the_end(_: int) -> None:
-    """One that waits, and one that comes at each step, hear of it and of nothing else."""
+    """A send that waits, and one that begins at each step, report the end and nothing else."""
     hub = SignalHub(ALICE, [ServerUrl.parse("ws://127.0.0.1:1")])
     heard: list[str] = []
 
@@ -532,7 +532,7 @@ async def test_a_connection_that_held_starts_the_pauses_afresh(
 async def test_a_server_that_registers_us_and_does_no_more_is_no_success(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its channel is given up after as long as it takes to notice; what the next one does is no better."""
+    """Each channel is given up once the missing pong is noticed, and the pauses between the attempts keep growing."""
     monkeypatch.setattr(keeper_module, "BACKOFF_FIRST", 0.2)
     began: list[float] = []
 
@@ -602,7 +602,7 @@ async def test_why_a_server_cannot_be_reached_is_said_once_and_when_it_is_back(
 
 @pytest.mark.usefixtures("jumping_clock")
 async def test_a_server_that_refuses_us_is_not_connected_and_says_why_once(caplog: pytest.LogCaptureFixture) -> None:
-    """What is sent goes out before it has refused us, and waits for a server that does not."""
+    """A message that is sent before the refusal arrives then waits for a server that does not refuse us."""
     async with open_rendezvous(public_urls=["ws://relay.example"]) as server:
         async with hub_for(ALICE, server.url, connected=False) as alice:
             await alice.wait_tried()
@@ -636,7 +636,7 @@ async def test_it_is_connected_once_it_is_registered() -> None:
         await trio.testing.wait_all_tasks_blocked(0.01)
         assert states(alice) == [ServerState.CONNECTING]
         assert alice.status()[0].rtt is None
-        assert alice.rtt is not None  # of the upgrade
+        assert alice.rtt is not None  # measured by the upgrade request
         registered.set()
         await alice.wait_connected()
         assert states(alice) == [ServerState.CONNECTED]
@@ -831,7 +831,7 @@ async def test_what_did_not_answer_in_doubt_is_made_anew_without_a_pause_once(
 
 
 async def test_the_channels_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However much waits on one of them, the next of another is second at most."""
+    """However many signals wait on one channel, the next one of another channel comes second at the latest."""
     monkeypatch.setattr(arrivals_module, "MAX_WAITING", 5)
     async with open_rendezvous() as one, open_rendezvous() as two:
         async with (

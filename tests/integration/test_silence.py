@@ -1,4 +1,4 @@
-"""Whom `authorize` does not let in hears nothing by signal, and shuts out nobody whom it does."""
+"""A peer that `authorize` does not let in gets no answer by signal, and cannot shut out a peer that it lets in."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ async def not_carol(peer_id: str) -> bool:
     [
         (AskAddress(), "get_addr", 0.0),
         (DIAL_ME, "reverse_connect", 0.0),
-        (Unheard(), "nobody", 0.0),  # no plugin that we have
-        (AskAddress(), "get_addr", 3600.0),  # for its clock
+        (Unheard(), "nobody", 0.0),  # a plugin that we do not have
+        (AskAddress(), "get_addr", 3600.0),  # its clock is off
         (AskAddress(), "get_addr", -3600.0),
     ],
 )
 @pytest.mark.parametrize("listens", [True, False])
 async def test_a_stranger_hears_nothing(message: Message, owner: str, skew: float, listens: bool) -> None:
-    """Each answer would carry our present address."""
+    """Any answer would carry our present address."""
     async with (
         open_rendezvous() as server,
         loopback_node(BOB, config(server), authorize=not_carol if listens else None) as bob,
@@ -48,7 +48,7 @@ async def test_a_stranger_hears_nothing(message: Message, owner: str, skew: floa
     ):
         await bob.wait_signals()
         own = address_of(CAROL, port=9)
-        for number in range(100):  # 100 in a moment are over every rate
+        for number in range(100):  # 100 at once exceed every rate limit
             when = LoopbackHost().wall_time() + skew
             give(
                 bob,
@@ -74,7 +74,7 @@ async def test_who_is_let_in_is_told_the_time() -> None:
 
 
 async def test_a_slow_authorize_shuts_out_nobody_whom_it_has_let_in() -> None:
-    """A hundred strangers wait for its decision; Alice, whom it has let in before, is answered at once."""
+    """A hundred strangers wait for a decision; Alice, who was let in before, is answered at once."""
     asked: set[str] = set()
 
     async def slow(peer_id: str) -> bool:
@@ -96,7 +96,7 @@ async def test_a_slow_authorize_shuts_out_nobody_whom_it_has_let_in() -> None:
             own = address_of(stranger, port=9)
             give(bob, sealed(stranger, bob.address, own, DIAL_ME, message_id=number.to_bytes(16, "big")))
         await trio.testing.wait_all_tasks_blocked(0.01)
-        assert len(asked) == 1 + 64  # so many strangers wait at a time
+        assert len(asked) == 1 + 64  # 64 strangers may wait at a time
         for _ in range(3):
             assert await alice.refresh_address(bob.address, timeout=10) == bob.address
         async with await alice.connect(bob.address, plugin="reverse_connect", timeout=10):
@@ -122,7 +122,7 @@ async def test_who_is_let_in_hears_that_there_is_no_place(monkeypatch: pytest.Mo
 async def test_a_panic_of_a_library_does_not_end_the_node(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a library in Rust raises then derives from BaseException."""
+    """The panic of a library in Rust derives from `BaseException`."""
 
     def panic(*args: object, **kwargs: object) -> None:
         raise PanicException("called `Option::unwrap()` on a `None` value")
@@ -146,7 +146,7 @@ async def test_a_panic_of_a_library_does_not_end_the_node(
 
 
 async def test_a_cancel_right_behind_its_request_ends_it() -> None:
-    """Both may wait for us when we come to read: the second is handled before what the first one starts has a turn."""
+    """Both signals may be there at the same read: the second is then handled before the task of the first has run."""
     session, attempt = b"s" * 16, b"a" * 16
     asked = 0
 

@@ -1,4 +1,4 @@
-"""SOCKS5 proxies: microsocks, and some that are none."""
+"""SOCKS5 proxies: microsocks, and servers that are no such proxy."""
 
 from __future__ import annotations
 

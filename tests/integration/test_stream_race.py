@@ -1,4 +1,4 @@
-"""Races over TCP, between ports on loopback: cut anywhere, and with whoever else may be there."""
+"""Races over TCP between ports on loopback: cancelled anywhere, and disturbed by other hosts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def meet_tcp(plugin: Plugin, port: TcpPort, there: Sequence[TransportAddre
 @pytest.mark.slow("a handshake for each checkpoint of a race")
 @pytest.mark.parametrize("inbound", [False, True], ids=["initiator", "responder"])
 async def test_a_tcp_race_is_cancelled_anywhere_and_leaves_nothing(inbound: bool) -> None:
-    """That no socket is left is what the fixture of all tests looks at."""
+    """A fixture of all tests checks that no socket is left."""
     with trio.fail_after(HANG):
         for cut in cuts():
             here, there = await TcpPort.open("127.0.0.1"), await TcpPort.open("127.0.0.1")
@@ -61,7 +61,7 @@ async def test_a_tcp_race_is_cancelled_anywhere_and_leaves_nothing(inbound: bool
 
 
 async def test_who_accepts_and_stays_silent_holds_up_nobody() -> None:
-    """A wrong host on a colliding private address, beside the right one."""
+    """The silent one is a wrong host at a colliding private address, beside the right one."""
     with trio.fail_after(HANG):
         silent = await TcpPort.open("127.0.0.1")
         here, there = await TcpPort.open("127.0.0.1"), await TcpPort.open("127.0.0.1")
@@ -154,8 +154,8 @@ async def test_somebody_else_at_a_candidate_is_tried_a_few_times() -> None:
 async def test_somebody_else_is_troubled_no_more_by_many_ports_and_many_attempts(
     monkeypatch: pytest.MonkeyPatch, inbound: bool
 ) -> None:
-    """A peer may name as many ports of his as it likes, and call as often: connections are counted by address."""
-    monkeypatch.setattr(TokenBucket, "earn", lambda self, now: None)  # however long the test takes
+    """A peer may name many ports of a victim, and call many times: connections are counted by address."""
+    monkeypatch.setattr(TokenBucket, "earn", lambda self, now: None)  # no refill, however long the test takes
     plugin = half(inbound=inbound)
     connections = 0
 
@@ -227,7 +227,7 @@ async def test_refusals_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("jumping_clock")
 async def test_syns_are_counted_by_where_they_go_over_all_attempts() -> None:
-    """A peer that names somebody else must not have him knocked at by one attempt after the other."""
+    """A peer that names a victim's address must not have one attempt after the other send SYNs there."""
     nobody = await TcpPort.open("127.0.0.1")
     nobody.close()
     plugin = half(inbound=True)
@@ -277,7 +277,7 @@ async def test_a_lost_syn_is_repeated_at_once_when_it_has_been_waited_for(
     monkeypatch: pytest.MonkeyPatch,
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """A late signal makes nobody wait longer, a fast one nobody give up what a busy system is about to answer."""
+    """A slow signal does not prolong the wait.  A fast one does not cut off an answer that a busy host still owes."""
     began: list[float] = []
 
     async def connect(self: TcpPort, remote: TransportAddress, *, on_start: Callable[[], None]) -> Any:
@@ -300,7 +300,7 @@ async def test_a_lost_syn_is_repeated_at_once_when_it_has_been_waited_for(
 async def test_what_the_system_does_not_send_is_not_tried_again_and_again(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """The listener has the peer's SYN, half open: that may come to nothing, and later on there are tries left."""
+    """The listener holds the peer's SYN half open.  That may come to nothing, so tries must be left for later."""
     tried = 0
 
     async def connect(self: TcpPort, remote: TransportAddress, *, on_start: Callable[[], None]) -> NoReturn:
@@ -345,7 +345,7 @@ async def test_accepting_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_a_port_that_is_closed_ends_only_its_own_knocking() -> None:
-    """As the boundaries' ports are when the answer has come."""
+    """The ports at the boundaries are closed like this when the answer has come."""
     with trio.fail_after(HANG):
         here, there, closing = [await TcpPort.open("127.0.0.1") for _ in range(3)]
         async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""The STUN client and server over real sockets, with all that either can do wrong."""
+"""The STUN client and server over real sockets, with all that either side can do wrong."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def success(request: bytes, mapped: Address = MAPPED) -> bytes:
 
 @asynccontextmanager
 async def fake(*answers: Callable[[bytes], bytes]) -> AsyncGenerator[Address]:
-    """A UDP server that says all of these to each request."""
+    """A UDP server that sends all of these answers to each request."""
     async with udp() as sock, open_background_nursery() as nursery:
 
         async def serve() -> None:
@@ -77,7 +77,7 @@ async def fake(*answers: Callable[[bytes], bytes]) -> AsyncGenerator[Address]:
 
 @asynccontextmanager
 async def fake_stream(talk: Callable[[trio.SocketStream], Awaitable[None]]) -> AsyncGenerator[trio.SocketStream]:
-    """A stream to a TCP server that does this with one connection."""
+    """A stream to a TCP server that runs `talk` with this connection."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with open_background_nursery() as nursery, listener:
 
@@ -131,7 +131,7 @@ async def test_two_addresses_answer_from_elsewhere(change: ChangeRequest) -> Non
 @pytest.mark.needs("linux")
 @pytest.mark.parametrize("change", [0, 2, 4, 6])
 async def test_a_client_of_rfc3489_is_answered_from_elsewhere(change: int) -> None:
-    """The bytes of one: no cookie, a transaction id of 16, CHANGE-REQUEST."""
+    """Such a client sends no magic cookie, a transaction id of 16 bytes, and CHANGE-REQUEST."""
     async with open_stun_server(second_host="127.0.0.2") as server, udp() as sock:
         number = bytes(range(100, 116))
         port = server.address[1]
@@ -170,7 +170,7 @@ async def test_all_addresses() -> None:
 
 
 async def test_a_local_port_can_be_held() -> None:
-    """Law 1 for TCP: a listener, the STUN connection and what punches, all on one port."""
+    """Law 1 for TCP: a listener, the STUN connection and the punching connections share one port."""
     async with open_stun_server() as server:
         with trio.socket.socket() as listener, trio.socket.socket() as punching:
             share_port(listener)
@@ -216,7 +216,7 @@ async def test_racing_over_tcp_keeps_the_winner_open() -> None:
                 raise AssertionError
 
 
-# -- what a client meets -----------------------------------------------------------------------------------------------
+# -- servers that a client may meet ------------------------------------------------------------------------------------
 
 
 async def test_a_dead_server() -> None:
@@ -296,7 +296,7 @@ async def test_cancelled_in_the_middle() -> None:
 
 
 async def test_cancelled_anywhere() -> None:
-    """The fixtures of all tests count the sockets that are left."""
+    """A fixture of all tests checks that no socket is left."""
     async with open_stun_server() as server, udp() as sock:
         for cut in cuts():
             with cut:
@@ -369,7 +369,7 @@ async def test_any_stream_will_do_with_the_servers_address() -> None:
 
 
 async def test_a_request_of_any_method_over_a_stream() -> None:
-    """TURN's Refresh (0x004)."""
+    """The method here is TURN's Refresh (0x004)."""
 
     async def talk(stream: trio.SocketStream) -> None:
         request = await stream.receive_some()
@@ -388,7 +388,7 @@ async def test_resolving() -> None:
         await resolve("::1", 5, family=trio.socket.AF_INET)
 
 
-# -- what a server meets -----------------------------------------------------------------------------------------------
+# -- clients that a server may meet ------------------------------------------------------------------------------------
 
 
 async def test_what_is_no_request_gets_no_answer() -> None:
@@ -438,7 +438,7 @@ async def test_a_silent_connection_is_closed() -> None:
             assert await stream.receive_some() == b""
         async with open_stun_stream(server.address) as stream:
             await query_stream(stream)
-            await stream.send_all(b"\0")  # a byte is no request
+            await stream.send_all(b"\0")  # one byte is no request
             assert await stream.receive_some() == b""
 
 
@@ -451,7 +451,7 @@ async def test_connections_are_bounded_and_given_back(limits: StunLimits) -> Non
             async with open_stun_stream(server.address) as three:
                 with pytest.raises(StunError):
                     await query_stream(three)
-        while True:  # until the server has noticed
+        while True:  # until the server has noticed the end
             async with open_stun_stream(server.address) as four:
                 try:
                     await query_stream(four)
@@ -506,7 +506,7 @@ async def test_a_few_subscribers_do_not_keep_everybody_else_out() -> None:
 
 @pytest.mark.needs("ipv6")
 async def test_connections_are_counted_by_subscriber(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under IPv6 a /64 is one: here ::1 and what has the same prefix."""
+    """With IPv6 a /64 counts as one subscriber: here ::1, and all that has the same prefix."""
     async with open_stun_server(host="::1", limits=StunLimits(connections_per_address=1)) as server:
         sources = iter([("::1", 1), ("::2", 2)])
         with trio.socket.socket(trio.socket.AF_INET6) as any_socket:
@@ -533,7 +533,7 @@ async def test_connections_are_counted_by_subscriber(monkeypatch: pytest.MonkeyP
 @pytest.mark.needs("linux")  # where all of 127/8 is this machine
 @pytest.mark.parametrize("asked", ["127.0.0.1", "127.0.0.2", pytest.param("::1", marks=pytest.mark.needs("ipv6"))])
 async def test_an_answer_comes_from_where_it_was_asked(asked: str) -> None:
-    """Of a socket on all addresses the kernel would choose one; who asked the other one ignores that."""
+    """For a socket on all addresses the kernel would choose the source; a client ignores any other address."""
     async with open_stun_server(host=None) as server, udp("::1" if ":" in asked else "127.0.0.1") as sock:
         await sock.connect((asked, server.address[1]))
         await sock.send(binding_request(bytes(12)))
@@ -550,12 +550,12 @@ async def test_a_port_that_is_taken() -> None:
 
 
 async def test_a_server_that_is_started_again_has_its_port_at_once() -> None:
-    """Although the kernel remembers the connections of the old one there for a minute."""
+    """The kernel remembers the connections of the old server for a minute; that does not block the port."""
     port = free_port()
     for _ in range(2):
         async with open_stun_server(port=port) as server, open_stun_stream(server.address) as stream:
             assert (await query_stream(stream)).mapped == stream.socket.getsockname()
-            await stream.send_all(b"\0" * 20)  # which the server hangs up at, first
+            await stream.send_all(b"\0" * 20)  # makes the server close first
             with pytest.raises(StunError):
                 await query_stream(stream)
 

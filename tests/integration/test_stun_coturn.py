@@ -1,4 +1,4 @@
-"""STUN with a server and with clients that others wrote."""
+"""STUN with a third-party server and third-party clients: coturn's."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_coturn_tells_where_from_over_udp(places: Places) -> None:
             assert isinstance(answer, StunAnswer)
             assert answer.mapped == sock.getsockname()
             assert answer.response_origin == answer.source == places[a, p]
-            # coturn names its second address also to who asks that one; we take none that is no other address.
+            # coturn names its second address even to clients of that one; we ignore an address that is no other.
             assert answer.other_address == (places[1, 1 - p] if a == 0 else None)
             assert "Coturn" in str(answer.software)
 
@@ -85,8 +85,8 @@ async def test_natdiscovery_makes_out_the_whole_of_our_server() -> None:
 async def test_stunclient_follows_rfc5780_up_to_padding() -> None:
     async with open_stun_server(second_host="127.0.0.2") as server:
         said = await output_of("turnutils_stunclient", "-p", str(server.address[1]))
-        assert "RFC 5780 response 2" in said  # asked from, and to, elsewhere: CHANGE-REQUEST and RESPONSE-PORT
-        assert "420 (Unknown Attribute)" in said  # of PADDING, in words that it understands
+        assert "RFC 5780 response 2" in said  # a response from and to elsewhere: CHANGE-REQUEST and RESPONSE-PORT
+        assert "420 (Unknown Attribute)" in said  # refuses PADDING by the right error
 
 
 async def test_stunclient_with_one_address() -> None:

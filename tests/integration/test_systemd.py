@@ -1,4 +1,4 @@
-"""What a service manager hears of its service, on a socket as systemd opens it."""
+"""What a service manager learns from its service, over a socket like systemd's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no Unix 
 
 
 class Manager:
-    """What systemd has: a datagram socket with a name."""
+    """The end of systemd: a datagram socket with a name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -43,7 +43,7 @@ class Manager:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """One whose path is short enough for a socket's name (108 bytes)."""
+    """A folder whose path is short enough for a socket's name (108 bytes)."""
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
 

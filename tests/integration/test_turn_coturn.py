@@ -1,4 +1,4 @@
-"""Relays at coturn, which others wrote: over UDP, TCP and TLS, to IPv4 and IPv6, with a Pipe's carrier on top."""
+"""Relays at coturn, a third-party server: over UDP, TCP and TLS, to IPv4 and IPv6, with a Pipe's carrier on top."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_quic_runs_over_a_relay(started: Started, how: str, family: int) -
                 carriers.append(await QuicCarrier.serve(peer, BOB))
                 carriers[0].feed(b"x" * 300_000)
                 await carriers[0].flush()
-                await carriers[0].receive()  # who waits drives it: losses are repaired
+                await carriers[0].receive()  # a waiting reader drives the carrier, which repairs losses
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(serve)

@@ -1,4 +1,4 @@
-"""Relays behind an HTTP proxy: squid and tinyproxy in front of coturn and of ours, and proxies that refuse."""
+"""Relays behind an HTTP proxy: squid and tinyproxy in front of coturn and of our server, and proxies that refuse."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from warpgate_trio.servers.turn_limits import TurnLimits
 from warpgate_trio.turn.relays import LOOKUP, Relays
 
 NAME: Final = "relay.example"
-"""Of a TURN server; squid alone knows where it is."""
+"""The host name of a TURN server, which only squid can resolve."""
 PROXIES = {"squid": squid, "tinyproxy": tinyproxy}
 EXTERNAL: Final = "203.0.113.77"
-"""What relays are said to be at: nobody believes one behind a proxy that says loopback."""
+"""The address that the relays report: behind a proxy, a loopback address is not accepted from a relay."""
 
 
 @asynccontextmanager
@@ -73,8 +73,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module", params=[pytest.param(each, marks=pytest.mark.needs(each)) for each in PROXIES])
 def proxied(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, tuple[int, int]]]:
-    """A real proxy that wants a login: its URL, the host by which it reaches this machine, and the ports that it
-    lets through to."""
+    """A real proxy that wants a login: its URL, its name for this machine, and the ports that it lets through to."""
     port, allowed = free_port(), (free_port(), free_port())
     ports = " ".join(map(str, allowed))
     if request.param == "squid":
@@ -87,12 +86,12 @@ def proxied(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, tuple[in
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """127.0.0.1 is taken for another machine, to which a proxy leads: tinyproxy knows no names but the system's."""
+    """Makes 127.0.0.1 count as another machine, to be reached by a proxy: tinyproxy knows the system's names only."""
     monkeypatch.setattr(proxies_module, "_is_this_machine", lambda host: False)
 
 
 async def echo_through(relays: Relays) -> None:
-    """An allocation that was primed, and data both ways by channel and by indication."""
+    """Uses a primed allocation, and sends data both ways by channel and by indication."""
     await relays.prime()
     assert len(relays) == 1
     port = await relays.open(permit=["127.0.0.1"])
@@ -161,13 +160,13 @@ async def test_what_a_real_proxy_refuses_is_said_in_its_name(
         )
 
 
-# --- who said it ------------------------------------------------------------------------------------------------------
+# --- whose refusal it is ----------------------------------------------------------------------------------------------
 
 
 async def refusal(url: str, proxy: str, **options: str) -> str:
-    """Why there is no relay."""
+    """The reported reason why there is no relay."""
     async with open_relays(url, proxy=proxy, **options) as relays:  # type: ignore[arg-type]
-        await relays.prime()  # which is nobody's business
+        await relays.prime()  # its failure is not reported
         with relays.noting_failures() as failures, pytest.raises(StunError) as refused:
             await relays.open()
         (said,) = failures
@@ -227,7 +226,7 @@ async def test_what_comes_through_a_proxy_is_the_servers(url: str, answer: bytes
 async def test_a_servers_own_no_through_a_proxy_has_its_name(
     options: dict[str, TurnLimits], password: str, said: str, elsewhere: None
 ) -> None:
-    """Not its address, which the proxy alone knows."""
+    """The message does not have the server's address, which only the proxy knows."""
     credentials = TurnCredentials("example.org", {"user": "secret"})
     async with open_turn_server(credentials, **options) as server, connect_proxy() as proxy:  # type: ignore[arg-type]
         url = f"turn:127.0.0.1:{server.address[1]}?transport=tcp"
@@ -268,7 +267,7 @@ async def test_a_server_that_gives_an_address_leaves_no_failure_behind(elsewhere
 
 @asynccontextmanager
 async def connect_proxy() -> AsyncGenerator[str]:
-    """A proxy that lets everybody through to everywhere; its URL."""
+    """The URL of a proxy that lets everybody through to every target."""
     async with open_background_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(partial(trio.serve_listeners, partial(serve_tunnel, []), [listener]))
@@ -281,7 +280,7 @@ async def connect_proxy() -> AsyncGenerator[str]:
 @pytest.mark.slow("a resolver is waited for, for a quarter of a second")
 @pytest.mark.usefixtures("jumping_clock")
 async def test_a_name_that_hangs_keeps_nobody_from_the_server_behind_the_proxy(elsewhere: None) -> None:
-    """A machine behind a proxy may know no names but the proxy's, and have its questions dropped."""
+    """A machine behind a proxy may be unable to resolve any name but the proxy's, with its DNS queries dropped."""
 
     class Hangs(trio.abc.HostnameResolver):
         async def getaddrinfo(self, host: object, *_: object, **__: object) -> NoReturn:
@@ -335,7 +334,7 @@ async def test_a_socks_proxy_without_its_package_is_said_at_once(monkeypatch: py
 
 
 async def report_of_a_call(proxy: str) -> ConnectReport:
-    """Of a walk that has nothing but a relay, behind such a proxy; the signal server is on this machine."""
+    """The report of a walk that has only a relay, behind this proxy; the signal server is on this machine."""
     budgets = Budgets(direct_min=0.1, direct_max=0.1, signal=0.2, relay_base=0.1, goodbye=0.1)
     async with open_rendezvous() as signals, loopback_node(BOB, servers(signals.url, budgets)) as bob:
         config = servers(signals.url, budgets, turn=[TurnServer(FORMS[1], "user", "secret")], proxy=proxy)

@@ -1,4 +1,4 @@
-"""The relays of a node against a small server of ours: no step at which they are cancelled leaves an allocation."""
+"""The relays of a node, with a small server of ours: cancelled at any step, they leave no allocation behind."""
 
 from __future__ import annotations
 
@@ -40,15 +40,17 @@ async def open_relays(servers: list[UdpServer]) -> AsyncGenerator[Relays]:
 
 
 async def settle(over: Callable[[], bool]) -> None:
-    """Wait for what other tasks, and the kernel between them, are about to do."""
+    """Waits until `over()` is true, while other tasks run and the kernel passes data between them."""
     while not over():
         await trio.testing.wait_all_tasks_blocked(0.001)
 
 
 @asynccontextmanager
 async def open_stream_server(says: bytes) -> AsyncGenerator[str]:
-    """A TURN server over TCP that says so, behind a datagram that is whole, when it has bound a channel, and hangs up.
-    Its URL."""
+    """The URL of a TURN server over TCP that sends `says` and closes, once it has bound a channel.
+
+    A whole datagram, in a segment of its own, comes before that.
+    """
 
     async def serve(stream: trio.SocketStream) -> None:
         model, reader = ModelServer(), TurnStreamReader(most=65_536)
@@ -63,7 +65,7 @@ async def open_stream_server(says: bytes) -> AsyncGenerator[str]:
                     await stream.send_all(says)
                     break
             await stream.send_eof()
-            async for _ in stream:  # until the other side ends: to close on what is still coming would be a reset
+            async for _ in stream:  # until the other side ends: closing with unread data would be a reset
                 pass
         await trio.aclose_forcefully(stream)
 
@@ -166,14 +168,14 @@ async def test_every_server_says_why_not() -> None:
 
 
 async def test_each_attempt_learns_why_it_got_no_address_itself() -> None:
-    """Not why another one did that ran at the same time, or before it."""
+    """It does not get the reasons of another attempt, at the same time or before it."""
     async with open_servers() as servers, open_relays(servers) as relays:
         found: dict[int, list[str]] = {}
         asking, over = trio.Event(), trio.Event()
 
         async def attempt(code: int) -> None:
             with relays.noting_failures() as failures:
-                async with trio.open_nursery() as nursery:  # a plugin's own
+                async with trio.open_nursery() as nursery:  # a nursery of the plugin's own
                     nursery.start_soon(ask, code)
             await trio.lowlevel.checkpoint()
             found[code] = failures
@@ -224,7 +226,7 @@ async def test_a_channel_that_is_refused_breaks_its_path() -> None:
         port = await relays.open()
         next(iter(servers[0].clients.values())).forbidden = {"127.0.0.1"}
         path = port.open_path(("127.0.0.1", 9))
-        await path.send([b"x"])  # behind the request, whose answer nobody waits for
+        await path.send([b"x"])  # sent behind the request, without waiting for its answer
         with pytest.raises(trio.BrokenResourceError, match=r"no channel to 127\.0\.0\.1:9: .* 403"):
             await path.receive()
         with pytest.raises(trio.BrokenResourceError, match="403"):
@@ -237,7 +239,7 @@ async def test_a_channel_that_is_refused_breaks_its_path() -> None:
 async def test_whatever_a_server_makes_us_raise_ends_its_relay_and_no_more(
     part: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The node goes on, who waits for the relay hears of it, and the next one is there."""
+    """The node goes on, whoever waits for the relay gets an error, and the next relay works."""
 
     def fail(*_: object) -> NoReturn:
         raise error("boo")
@@ -268,7 +270,7 @@ async def test_every_address_of_the_peer_gets_a_permission_of_its_own() -> None:
 async def test_a_server_that_has_forgotten_us_is_noticed_by_the_silence_after_a_datagram(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As after a restart."""
+    """The server forgets its clients, for example, when it restarts."""
     monkeypatch.setattr(relay_port_module, "SILENCE", 0.02)
     async with open_servers() as servers, open_relays(servers) as relays:
         path = (await relays.open()).open_path(("127.0.0.1", 9))
@@ -280,7 +282,7 @@ async def test_a_server_that_has_forgotten_us_is_noticed_by_the_silence_after_a_
 
 @pytest.mark.parametrize("ends", ["reader", "writer", "close"])
 async def test_who_waits_for_room_hears_of_the_end(ends: str) -> None:
-    """However it comes: in mid-transfer the outbox is full."""
+    """This holds for every kind of end: in the middle of a transfer the outbox is full."""
     ours, theirs = trio.testing.lockstep_stream_pair()
     transport = StreamTransport(ours, ("192.0.2.7", 3478))
 
@@ -330,7 +332,7 @@ async def test_who_waits_for_room_hears_of_the_end(ends: str) -> None:
     ],
 )
 async def test_a_stream_out_of_frame_breaks_its_relay_with_the_reason(says: bytes, why: str) -> None:
-    """Nothing behind it can be found again; the node goes on, and so does its next relay."""
+    """After such bytes, no message boundary can be found again.  The node goes on, and its next relay works."""
     async with open_stream_server(says) as url, open_stream_relays(url) as relays:
         for _ in range(2):
             port = await relays.open()
@@ -338,7 +340,7 @@ async def test_a_stream_out_of_frame_breaks_its_relay_with_the_reason(says: byte
             with pytest.raises(trio.BrokenResourceError, match=f"the connection to .*tcp broke: .*{why}"):
                 while True:
                     await path.send([b"x"])
-                    assert set(await path.receive()) <= {b"whole", b"abc"}  # whose padding alone is missing
+                    assert set(await path.receive()) <= {b"whole", b"abc"}  # b"abc" lacks only its padding
             await settle(lambda: not len(relays))
 
 
@@ -353,7 +355,7 @@ async def test_priming_is_nobodys_business(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_proxy_that_cannot_be_used_is_said_at_once() -> None:
-    """As with signal servers, and only where one is needed."""
+    """The rule is that of signal servers, and applies only if a proxy is needed."""
     proxies = Proxies("env", {"https_proxy": "gopher://proxy.example"})
     by_tcp = TurnServer(ServerUrl.parse("turns:relay.example"), "user", "secret")
     with pytest.raises(ConfigError, match="https_proxy"):

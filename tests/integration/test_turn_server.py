@@ -1,4 +1,4 @@
-"""The TURN server on real sockets, with clients by hand and with coturn's own."""
+"""The TURN server on real sockets, with hand-made clients and with coturn's."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ async def stream_talk(server: TransportAddress, context: ssl.SSLContext | None =
 
 
 async def echo_through(talk: Talk, *more: AttributeValue) -> None:
-    """An allocation, a peer, data both ways by indication and by channel, and the end of it."""
+    """Makes an allocation, sends data to and from a peer by indication and by channel, and ends the allocation."""
     assert error_of(await talk.allocate(*more)) == 0
     host = talk.relayed[0]
     with trio.socket.socket(socket_family(host), trio.socket.SOCK_DGRAM) as peer:
@@ -146,7 +146,7 @@ async def test_data_goes_both_ways_over_udp(host: str | None) -> None:
         address = (host or "127.0.0.1", server.address[1])
         async with datagram_talk(address) as talk:
             if host == "::1":
-                # What names no family means IPv4, which a server on an IPv6 address does not have.
+                # A request without a family means IPv4, which a server on an IPv6 address does not have.
                 assert error_of(await talk.allocate()) == Code.FAMILY_NOT_SUPPORTED
             await echo_through(talk, *([REQUESTED_ADDRESS_FAMILY(6)] if host == "::1" else []))
         assert server.statistics().allocations == 0
@@ -169,7 +169,7 @@ async def test_on_all_addresses_an_answer_leaves_from_the_one_that_was_asked() -
     async with serving(host=None, relay_hosts={4: "127.0.0.1"}) as server:
         for host in ("127.0.0.1", "127.0.0.2", "::1"):
             async with datagram_talk((host, server.address[1])) as talk:
-                assert error_of(await talk.allocate()) == 0  # a connected socket hears nothing else
+                assert error_of(await talk.allocate()) == 0  # a connected socket receives nothing from elsewhere
 
 
 async def test_one_port_is_a_stun_server_too() -> None:
@@ -185,7 +185,7 @@ async def test_one_port_is_a_stun_server_too() -> None:
 async def test_requests_to_many_addresses_of_the_host_leave_a_client_its_allocation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """More of them than sinks are kept: an allocation's own stays, as it is part of the client's identity."""
+    """More addresses are used than sinks are kept.  An allocation's sink stays, as part of the client's identity."""
     monkeypatch.setattr(replies, "MAX_SINKS", 4)
     async with serving(host=None, relay_hosts={4: "127.0.0.1"}) as server:
         port = server.address[1]
@@ -268,7 +268,7 @@ async def test_external_addresses_and_a_range_of_ports() -> None:
             assert one.relayed[1] in (47000, 47002)
             await two.allocate()
             assert two.relayed[1] in set(range(47000, 47003)) - {one.relayed[1]}
-            # What the NAT in front would have to send back stays inside.
+            # Traffic between two relayed addresses stays inside: the NAT in front need not hairpin it.
             await one.ask(one.requests.bind(CHANNEL, two.relayed))
             await two.ask(two.requests.bind(CHANNEL, one.relayed))
             await one.send(channel_data(CHANNEL, b"x"))
@@ -281,7 +281,9 @@ async def test_ports_that_are_all_taken_are_said_and_come_back_at_once(caplog: p
             assert error_of(await one.allocate()) == 0
             for _ in range(3):
                 assert error_of(await two.allocate()) == Code.INSUFFICIENT_CAPACITY
-            assert [each.name for each in caplog.records].count("warpgate_trio.servers.turn_shell") == 1  # a minute
+            assert [each.name for each in caplog.records].count(
+                "warpgate_trio.servers.turn_shell"
+            ) == 1  # one line a minute
             await one.ask(one.requests.refresh(0))
             assert error_of(await two.ask(two.requests.allocate())) == 0
 
@@ -291,7 +293,7 @@ async def test_a_connection_that_ends_frees_its_port_at_once() -> None:
         async with stream_talk(server.address) as talk:
             assert error_of(await talk.allocate()) == 0
         async with stream_talk(server.address) as talk:
-            while error_of(await talk.allocate()):  # until the server has seen the end
+            while error_of(await talk.allocate()):  # until the server has noticed the end
                 await trio.lowlevel.checkpoint()
 
 
@@ -343,7 +345,7 @@ async def test_a_stream_that_is_no_turn_is_closed(data: bytes) -> None:
     ],
 )
 async def test_a_stream_out_of_frame_ends_with_its_allocation(data: bytes, relayed: list[bytes]) -> None:
-    """Of what is behind it nothing is relayed, and the others are served."""
+    """Nothing that follows the bad bytes is relayed; other clients are still served."""
     async with serving() as server, stream_talk(server.address) as other:
         with trio.socket.socket(type=trio.socket.SOCK_DGRAM) as peer:
             await peer.bind(("127.0.0.1", 0))
@@ -364,7 +366,7 @@ async def test_a_stream_out_of_frame_ends_with_its_allocation(data: bytes, relay
             received = [await peer.recv(100)]
             while received[-1] != b"whole":
                 received.append(await peer.recv(100))
-            assert received in ([b"whole"], [*relayed, b"whole"])  # what was whole itself, if it came by itself
+            assert received in ([b"whole"], [*relayed, b"whole"])  # a whole message before the bad bytes may be relayed
 
 
 async def test_a_client_that_does_not_read_costs_its_bound_and_is_served_again() -> None:
@@ -455,7 +457,7 @@ async def test_quic_runs_from_relay_to_relay(form: str, tmp_path: Path) -> None:
                     carriers.append(await QuicCarrier.serve(theirs.open_path(ours.local), BOB))
                     carriers[0].feed(b"x" * 300_000)
                     await carriers[0].flush()
-                    await carriers[0].receive()  # who waits drives it: losses are repaired
+                    await carriers[0].receive()  # a waiting reader drives the carrier, which repairs losses
 
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(serve)
@@ -509,7 +511,7 @@ async def test_coturns_client_gets_its_data(words: Sequence[str], tmp_path: Path
         said = await uclient(server.tls_addresses[0] if "-S" in words else server.address, *words)
         sent, received = map(int, re.findall(r"tot_send_msgs=(\d+), tot_recv_msgs=(\d+)$", said, re.MULTILINE)[-1])
         assert sent >= 40, said
-        assert received >= 0.9 * sent, said  # the client does not wait for what a busy machine holds up
+        assert received >= 0.9 * sent, said  # the client does not wait for data that a busy machine delays
         # -G adds requests at random, some of them for peers of the other family.
         assert server.statistics().refused == 0 or "-G" in words
 

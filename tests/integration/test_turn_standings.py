@@ -1,4 +1,4 @@
-"""TURN servers that failed, or will be shut down, as a node with several of them deals with that."""
+"""TURN servers that have failed or will be shut down, and how a node with several servers deals with that."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from warpgate_trio.turn.relays import Relays
 
 
 async def who_is_asked(relays: Relays, servers: Sequence[UdpServer]) -> list[int]:
-    """The numbers of the servers that are asked for one relayed address."""
+    """Opens a relayed address; returns the numbers of the servers that were asked for it."""
     before = [len(each.clients) for each in servers]
     (await relays.open()).release()
     return [number for number, each in enumerate(servers) if len(each.clients) > before[number]]
@@ -33,7 +33,7 @@ async def who_is_asked(relays: Relays, servers: Sequence[UdpServer]) -> list[int
 async def test_a_server_that_failed_is_not_asked_before_the_others_any_more(
     code: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It refuses allocations, or says nothing at all."""
+    """The failure is a refused allocation, or no answer at all."""
     monkeypatch.setattr(standing, "PASSED_OVER", HANG)
     monkeypatch.setattr(relays_module, "STAGGER", 0.04 if code is None else HANG)
     async with open_servers(2) as servers, open_relays(servers) as relays:

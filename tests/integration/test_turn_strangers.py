@@ -1,6 +1,6 @@
-"""A stranger at an address that was permitted for the peer's sake: another port of its host, or a relay beside its own.
+"""A stranger at an address that is permitted for the peer: another port of its host, or a relay beside the peer's.
 
-A permission is for all ports of an address (RFC 8656 §9), so a server hands on what comes from any of them.
+A permission covers all ports of an address (RFC 8656 §9), so the server relays what comes from any of them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FORMS = ("turn:127.0.0.1:{}", "turn:127.0.0.1:{}?transport=tcp")
 
 @asynccontextmanager
 async def relay(form: str, *, permit: Iterable[str] = ()) -> AsyncGenerator[tuple[TurnServer, RelayPort]]:
-    """A server, and a relay of ours there."""
+    """A TURN server, and a relayed address of ours there."""
     names = Names()
     with trio.fail_after(HANG):
         async with open_turn_server(CREDENTIALS, allowed_peers=HERE) as server:
@@ -51,7 +51,7 @@ async def relay(form: str, *, permit: Iterable[str] = ()) -> AsyncGenerator[tupl
 
 
 def listen_for_probes(port: RelayPort) -> list[Any]:
-    """As a race does; what it hears of whoever knows its secret."""
+    """Listens for probes as a race does; the list gets what comes from a sender that knows the race's secret."""
     heard: list[Any] = []
     codec = ProbeCodec(secrets.token_bytes(SECRET_LENGTH), initiator=True)
     checks = PathChecks(
@@ -84,7 +84,10 @@ def junk() -> list[bytes]:
 
 
 async def heard_nothing(sock: DatagramSocket) -> bool:
-    """All on one machine: what was sent to a socket is there when nobody has anything left to do."""
+    """Whether a socket has received nothing.
+
+    All is on one machine, so what was sent has arrived once all tasks are blocked.
+    """
     await trio.testing.wait_all_tasks_blocked(0.01)
     with trio.move_on_after(0.01) as scope:
         await sock.receive_batch()
@@ -94,7 +97,7 @@ async def heard_nothing(sock: DatagramSocket) -> bool:
 @pytest.mark.slow("a third of a megabyte by QUIC, and as much from a stranger")
 @pytest.mark.parametrize("form", FORMS)
 async def test_another_port_of_the_peers_host(form: str) -> None:
-    """It sends whatever it likes, copies of the peer's own packets included: nothing gets in, nothing comes out."""
+    """Whatever it sends, even copies of the peer's own packets, has no effect and gets no answer."""
     stranger = await DatagramSocket.bind(("127.0.0.1", 0))
     async with relay(form, permit=["127.0.0.1"]) as (server, port):
         heard = listen_for_probes(port)
@@ -130,7 +133,7 @@ async def test_another_port_of_the_peers_host(form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 async def test_a_relay_beside_the_peers(form: str) -> None:
-    """All relays of a server are at one address: who is permitted there is not the stranger who has the next port."""
+    """All relays of a server share one address, so the permission for the peer's also covers the stranger's port."""
     async with (
         relay(form) as (server, port),
         datagram_talk(server.address) as peer,
@@ -148,15 +151,15 @@ async def test_a_relay_beside_the_peers(form: str) -> None:
             await stranger.send(channel_data(CHANNEL, data))
         await peer.send(channel_data(CHANNEL, b"answer"))
         assert await path.receive() == [b"answer"]
-        while port.dropped < 3:  # what looks like a probe was handled as one
+        while port.dropped < 3:  # junk that looks like a probe is handled as a probe
             await trio.lowlevel.checkpoint()
         assert heard == []
-        # Nothing came to the stranger: what comes first is the answer to what it asks now.
+        # The stranger has received nothing: the first thing it gets is the answer to its new request.
         assert error_of(await stranger.ask(stranger.requests.refresh(600))) == 0
 
 
 async def test_another_client_of_the_server_has_no_part_in_a_permission() -> None:
-    """Neither to send to the peer, nor to hear of it."""
+    """It can neither send to the peer, nor receive from it."""
     async with relay(FORMS[0], permit=["127.0.0.1"]) as (server, port), datagram_talk(server.address) as stranger:
         await stranger.allocate()
         with trio.socket.socket(type=trio.socket.SOCK_DGRAM) as sock:

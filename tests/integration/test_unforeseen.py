@@ -1,4 +1,4 @@
-"""Servers of ours whose cores raise what nobody foresaw, for marked input: the others are served as before."""
+"""Servers of ours whose cores raise an unforeseen exception for marked input: other clients are served as before."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def fails(
     error: type[BaseException], monkeypatch: pytest.MonkeyPatch, own_logging: None
 ) -> Callable[[type[Any], str], None]:
-    """Have a method raise where the mark is in one of its arguments."""
+    """Makes a method raise if one of its arguments contains the mark."""
 
     def patch(owner: type[Any], name: str) -> None:
         real = getattr(owner, name)
@@ -109,7 +109,7 @@ async def test_a_peers_datagram_at_the_turn_server(
 async def test_an_answer_of_the_turn_server(
     fails: Callable[[type[Any], str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What else is sent in the same step goes."""
+    """Other messages of the same step are still sent."""
     fails(ReplySink, "send")
     async with serving() as server, datagram_talk(server.address) as talk:
         await talk.allocate()
@@ -127,7 +127,7 @@ async def test_an_answer_of_the_turn_server(
 async def test_a_connection_to_the_turn_server(
     fails: Callable[[type[Any], str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It ends, with its allocation; the others stay."""
+    """The connection ends, with its allocation; other connections stay."""
     fails(TurnCore, "receive")
     async with serving() as server, stream_talk(server.address) as other:
         assert error_of(await other.allocate()) == 0
@@ -153,7 +153,7 @@ async def test_a_relayed_address_that_cannot_be_opened(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its client is told, as where there is no port."""
+    """The client gets the same error as when no port is free."""
 
     async def fail(*_: object, **__: object) -> None:
         await trio.lowlevel.checkpoint()
@@ -177,7 +177,7 @@ async def test_a_relayed_address_that_breaks(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its allocation ends with it, which its client learns from the next refresh."""
+    """The allocation ends with it; the client learns that from its next Refresh."""
     real = ServerSocket.receive_batch
     bad: set[int] = set()
 
@@ -269,7 +269,7 @@ async def test_a_connection_to_the_rendezvous_server(
     assert said(caplog) == ["the handler of a WebSocket, whose connection is closed,"]
 
 
-# --- what passes ------------------------------------------------------------------------------------------------------
+# --- exceptions that pass through -------------------------------------------------------------------------------------
 
 
 async def test_an_interrupt_at_the_turn_server_passes(

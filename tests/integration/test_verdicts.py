@@ -1,4 +1,4 @@
-"""Every verdict, end to end: what has to happen for a walk to end with it."""
+"""Every verdict, end to end: the circumstances in which a walk ends with it."""
 
 from __future__ import annotations
 
@@ -97,7 +97,9 @@ async def test_connected() -> None:
             relays = {"turn", "ws_relay"}
             others = {c.outcome for c in report.combos if c.plugin not in relays}
             assert others <= {Outcome.WON, Outcome.LOST, Outcome.NOT_STARTED}
-            assert [c.outcome for c in report.combos if c.plugin in relays] == [Outcome.HOPELESS] * 2  # no server does
+            assert [c.outcome for c in report.combos if c.plugin in relays] == [
+                Outcome.HOPELESS
+            ] * 2  # no server relays
             assert report.peer == both.bob.peer_id
             msgspec.json.encode(report)
 
@@ -113,7 +115,7 @@ async def test_refused_on_the_link() -> None:
 
 @pytest.mark.parametrize("listens", [True, False])
 async def test_who_is_not_let_in_hears_nothing_by_signal(listens: bool) -> None:
-    """Each answer would carry the present address."""
+    """Any answer would carry the present address."""
 
     async def nobody(_: str) -> bool:
         return False
@@ -160,13 +162,13 @@ async def test_busy() -> None:
                 for _ in range(100):
                     opened.append(await pipe.open_pipe())
             assert refused.value.reason == RefuseReason.BUSY
-            assert len(opened) == 63  # with the first one, as many as wait for accept()
+            assert len(opened) == 63  # together with the first, as many as may wait for accept()
             async with expect(Verdict.BUSY):
                 await both.alice.auto_connect(both.bob.address)
 
 
 async def test_busy_with_the_one_peer_that_is_served() -> None:
-    """Which no trying again in a moment helps against."""
+    """The advice is not to try again in a moment, since that would not help."""
     async with pair() as both, await both.alice.auto_connect(both.bob.address):
         both.bob.listener.close_nowait(RefuseReason.TAKEN)
         async with expect(Verdict.BUSY, advice=BETTER_ADVICE[Verdict.BUSY, Known.TAKEN]):
@@ -190,7 +192,7 @@ async def test_a_refusal_of_a_later_version_is_a_refusal() -> None:
 
 
 async def test_wrong_peer() -> None:
-    """Carol answers on what was Bob's port."""
+    """Carol answers on a port that was Bob's."""
     async with (
         loopback_node(CAROL, config(), authorize=anyone) as carol,
         loopback_node(ALICE, config()) as alice,
@@ -247,7 +249,7 @@ async def test_peer_offline() -> None:
 
 @asynccontextmanager
 async def mute_bob(url: str) -> AsyncGenerator[SignalHub]:
-    """Bob is registered, takes messages, and says nothing."""
+    """Bob is registered, takes messages, and answers none."""
     hub = SignalHub(BOB, [ServerUrl.parse(url)])
     async with open_background_nursery() as nursery:
         await nursery.start(hub.run)
@@ -263,8 +265,8 @@ async def test_peer_silent() -> None:
 
 
 async def test_no_relay_configured() -> None:
-    """Bob answers signals and tries, but neither side can be dialled, and they do not meet half-way either."""
-    async with pair() as both:  # with time for his answer; all that is tried fails at once
+    """Bob answers signals and dials, but neither side can be dialled, and punching fails as well."""
+    async with pair() as both:  # with the usual time for Bob's answer; all attempts fail at once
         for node in (both.alice, both.bob):
             for sock in node._runtime._sockets:
                 sock.close()
@@ -314,7 +316,7 @@ async def test_broke_off_by_silence_after_the_commit() -> None:
 
 
 async def test_timed_out() -> None:
-    """Something takes the connection and never says a word."""
+    """Something accepts the connection and never sends anything."""
 
     async def serve(_: trio.socket.SocketType) -> None:
         await trio.sleep_forever()
@@ -338,14 +340,14 @@ async def test_a_clock_that_is_off_is_corrected() -> None:
     ):
         await alice.wait_signals()
         await bob.wait_signals()
-        # One hour apart: Bob says what time it is there, Alice corrects herself and gets through.
+        # The clocks are an hour apart: Bob tells Alice his time, she corrects hers and gets through.
         async with await alice.connect(bob.address, plugin="reverse_connect") as pipe:
             assert pipe.report is not None
             assert pipe.report.notes == ("our clock and the peer's differ; the signals were corrected",)
 
 
 async def test_clock_off() -> None:
-    """The peer's clock is moved between its word about the time and the second try."""
+    """The peer's clock is moved after the peer has told its time, and before the second try."""
     host = LoopbackHost()
 
     def leap(event: WalkEvent) -> None:
@@ -379,7 +381,7 @@ async def test_what_cannot_be_tried_is_an_error_and_no_verdict() -> None:
 
 
 async def test_no_better_path() -> None:
-    """A Pipe on loopback: nothing is better, and it goes on."""
+    """No path is better than loopback; the Pipe goes on."""
     async with pair() as both, await both.alice.auto_connect(both.bob.address) as pipe:
         async with await both.bob.listener.accept() as theirs:
             await wait_until(lambda: link_of(pipe).movable)
@@ -390,7 +392,7 @@ async def test_no_better_path() -> None:
 
 
 def test_every_verdict_is_produced_here() -> None:
-    """`expect` compares; this says that none was left out."""
+    """`expect` checks each verdict; this test checks that none was left out."""
     source = Path(__file__).read_text(encoding="utf-8")
     expected = set(re.findall(r"expect\(Verdict\.(\w+)[,)]", source))
     assert expected == {verdict.name for verdict in Verdict} - {"CONNECTED"}

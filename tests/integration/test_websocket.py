@@ -1,6 +1,6 @@
 """WebSockets over real sockets and real TLS: what arrives, what breaks, and that nothing stays open.
 
-Every test is watched by the fixture that fails it for a socket left open.
+A fixture of all tests fails a test that leaves a socket open.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ async def server(
     trusted_proxies: TrustedProxies | None = None,
     reads_ahead: bool = False,
 ) -> AsyncGenerator[str]:
-    """Serve for the time of the body; yields the URL.  Everything in the body is bounded."""
+    """Serves for the time of the body, which is bounded; yields the URL."""
     listeners = await trio.open_tcp_listeners(0, host=host)
     port = listeners[0].socket.getsockname()[1]
     context = authority.server(certificate_for or host) if authority else None
@@ -90,7 +90,7 @@ async def server(
 
 @asynccontextmanager
 async def tcp_server(handler: Callable[[trio.SocketStream], Awaitable[None]]) -> AsyncGenerator[str]:
-    """A server that speaks whatever its handler does; yields the URL."""
+    """A TCP server that runs the handler for each connection; yields the URL."""
 
     async def serve(stream: trio.SocketStream) -> None:
         async with stream:
@@ -121,7 +121,7 @@ async def accept_by_hand(stream: trio.SocketStream) -> bytes:
 
 @asynccontextmanager
 async def connect_by_hand(url: str, header: bytes = b"") -> AsyncGenerator[trio.SocketStream]:
-    """A client's handshake without a library; `header`: one more line."""
+    """A client's handshake without a library; `header` is added to the request."""
     async with await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2])) as stream:
         await stream.send_all(
             b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -136,7 +136,7 @@ async def connect_by_hand(url: str, header: bytes = b"") -> AsyncGenerator[trio.
 
 
 async def wait_closed(stream: trio.SocketStream) -> bytes:
-    """What still comes, until the other side has closed."""
+    """Waits until the other side has closed; returns what still arrives."""
     received = b""
     with suppress(trio.BrokenResourceError):
         async for data in stream:
@@ -165,7 +165,7 @@ async def test_echo(host: str, tls: bool, authority: Authority) -> None:
 
 
 async def test_a_long_conversation() -> None:
-    """The bound on what comes in between two messages is none on messages."""
+    """The budget for bytes beyond messages (`BUDGET_EXTRA`) does not limit the number of messages."""
     async with server(echo) as url, open_websocket(url, max_message=LIMIT) as websocket:
         for _ in range(40):
             await websocket.send(bytes(LIMIT))
@@ -368,7 +368,7 @@ async def test_cancelled_at_any_step_of_the_opening(tls: bool, authority: Author
                 for _ in range(steps):
                     await trio.lowlevel.checkpoint()
                 scope.cancel()
-    gc.collect()  # a stream that was dropped and not closed warns here
+    gc.collect()  # a stream that was dropped without a close warns here
 
 
 async def test_a_certificate_of_an_unknown_authority(authority: Authority, tmp_path: Path) -> None:
@@ -377,7 +377,7 @@ async def test_a_certificate_of_an_unknown_authority(authority: Authority, tmp_p
         with pytest.raises(WebSocketError, match=r"TLS handshake failed.*CERTIFICATE_VERIFY_FAILED"):
             async with open_websocket(url, ssl_context=other.client(), max_message=LIMIT):
                 pytest.fail("opened")
-        # ... which the platform does not know either.
+        # The platform does not know that authority either.
         with pytest.raises(WebSocketError, match="CERTIFICATE_VERIFY_FAILED"):
             async with open_websocket(url, max_message=LIMIT):
                 pytest.fail("opened")
@@ -435,7 +435,7 @@ async def test_a_message_over_the_limit() -> None:
 
 @pytest.mark.parametrize("piece", [b"", b"x"])
 async def test_a_message_in_tiny_frames_ends_the_connection_on_either_side(piece: bytes) -> None:
-    """What is kept of each frame, and the time that it takes, are many times its bytes."""
+    """A frame costs many times its own size in memory and in processing time."""
     over = MAX_FRAMES + 1
 
     async def split(stream: trio.SocketStream) -> None:
@@ -496,7 +496,7 @@ async def test_a_ping_ends_with_the_connection() -> None:
 
 
 async def test_a_send_that_is_cut_off_breaks_the_connection() -> None:
-    """Half a frame followed by another would be garbage to the peer: it must see an end instead."""
+    """Half a frame followed by another would be garbage to the peer, which must see an end instead."""
     async with server(hold) as url, open_websocket(url, max_message=LIMIT, close_timeout=0.01) as websocket:
         with trio.move_on_after(0.05) as scope:
             while True:
@@ -580,7 +580,7 @@ async def test_no_websocket_client(request_bytes: bytes, caplog: pytest.LogCaptu
 
 @pytest.mark.slow("the server parses 50,000 frames before it has had enough")
 async def test_empty_fragments_without_end() -> None:
-    """Each would make a message longer by nothing, and the server's memory by an entry."""
+    """Each fragment adds nothing to the message, but an entry to the server's memory."""
     fragment = b"\x00\x80abcd"  # a continuation of length 0, masked
     async with server(echo) as url, connect_by_hand(url) as stream:
         await stream.send_all(b"\x02\x80abcd")
@@ -605,7 +605,7 @@ async def test_limits(caplog: pytest.LogCaptureFixture) -> None:
                 await third.send_all(b"G")
                 async with await trio.open_tcp_stream("127.0.0.1", port, local_address="127.0.0.2") as fourth:
                     assert await wait_closed(fourth) == b"", "with it, that address would have as many as the other"
-        while True:  # the places are free again as soon as the server has seen the ends
+        while True:  # the places are free again once the server has noticed the ends
             try:
                 async with open_websocket(url, max_message=LIMIT) as websocket:
                     await websocket.ping()
@@ -616,7 +616,7 @@ async def test_limits(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.needs("linux")  # where all of 127/8 is this machine
 async def test_one_network_does_not_keep_others_out() -> None:
-    """What a /24 holds, or an IPv6 /48, is shared with whoever comes from elsewhere, the youngest giving way."""
+    """Places held by one /24, or one IPv6 /48, are shared with clients from elsewhere; the youngest gives way."""
     async with server(echo, limits=ConnectionLimits(total=4, per_address=3)) as url:
         port = int(url.rpartition(":")[2])
         async with AsyncExitStack() as stack:
@@ -712,7 +712,7 @@ async def test_who_is_no_trusted_proxy_is_himself(kind: ProxyHeader) -> None:
 
 
 async def test_clients_behind_a_proxy_are_told_apart() -> None:
-    """The gate knows them as soon as their request has come."""
+    """The limits apply to each client as soon as its request has arrived."""
     proxies = TrustedProxies(["127.0.0.1"], ProxyHeader.FORWARDED)
     limits = ConnectionLimits(total=8, per_address=2)
     async with server(tell_who_came, limits=limits, trusted_proxies=proxies) as url:
@@ -756,7 +756,7 @@ async def test_clients_behind_a_proxy_are_told_apart() -> None:
 async def test_the_host_header_has_a_port_only_where_that_is_not_the_schemes_own(
     url: str, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RFC 6455 section 4.1; some proxies choose the site by the whole header."""
+    """RFC 6455 section 4.1; some proxies select the site by the whole header."""
     ours, theirs = trio.testing.memory_stream_pair()
 
     async def connect(*_: object) -> trio.abc.Stream:
@@ -781,7 +781,7 @@ async def test_the_host_header_has_a_port_only_where_that_is_not_the_schemes_own
 
 
 async def test_a_dot_at_the_end_of_a_name_is_no_part_of_it_in_tls(authority: Authority) -> None:
-    """RFC 6066 section 3 wants the server's name without it, and certificates have none."""
+    """RFC 6066 section 3 requires the server's name without that dot, and certificates have none."""
 
     class Here(trio.abc.HostnameResolver):
         async def getaddrinfo(self, host: object, port: object, *_: object) -> Any:
@@ -798,7 +798,7 @@ async def test_a_dot_at_the_end_of_a_name_is_no_part_of_it_in_tls(authority: Aut
             await websocket.ping()
 
 
-# --- what goes ahead of the first message ---
+# --- data ahead of the first message ---
 
 
 @pytest.mark.parametrize("reads_ahead", [True, False])
@@ -868,7 +868,7 @@ async def test_subprotocols(proposed: list[str], known: list[str], agreed: str |
     assert seen == [agreed]
 
 
-# --- the nursery behind it ---
+# --- the background nursery ---
 
 
 async def test_background_tasks_end_with_the_body() -> None:
