@@ -312,7 +312,7 @@ async def test_a_lost_path_of_fan_outs_is_searched_for_by_the_same_plugins(plugi
 @pytest.mark.slow("a call and a search in a world with NATs")
 @pytest.mark.parametrize("plugins", [["udp_punch"], ["tcp_punch", "udp_punch"]])
 def test_a_lost_path_between_nats_too(plugins: list[str]) -> None:
-    """Only the named plugins replace it, and no better path is looked for by others."""
+    """Only the named plugins look for a new path, and no others look for a better one afterwards."""
 
     async def main(nodes: NodePair) -> None:
         async with await nodes.alice.connect(nodes.bob.address, plugin=plugins) as pipe:

@@ -92,7 +92,7 @@ async def test_a_message_by_both_transports_counts_once(any_broker: Broker, monk
             await wait_servers(alice, bob)
             sent = 0
 
-            # Like the hub, but waits for both servers, so that an early answer of one does not cancel the other's.
+            # Like the hub, but waits for both servers: an early answer from one must not make it skip the other.
             async def send(hub: SignalHub, receiver_key: bytes, payload: bytes, **_: object) -> Delivery:
                 nonlocal sent
                 sent += hub is alice._runtime.hub and receiver_key == BOB.public_key  # Bob also signals to his own key
