@@ -93,7 +93,7 @@ class TestMapping:
             ([500, 500], Mapping.UNKNOWN),  # two ports of one address only
             ([500, 600], APDM),
             ([500], Mapping.UNKNOWN),
-            ([500, 600, 600, 700], Mapping.UNKNOWN if False else EIM),  # two of three addresses agree on 600
+            ([500, 600, 600, 700], EIM),  # two of three addresses agree on 600
         ],
     )
     def test_of_one_socket(self, mapped: list[int | tuple[str, int]], mapping: Mapping) -> None:
