@@ -6,9 +6,9 @@
                 await thing.operation()
             ...  # what must hold, cancelled or not
 
-Cut 0 is cancelled before the operation starts, cut k when its task has blocked for the k-th time; the loop ends after
-the first run that was not cancelled in time, so the operation is seen whole once.  What other tasks do does not count;
-with `step_cuts` it does: cut k is cancelled when the tasks of the run have made k steps in all.
+Cut 0 is cancelled before the operation starts, cut k when the operation's task blocks for the k-th time.  The loop ends
+after the first run that completes before its cancellation, so the operation also runs whole once.  `cuts` counts the
+checkpoints of that task alone.  `step_cuts` counts all tasks: cut k is cancelled when they have made k steps in all.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import final
 import trio
 
 MAX_CUTS = 200
-"""More checkpoints than any operation here has; beyond that it must be hanging in a loop."""
+"""More checkpoints than any operation here has; one that reaches this number must be looping."""
 MAX_STEPS = 20_000
-"""The same of all tasks' steps."""
+"""The same bound for the steps of all tasks."""
 
 
 class AnyCut(trio.abc.Instrument, ABC):
-    """The scope of one run; `caught` tells afterwards whether the cancellation struck."""
+    """The cancel scope of one run; `caught` tells afterwards whether the cancellation struck."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -54,7 +54,7 @@ class AnyCut(trio.abc.Instrument, ABC):
         return self._scope.__exit__(kind, error, traceback)
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        """Trio calls this when a task has blocked: if it is ours, a cancellation is delivered to that very wait."""
+        """Trio calls this when a task has blocked; a cancellation requested now is delivered to that very wait."""
         if self._counts(task) and self._left:
             self._left -= 1
             if not self._left:
@@ -91,7 +91,7 @@ def cuts() -> Iterator[Cut]:
 
 
 def step_cuts(stride: int = 1) -> Iterator[StepCut]:
-    """The same at the steps of all tasks, or at one of `stride`."""
+    """Cuts at the steps of all tasks, at every `stride`-th one, for as long as they strike."""
     for number in range(1, MAX_STEPS, stride):
         cut = StepCut(number)
         yield cut

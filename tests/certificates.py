@@ -1,4 +1,4 @@
-"""Certificates for tests of TLS: an authority that was made a moment ago, and what it signed."""
+"""Certificates for tests of TLS: a freshly made authority, and the certificates that it signs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _p256() -> _Key:
 
 @final
 class Authority:
-    """A certificate authority of its own; `ca_file` is what a client has to trust.  `make_key`: its keys' kind."""
+    """A certificate authority; `ca_file` is what a client has to trust, and `make_key` decides the kind of its keys."""
 
     def __init__(self, folder: Path, name: str = "authority", *, make_key: Callable[[], _Key] = _p256) -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-"""What holds for every test: what it may need, what it must not leave behind, and how long it may take unremarked."""
+"""Rules for every test: what it may need, what it must not leave behind, and how long it may take without a reason."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ pytest_plugins = ["warpgate_trio.testing.pytest_plugin"]
 SIMULATOR = Path(__file__).parent / "sim"
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 OWN_NAMES = {None, "localhost", "", socket.gethostname()}
-"""Hosts that the machine knows without asking anybody."""
+"""Host names that the machine resolves without a DNS query."""
 SLOW = 0.25
 """Seconds that a test may take without saying why."""
 QUIET = 0.005
 """Seconds without an event after which `jumping_clock` jumps."""
 
 hypothesis.settings.register_profile("dev", deadline=None, print_blob=True)
-# A CI run is the same every time: what Hypothesis finds by chance belongs to a developer, not to somebody else's merge.
+# A CI run is the same every time: a chance find of Hypothesis should fail a developer's run, not an unrelated merge.
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True, database=None)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "dev")
 
@@ -45,9 +45,9 @@ _slow: list[tuple[float, str]] = []
 
 
 def _ask_nobody_for_names() -> None:
-    """Have the machine's resolver know the machine's own names, and ask nobody: how long that takes is not ours.
+    """Makes `socket.getaddrinfo` resolve the machine's own names only: how long a DNS query takes is not ours to bound.
 
-    For good, as the simulator puts itself in front of what it finds there, for good too.
+    This is never undone, because the simulator wraps the function that it finds here, and does not undo that either.
     """
     getaddrinfo = socket.getaddrinfo
 
@@ -79,12 +79,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(autouse=True)
 def no_gateway(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Routers of the network that the tests run in are asked for nothing; those of the kernel lab are ours."""
+    """Hides the real network's gateways, so that no test asks them for anything; those of the kernel lab are ours."""
     if "kernel" not in request.path.parts:
         monkeypatch.setattr(RealHost, "gateways", lambda _self: ())
 
 
-@pytest.hookimpl(trylast=True)  # after they were shuffled
+@pytest.hookimpl(trylast=True)  # after the tests were shuffled
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Checks the markers' arguments, so that a slip is an error and not a test that never runs.
 
@@ -100,14 +100,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if not (marker.args or marker.kwargs.get("reason")):
                 raise pytest.UsageError(f"{item.nodeid}: mark a test as slow with the reason, slow('…')")
             if SIMULATOR in item.path.parents:
-                item.add_marker("no_cover")  # it reaches by whole walks what other tests reach one by one
+                item.add_marker("no_cover")  # its whole walks reach code that other tests cover piece by piece
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Has Python's garbage collection leave alone what is made here and stays to the end: all modules, and all tests.
+    """Freezes the objects that stay to the end, all modules and all tests, so that garbage collection skips them.
 
-    Otherwise each full one, and there are many, would go through it for a quarter of a second.
+    Otherwise each full collection, and there are many, would spend a quarter of a second on them.
     """
     gc.disable()
     try:
@@ -140,7 +140,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """The same for a module that skips itself as a whole."""
+    """Turns the skip of a whole module into a failure where that was asked for."""
     report = yield
     if report.skipped and requirements.required():
         report.outcome = "failed"
@@ -171,14 +171,14 @@ def _sockets() -> dict[str, str]:
 
 
 def _close(descriptors: Iterable[str]) -> None:
-    """Closes sockets that a test left, so that their end is not taken for a later test's fault."""
+    """Closes sockets that a test left open, so that no later test is blamed for them."""
     for thing in gc.get_objects():
         if isinstance(thing, socket.socket) and str(thing.fileno()) in descriptors:
             thing.close()
 
 
 def _threads() -> set[threading.Thread]:
-    """The running threads, without those that Trio keeps for its next `to_thread` (it renames them while they work)."""
+    """The running threads, without the idle ones that Trio caches for `to_thread` (it renames them while they work)."""
     return {thread for thread in threading.enumerate() if not re.fullmatch(r"Trio thread \d+", thread.name)}
 
 
@@ -186,15 +186,15 @@ def _threads() -> set[threading.Thread]:
 def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a test that leaves a socket open or a thread running.
 
-    Sockets that only a reference cycle still holds are closed by the collection here; Python then says so with a
-    ResourceWarning, which is an error of this test too.
+    The garbage collection here closes sockets that only a reference cycle still holds. Python then emits a
+    ResourceWarning, which also fails this test.
     """
     sockets_before, threads_before = _sockets().items(), _threads()
     yield
     sockets = _sockets().items() - sockets_before
     call = request.node.stash.get(_reports, {}).get("call")
     if call is None or not call.passed:
-        _close(dict(sockets))  # the traceback of what went wrong still holds its locals
+        _close(dict(sockets))  # the traceback of the failure still holds the test's locals
         return
     if sockets:
         gc.collect()
@@ -209,7 +209,7 @@ def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The surroundings of an arbitrary uid in a container: no HOME, and nobody knows the user."""
+    """The surroundings of an arbitrary uid in a container: no HOME, and no entry in the user database."""
     pwd = pytest.importorskip("pwd", reason="POSIX's")
 
     def getpwuid(uid: int) -> object:
@@ -223,7 +223,7 @@ def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def own_plugins() -> Iterator[None]:
-    """Plugins of a test end with it; the built-in ones, registered when they are first imported, stay."""
+    """Removes the plugins that a test registers; the built-in ones, registered at their first import, stay."""
     load_plugins()
     before = dict(plugin_registry)
     yield
@@ -233,7 +233,7 @@ def own_plugins() -> Iterator[None]:
 
 @pytest.fixture
 def own_logging() -> Iterator[None]:
-    """Commands set up the package's loggers; other tests want them as they were."""
+    """Restores the package's loggers, which commands configure, for other tests."""
     loggers = [logging.getLogger(name) for name in ("warpgate_trio", "warpgate_strategies")]
     before = [(logger, logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
     yield
@@ -245,15 +245,17 @@ def own_logging() -> Iterator[None]:
 
 @pytest.fixture
 def jumping_clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> trio.testing.MockClock:
-    """Seconds pass at once when nothing happens for 5 ms, and do not pass otherwise: a slow machine uses up no limit.
+    """A clock that jumps to the next deadline when nothing happens for 5 ms, and stands still otherwise.
 
-    For tests whose every party is in this thread, over real sockets: on loopback whatever one of them sends is there
-    when `send` returns, so that while nothing happens nothing is under way either, however long the process has to
-    wait for a processor.  While Trio's threads work, looking up a name for instance, the clock stands.
+    A slow machine thus uses up no time limit.
 
-    Not for tests that wait for another process, a thread that is not Trio's or a timer of the kernel: these work on
-    while nothing happens here, and the clock jumps past what limits the wait.  Nor for those that measure a time.
-    A module or a test takes it as an argument or by `usefixtures`.
+    It is for tests whose every party is in this thread, over real sockets.  On loopback, data has arrived when `send`
+    returns.  So when nothing happens, nothing is under way either, however long the process waits for a processor.
+    The clock stands still while a thread of Trio works, at a name lookup for instance.
+
+    It is not for tests that wait for another process, a thread that is not Trio's, or a timer of the kernel: these work
+    on while nothing happens here, and the clock would jump past the limit of the wait.  Nor is it for tests that
+    measure a time.  A module or a test takes it as an argument or by `usefixtures`.
     """
     clock = trio.testing.MockClock(autojump_threshold=QUIET)
     run_sync = trio.to_thread.run_sync
@@ -274,14 +276,14 @@ def jumping_clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         return trio.run(main, **(options | {"clock": clock}))
 
     monkeypatch.setattr(trio.to_thread, "run_sync", standing_still)
-    if request.node.get_closest_marker("trio") is not None:  # pytest-trio takes what is an argument of the test alone
+    if request.node.get_closest_marker("trio") is not None:  # pytest-trio sees the arguments of the test only
         request.node.add_marker(pytest.mark.trio(run=run), append=False)
     return clock
 
 
 @pytest.fixture
 async def bounded(nursery: trio.Nursery) -> None:
-    """Nothing on loopback takes so long."""
+    """Fails the test with TooSlowError after `HANG` seconds: nothing on loopback takes so long."""
 
     async def alarm() -> None:
         await trio.sleep(HANG)
@@ -305,7 +307,7 @@ def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 @pytest.fixture(autouse=True, scope="session")
 def _kernel_is_asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Asks the kernel what the selected tests want to know (`tests.kernel.ahead`)."""
+    """Starts the programs whose answers the selected tests need (`tests.kernel.ahead`)."""
     with asked_ahead(request.session.items, shared_folder(tmp_path_factory)):
         yield
 

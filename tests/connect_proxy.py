@@ -1,4 +1,4 @@
-"""A CONNECT proxy in plain Trio, for where squid does not run: on a simulated host."""
+"""A CONNECT proxy in plain Trio, for simulated hosts, where squid cannot run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["serve_connect_proxy", "serve_tunnel"]
 async def serve_connect_proxy(
     port: int, asked: list[str], *, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Serve until cancelled; what it was asked for, each ``host:port``, goes into `asked`."""
+    """Serve until cancelled; the target of each request, ``host:port``, is appended to `asked`."""
     await trio.serve_tcp(partial(serve_tunnel, asked), port, task_status=task_status)
 
 
 async def serve_tunnel(asked: list[str], client: trio.SocketStream) -> None:
-    """Serve one client of it."""
+    """Serve one client of the proxy."""
     with suppress(trio.BrokenResourceError):
         async with client:
             head = b""
@@ -43,7 +43,7 @@ async def serve_tunnel(asked: list[str], client: trio.SocketStream) -> None:
 
 
 async def _pass_on(source: trio.SocketStream, sink: trio.SocketStream, scope: trio.CancelScope) -> None:
-    """As real ones do, the end of either direction is that of both."""
+    """Copy one direction; as with real proxies, the end of either direction ends both."""
     with suppress(trio.BrokenResourceError):
         async for data in source:
             await sink.send_all(data)

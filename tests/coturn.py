@@ -18,7 +18,7 @@ Address = tuple[str, int]
 
 @contextmanager
 def coturn(folder: Path) -> Iterator[dict[tuple[int, int], Address]]:
-    """Run it; its four places, by address and port, each 0 or 1."""
+    """Run it; yields its four sockets' addresses, by (index of the IP address, index of the port), each 0 or 1."""
     program = find_program("turnserver")
     assert program is not None
     ports = (free_port(), free_port())
@@ -41,7 +41,7 @@ def coturn(folder: Path) -> Iterator[dict[tuple[int, int], Address]]:
 
 
 def _wait(address: Address, process: subprocess.Popen[bytes]) -> None:
-    """Until it answers there, over UDP and TCP."""
+    """Wait until the server answers at an address, over UDP and TCP."""
     for _ in range(500):
         assert process.poll() is None, "turnserver ended"
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -65,7 +65,7 @@ def coturn_relay(
     Args:
       lines: further lines of its configuration.
       certificate: PEM file with certificate and key, for TLS.
-      port: where it listens; a free one if not given.
+      port: the port to listen on; a free one if not given.
     """
     relay = Relay(folder, lines, certificate, port)
     relay.start()
@@ -79,7 +79,7 @@ class Relay:
     """See `coturn_relay`.
 
     Attributes:
-      port: UDP and TCP; TLS too, where there is a certificate.
+      port: for UDP and TCP, and for TLS if there is a certificate.
     """
 
     def __init__(self, folder: Path, lines: tuple[str, ...], certificate: Path | None, port: int | None = None) -> None:
@@ -108,7 +108,7 @@ class Relay:
         _wait(("127.0.0.1", self.port), self._process)
 
     def kill(self) -> None:
-        """Without a goodbye."""
+        """End it at once, with no chance to notify its clients."""
         assert self._process is not None
         self._process.kill()
         self._process.wait(10)

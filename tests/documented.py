@@ -1,4 +1,4 @@
-"""What the documentation shows, for tests of it, and for those that start an example as it stands there."""
+"""Reads tables and blocks of code from the documentation, for tests that check it or run its examples verbatim."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def code(text: str, language: str) -> list[str]:
 
 
 def changed(text: str, changes: Mapping[str, object]) -> str:
-    """An example with places, ports and files of the test's own; each of what they stand for has to be there."""
+    """An example with the test's own hosts, ports and files; each text that they replace has to occur in it."""
     for old, new in changes.items():
         assert old in text, old
         text = text.replace(old, str(new))
@@ -62,7 +62,7 @@ class Block(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str]:
-        """The page and how the block begins: what a list names it by."""
+        """The page and how the block begins: its name in the lists of tests."""
         return self.page, self.text.splitlines()[0].strip()[:60].rstrip()
 
 
@@ -70,7 +70,7 @@ ROOT = DOCS.parent
 PAGES = sorted(
     [*ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md", *(p for p in DOCS.rglob("*.md") if "_build" not in p.parts)]
 )
-"""Every page, but for the news fragments."""
+"""Every page except the news fragments."""
 
 
 def blocks() -> Iterator[Block]:

@@ -1,7 +1,7 @@
-"""How long a test waits for what comes at once before it takes it for a hang.
+"""How long a test waits for an event that should come at once before it counts as a hang.
 
-The machine may stand still for seconds while other people's work is done.  Only where the time itself is what is
-tested has a test a limit of its own, and then what would happen otherwise takes several times as long.
+A shared machine may stall for seconds.  A test has a limit of its own only where it tests the time itself; the failure
+that it guards against then takes several times as long.
 """
 
 from __future__ import annotations
@@ -9,4 +9,4 @@ from __future__ import annotations
 from typing import Final
 
 HANG: Final = 60.0
-"""Seconds; longer than all that has a time limit of its own by default takes to give up (`Budgets.total`)."""
+"""Seconds; longer than any operation with a default time limit takes to give up (`Budgets.total`)."""

@@ -1,4 +1,4 @@
-"""haproxy in front of a server on loopback, as docs/howto/reverse_proxy.md has it, for tests: a process of its own."""
+"""haproxy in front of a server on loopback, a separate process, as in docs/howto/reverse_proxy.md."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def haproxy(
     """Run it with TLS at a port, in front of two others, all of 127.0.0.1.
 
     Args:
-      header: which one of the page's two examples.
-      health: of /healthz.
-      certificate: a file with the key too.
+      header: selects one of the page's two examples.
+      health: the port that serves /healthz.
+      certificate: a file with the certificate and its key.
     """
     program = find_program("haproxy")
     assert program is not None

@@ -1,4 +1,4 @@
-"""Signal hubs of nodes that are not there, and servers for them that do what the test says."""
+"""Signal hubs without nodes, and servers for them that do what the test says."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from warpgate_trio.websocket import WebSocket, serve_websocket
 
 
 def anywhere(_: object) -> bool:
-    """A `MayConnect` for peers on this machine."""
+    """A `MayConnect` that allows every address, for peers on this machine."""
     return True
 
 
 @pytest.fixture
 def no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has lost a server tries again at once; a module that wants it says ``usefixtures("no_long_pauses")``."""
+    """Makes a hub reconnect to a lost server after 10 ms; a module asks for it by ``usefixtures("no_long_pauses")``."""
     monkeypatch.setattr(keeper, "BACKOFF_FIRST", 0.01)
 
 
@@ -40,9 +40,9 @@ async def hub_for(
     connected: bool = True,
     everywhere: bool = False,
 ) -> AsyncGenerator[SignalHub]:
-    """A running hub; bounds the body.
+    """A running hub; the body may take `HANG` seconds.
 
-    The body begins when one server is `connected`, all are where it is to be `everywhere`, at once else.
+    The body begins when one server is connected, if `connected`; when all are, if `everywhere`; otherwise at once.
     """
     hub = SignalHub(identity, [ServerUrl.parse(str(url)) for url in urls], ca_file=ca_file, listens=listens)
     with trio.fail_after(HANG):
@@ -61,7 +61,7 @@ def states(hub: SignalHub) -> list[ServerState]:
 
 @asynccontextmanager
 async def tcp_server(handler: Callable[[trio.SocketStream], Awaitable[None]]) -> AsyncGenerator[str]:
-    """A server that is none; yields the URL of a WebSocket server in its place."""
+    """Serve raw TCP by `handler` where a WebSocket server is expected; yields its ws:// URL."""
 
     async def serve(stream: trio.SocketStream) -> None:
         async with stream:
@@ -75,7 +75,7 @@ async def tcp_server(handler: Callable[[trio.SocketStream], Awaitable[None]]) ->
 
 @asynccontextmanager
 async def websocket_server(handler: Callable[[WebSocket], Awaitable[None]]) -> AsyncGenerator[str]:
-    """A WebSocket server that is no rendezvous server, or a bad one; yields its URL."""
+    """Serve WebSocket by `handler`, which plays no rendezvous server, or a bad one; yields its URL."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with open_background_nursery() as nursery:
         await nursery.start(

@@ -1,4 +1,4 @@
-"""The identities of the tests, the same in each run; golden bytes were made with ALICE and BOB."""
+"""Fixed identities for tests; golden bytes were made with ALICE and BOB."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from warpgate_trio.link.frames import Accept, Commit, Frame, Item, Ping, Proof
 CONTEXTS: Final = {identity: TlsContexts(identity) for identity in (ALICE, BOB, MALLORY)}
 SESSION, ATTEMPT, LINK_ID = b"session.........", b"attempt.........", b"link............"
 TERMS: Final = Terms(resume_timeout=0, secret=b"secret..........", instance=b"instance")
-"""What each end offers, where the other one is not to be taken for an older release: it ends with its carrier."""
+"""What each end offers, unless it plays an older release, which offers nothing; the Link ends with its carrier."""
 LASTING: Final = replace(TERMS, resume_timeout=120)
 """The same for a Link that outlives its carrier."""
 
@@ -40,12 +40,12 @@ Sockets = tuple[trio.socket.SocketType, trio.socket.SocketType]
 Paths = tuple[SocketPath, SocketPath]
 
 kind: Literal["tls", "quic"] = "tls"
-"""The carrier that `carriers` makes where it is not told otherwise; set by the fixture `carrier_kind`."""
+"""The kind of carrier that `carriers` makes by default; set by the fixture `carrier_kind`."""
 
 
 @pytest.fixture(params=["tls", "quic"])
 def carrier_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Runs a test once over each carrier; a module that wants it says ``usefixtures("carrier_kind")``."""
+    """Runs a test once over each kind of carrier; a module asks for it by ``usefixtures("carrier_kind")``."""
     chosen = str(request.param)
     monkeypatch.setattr(sys.modules[__name__], "kind", chosen)
     return chosen
@@ -54,7 +54,7 @@ def carrier_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 async def connect_sockets(family: int = trio.socket.AF_INET, *, buffers: int | None = None) -> Sockets:
     """A TCP connection: the end that dialled, and the end that was accepted.
 
-    `buffers` is what the kernel may hold at each end; by itself it takes megabytes before a sender blocks.
+    `buffers` bounds the bytes that the kernel holds at each end; by default a sender blocks after megabytes only.
     """
     with trio.socket.socket(family) as listener:
         if buffers is not None:  # the accepted socket inherits them
@@ -73,7 +73,7 @@ async def connect_sockets(family: int = trio.socket.AF_INET, *, buffers: int | N
 
 @asynccontextmanager
 async def wired_sockets(*, there: Script | None = None, back: Script | None = None) -> AsyncGenerator[Sockets]:
-    """The same with a faulty wire in between."""
+    """Both ends of a TCP connection with a faulty wire in between."""
     with trio.socket.socket() as listener:
         await listener.bind(("127.0.0.1", 0))
         listener.listen(1)
@@ -86,7 +86,7 @@ async def wired_sockets(*, there: Script | None = None, back: Script | None = No
 
 
 async def tls_carriers(sockets: Sockets | None = None) -> tuple[TlsCarrier, TlsCarrier]:
-    """Alice's end of a TLS carrier, who dialled, and Bob's."""
+    """A TLS carrier that Alice dialled: her end and Bob's."""
     dialed, accepted = sockets or await connect_sockets()
     ends: list[TlsCarrier] = []
 
@@ -100,7 +100,7 @@ async def tls_carriers(sockets: Sockets | None = None) -> tuple[TlsCarrier, TlsC
 
 
 async def quic_carriers(paths: Paths | None = None) -> tuple[QuicCarrier, QuicCarrier]:
-    """The same over QUIC."""
+    """A QUIC carrier that Alice dialled: her end and Bob's."""
     dialed, accepted = paths or await connect_paths()
     ends: list[QuicCarrier] = []
 
@@ -115,12 +115,12 @@ async def quic_carriers(paths: Paths | None = None) -> tuple[QuicCarrier, QuicCa
 
 
 async def connect_ends(family: int = trio.socket.AF_INET, *, buffers: int | None = None) -> Sockets | Paths:
-    """What a carrier of the `kind` that is tested goes over; `buffers` as for `connect_sockets`."""
+    """Sockets or paths for a carrier of the tested `kind`; `buffers` as for `connect_sockets`."""
     return await connect_paths(family) if kind == "quic" else await connect_sockets(family, buffers=buffers)
 
 
 async def carriers(ends: Sockets | Paths | None = None) -> tuple[Carrier, Carrier]:
-    """The same over whatever `ends` are."""
+    """Alice's end and Bob's of a carrier over `ends`; of the tested `kind` if they are not given."""
     one, other = ends or await connect_ends()
     if isinstance(one, SocketPath) and isinstance(other, SocketPath):
         return await quic_carriers((one, other))
@@ -130,7 +130,7 @@ async def carriers(ends: Sockets | Paths | None = None) -> tuple[Carrier, Carrie
 
 
 async def receive_exactly(carrier: Carrier, size: int) -> bytes:
-    """So many bytes of what comes in, and not one more."""
+    """Exactly `size` bytes."""
     received = b""
     while len(received) < size:
         pieces = await carrier.receive()
@@ -141,7 +141,7 @@ async def receive_exactly(carrier: Carrier, size: int) -> bytes:
 
 
 def close_carriers(*carriers: Carrier) -> None:
-    """Close them now."""
+    """Close carriers without waiting."""
     for carrier in carriers:
         carrier.close_nowait()
 
@@ -169,7 +169,7 @@ async def alice_proves(carrier: Carrier, *, initiator: bool = True) -> Link:
 
 
 async def proven_links(ends: Sockets | Paths | None = None) -> tuple[Link, Link]:
-    """Alice's Link, who dialled and calls, and Bob's."""
+    """A Link that Alice dialled, as the caller: her end and Bob's."""
     dialed, accepted = await carriers(ends)
     alice = await alice_proves(dialed)
     bob = await Link.receive_proof(accepted)
@@ -198,14 +198,14 @@ def a_path(carrier: Carrier) -> PathInfo:
 @final
 @dataclass(slots=True)
 class End:
-    """One end of an open Link, driven."""
+    """One end of an open Link, which is driven."""
 
     link: Link
     pipe: Pipe
     opened: list[Pipe] = field(default_factory=list)
     """Pipes that the peer opened."""
     refusal: RefuseReason | None = None
-    """What the peer's next OPEN is answered with."""
+    """The reason with which the peer's next OPEN is refused; None to accept it."""
     ended: trio.Event = field(default_factory=trio.Event)
     _arrived: trio.Event = field(default_factory=trio.Event)
 
@@ -267,7 +267,7 @@ async def linked(
     terms: Terms = TERMS,
     others: Terms | None = None,
 ) -> AsyncGenerator[tuple[End, End]]:
-    """The same with a nursery of their own; both Links have ended when the body is left, within `limit` seconds."""
+    """`open_ends` with its own nursery; both Links have ended when the body is left, within `limit` seconds."""
     with trio.fail_after(limit):
         async with trio.open_nursery() as nursery:
             ends = await open_ends(nursery, over, early_data=early_data, goodbye=goodbye, terms=terms, others=others)
@@ -280,7 +280,7 @@ async def linked(
 
 @final
 class RawPeer:
-    """The other end of a Link, played by the test: it says any frame at any time, and shows what it hears."""
+    """The other end of a Link, played by the test: it sends any frame at any time, and shows what it receives."""
 
     def __init__(self, carrier: Carrier) -> None:
         self.carrier = carrier
@@ -288,12 +288,12 @@ class RawPeer:
         self._heard: list[Item] = []
 
     async def say(self, *frames: Frame | bytes) -> None:
-        """Send frames, or bytes, so that they arrive in one read where they are small."""
+        """Send frames or raw bytes at once; small ones arrive in one read."""
         self.carrier.feed(b"".join(each if isinstance(each, bytes) else encode(each) for each in frames))
         await self.carrier.flush()
 
     async def hear(self) -> Item | None:
-        """The next item, None at the clean end."""
+        """The next item received; None at the clean end."""
         while not self._heard:
             pieces = await self.carrier.receive()
             if not pieces:
@@ -322,7 +322,7 @@ async def raw_end(
     terms: Terms | None = None,
     ours: Terms = TERMS,
 ) -> AsyncGenerator[tuple[End, RawPeer]]:
-    """Alice's end of an open Link, driven, and a peer that the test plays; without `terms` one of an older release."""
+    """Alice's end of an open Link, driven, and a peer that the test plays: an older release if `terms` is None."""
     dialed, accepted = await carriers(await connect_sockets(buffers=buffers))
     link = await alice_proves(dialed)
     peer = RawPeer(accepted)

@@ -1,4 +1,4 @@
-"""The mailboxes of pairing without a server around them, for tests: clients say frames, and keep what they hear."""
+"""The mailboxes of pairing without a server around them: test clients send frames, and keep what they receive."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from warpgate_trio.servers.rendezvous_frames import FromServer, decode_from_serv
 from warpgate_trio.servers.server_connection import ServerConnection
 
 T: Final = 1000.0
-"""When a server starts."""
+"""The time at which a server starts."""
 
 
 @dataclass(eq=False)
 class Server:
-    """Mailboxes, and what their clients have been told."""
+    """Mailboxes, and what their clients have received."""
 
     now: float = T
     mailboxes: Mailboxes = field(default_factory=Mailboxes)

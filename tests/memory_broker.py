@@ -1,4 +1,4 @@
-"""An MQTT broker in memory, for nodes of the simulator: it takes its time, retains, has rules, and anybody's word."""
+"""An MQTT broker in memory, for nodes of the simulator, with latency and retained messages, open to anybody."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ URL: Final = "mqtt://broker"
 @final
 @dataclass
 class MemoryBroker:
-    """See the module's page.
+    """See the module's docstring.
 
     Attributes:
       latency: seconds from a client to the broker, and from there to a client.
-      retained: what it keeps, by topic.
-      published: all that clients have said, in order.
-      subscribed: which connections hear a topic.
-      forgets: it retains nothing.
+      retained: the retained messages, by topic.
+      published: all messages that clients have published, in order.
+      subscribed: the connections that are subscribed to a topic.
+      forgets: whether it retains nothing.
     """
 
     latency: float = 0.025
@@ -62,7 +62,7 @@ class MemoryBroker:
     async def open(
         self, _url: ServerUrl, *, clears: str | None = None, max_payload: int, **_: object
     ) -> AsyncGenerator[MemoryConnection]:
-        """In the place of `open_mqtt`."""
+        """Stands in for `open_mqtt`."""
         assert max_payload
         connection = MemoryConnection(self)
         try:
@@ -81,7 +81,7 @@ class MemoryBroker:
 
 @final
 class MemoryConnection:
-    """One to it, as `MqttConnection` is; what is said by it keeps its order."""
+    """A connection to the broker, with the interface of `MqttConnection`; it delivers in order."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
@@ -114,7 +114,7 @@ class MemoryConnection:
         """See `MqttConnection`."""
 
     def hand(self, message: Publication) -> None:
-        """The broker has something for this client."""
+        """Deliver a message of the broker to this client, after the latency."""
         self._hand.send_nowait((trio.current_time() + self._broker.latency, message))
 
     async def _do(self, what: Callable[[], None]) -> None:
@@ -139,7 +139,7 @@ class MemoryConnection:
 
 @pytest.fixture
 def memory_broker(monkeypatch: pytest.MonkeyPatch) -> MemoryBroker:
-    """One that every node has whose configuration names any."""
+    """The broker that every node connects to, whichever one its configuration names."""
     broker = MemoryBroker()
     monkeypatch.setattr(channel, "open_mqtt", broker.open)
     return broker

@@ -1,4 +1,4 @@
-"""nginx in front of a server on loopback, as docs/howto/reverse_proxy.md has it, for tests: a process of its own."""
+"""nginx in front of a server on loopback, a separate process, as in docs/howto/reverse_proxy.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.programs import running
 from tests.requirements import find_program
 
 STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
-"""Where Debian has it (libnginx-mod-stream)."""
+"""Where Debian installs it (libnginx-mod-stream)."""
 CONFIGURATION = """\
 load_module {module};
 daemon off;
@@ -36,11 +36,11 @@ stream {{
     {tls_stream}
 }}
 """
-"""What stands around the servers that docs/howto/reverse_proxy.md shows."""
+"""The configuration around the server blocks that docs/howto/reverse_proxy.md shows."""
 
 
 class Ports(NamedTuple):
-    """Of 127.0.0.1: HTTP with X-Forwarded-For, the same over TLS; the PROXY protocol, the same with TLS ended here."""
+    """Ports of 127.0.0.1: HTTP with X-Forwarded-For, without and with TLS; PROXY protocol, without and with TLS."""
 
     http: int
     https: int
@@ -55,7 +55,7 @@ def free_ports() -> Ports:
 
 @contextmanager
 def nginx(folder: Path, ports: Ports, upstream: int, certificate: Path) -> Iterator[None]:
-    """Run it, in front of a port of 127.0.0.1; `certificate` is a file with the key too."""
+    """Run it in front of the port `upstream` of 127.0.0.1; `certificate` is a file with certificate and key."""
     program = find_program("nginx")
     assert program is not None
     servers = {}

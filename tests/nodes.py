@@ -1,4 +1,4 @@
-"""Nodes for tests: on loopback alone, ephemeral, with a rendezvous server of their own when they want one."""
+"""Nodes for tests: on loopback alone, with ephemeral keys, and with their own rendezvous server if wanted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from warpgate_trio.plugin import Plugin
 from warpgate_trio.servers.rendezvous import RendezvousServer, open_rendezvous
 
 BRIEF = PathsConfig(resume_timeout=0)
-"""Links that end with their paths."""
+"""Configures Links that end with their last path."""
 QUICK = Budgets(
     direct_min=0.1,
     direct_max=0.15,
@@ -34,14 +34,14 @@ QUICK = Budgets(
     handshake=0.5,
     goodbye=0.2,
 )
-"""Budgets under which even a walk that fails in the end takes a fraction of a second: the phases and a signal."""
+"""Budgets of the phases and of a signal under which even a failing walk takes a fraction of a second."""
 
 
 @final
 class LoopbackHost:
-    """A machine that has nothing but loopback: no test packet can leave it.
+    """A host with no interface but loopback, so that no test packet can leave it.
 
-    `skew` is what its wall clock is off; `fingerprint` tells machines apart; `variables` are its environment.
+    `skew` is its wall clock's error in seconds, `fingerprint` identifies the host, `variables` are its environment.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ def config(
 
 @asynccontextmanager
 async def on_host(host: Host) -> AsyncGenerator[None]:
-    """Nodes that are opened inside run on `host`; that of the surroundings comes back at the end."""
+    """Nodes that are opened inside run on `host`; the previous host is restored at the end."""
     old = machine.set_provider(lambda: host)
     try:
         yield
@@ -157,9 +157,9 @@ async def pair(
     turn: Sequence[str] = (),
     paths: PathsConfig | None = None,
 ) -> AsyncGenerator[Pair]:
-    """Alice, who calls, and Bob, who listens, on one machine, both connected to one rendezvous server.
+    """Alice, the caller, and Bob, the listener, on one host, both connected to one rendezvous server.
 
-    `turn`: Alice's TURN servers.
+    `turn` are Alice's TURN servers.
     """
     chosen = None if plugins is None else list(plugins)
     async with (
@@ -185,7 +185,7 @@ async def pipes(**options: object) -> AsyncGenerator[tuple[Pipe, Pipe, Pair]]:
 def address_of(
     identity: Identity, *, port: int, signals: Iterable[str] = (), host: Host | None = None, now: float | None = None
 ) -> PeerAddress:
-    """An address on this machine's loopback that points wherever the test wants."""
+    """A signed address of a peer that names whatever endpoints on loopback the test wants."""
     from warpgate_trio.address import AddressInterface, EndpointKind, Transport
 
     host = LoopbackHost() if host is None else host

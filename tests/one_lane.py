@@ -1,4 +1,4 @@
-"""A Link without I/O that stays on the carrier that it was made on."""
+"""A sans-IO Link that stays on its first carrier."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from warpgate_trio.link.protocol import LinkProtocol
 
 @final
 class OneLane:
-    """A Link on the one carrier that it was made on."""
+    """A Link with one lane: the carrier that it was made on."""
 
     def __init__(
         self, *, dialler: bool, initiator: bool | None, now: float, idle_interval: float, padded: bool = False

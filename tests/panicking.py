@@ -1,6 +1,6 @@
-"""What a library in Rust raises where it gives up."""
+"""The exception that a Rust library raises when it panics."""
 
 from __future__ import annotations
 
 PanicException = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
-"""As pyo3 makes it: a class of each library's own, which nobody can import."""
+"""Like pyo3's: each library makes a class of its own, which cannot be imported."""

@@ -1,4 +1,4 @@
-"""Paths of datagrams for a carrier's tests: a socket of one's own to one peer, and what may go wrong on it."""
+"""Datagram paths for tests of carriers: a socket to one peer, with optional faults."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from warpgate_trio.ports.datagrams import DatagramSocket
 from warpgate_trio.sockaddr import TransportAddress
 
 Filter = Callable[[list[bytes]], list[bytes]]
-"""What becomes of a batch that is sent."""
+"""Maps a batch to the datagrams that are really sent."""
 
 
 @final
 class SocketPath:
-    """A `DatagramPath` over a `DatagramSocket` that serves nobody else.
+    """A `DatagramPath` over its own `DatagramSocket`.
 
     Attributes:
-      sent: the lengths of what was sent, when `keep` is set.
-      filter: changes what is sent, or drops it.
+      sent: the lengths of the datagrams sent, if `keep` is set.
+      filter: changes or drops datagrams on their way out.
     """
 
     def __init__(self, sock: DatagramSocket, remote: TransportAddress) -> None:

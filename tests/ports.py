@@ -1,8 +1,8 @@
-"""Ports of this machine for servers that are to come, or never come.
+"""Ports of this machine for servers that start later, or never.
 
-A port that the kernel gave out and that was closed again is anybody's the next moment: another test's, or a client's
-own end.  These lie outside the range that the kernel gives out of, and a lock per port keeps other test processes away
-for as long as this one runs.
+A port that the kernel chose may be reused as soon as it is closed, by another test or as a client's source port.  The
+ports given here lie outside the kernel's ephemeral range.  A lock for each port keeps other test processes away for as
+long as this one runs.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Final
 
 RANGE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 USUAL: Final = (32768, 60999)
-"""What the kernel gives out on Linux, where it does not say so; elsewhere it is less."""
+"""Linux's default ephemeral range, for where the kernel does not tell; other systems' ranges are narrower."""
 FIRST: Final = 10_000
-"""Below are the ports of services that somebody may run."""
+"""Lower ports belong to services that the machine may run."""
 
 
 def free_port() -> int:
-    """A port on which nobody is or will be, over TCP or UDP, but whom the test starts there."""
+    """A port that is free over TCP and UDP, and that nobody takes but the test."""
     folder = Path(tempfile.gettempdir()) / f"warpgate-trio-ports-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     for port in _candidates():
@@ -40,7 +40,7 @@ def free_port() -> int:
 
 
 def _candidates() -> Iterator[int]:
-    """All of them, beginning elsewhere in each process."""
+    """All ports to choose from; each process begins at another one."""
     low, high = map(int, RANGE.read_text().split()) if RANGE.exists() else USUAL
     ports = max(range(FIRST, low), range(high + 1, 65536), key=len)
     start = os.getpid() * 61 % max(len(ports), 1)

@@ -1,4 +1,4 @@
-"""Servers of others that tests run on loopback, each a process that ends with its test."""
+"""Third-party servers that tests run on loopback, each a process that ends with its test."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 @contextmanager
 def running(command: Sequence[str], ports: Iterable[int], log: Path) -> Iterator[None]:
-    """Run a server for the time of the body, which begins when it takes connections at all ports of 127.0.0.1.
+    """Run a server for the time of the body, which begins when it accepts connections at all `ports` of 127.0.0.1.
 
-    What it prints is added to the file `log`, which is shown where it ends before that.
+    Its output is appended to the file `log`, which is shown if the server ends before that.
     """
     with log.open("ab") as printed:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=printed, stderr=printed)

@@ -1,4 +1,4 @@
-"""Proxies for tests: squid, tinyproxy and microsocks, processes of their own, and one that says anything."""
+"""Proxies for tests: squid, tinyproxy and microsocks as processes, and one that sends whatever the test says."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def squid(
 
     Args:
       allowed: the ports that it connects to.
-      login: whether it wants `USER` and `PASSWORD`.
-      names: what it takes for this machine.
-      machine: where it runs; on this one if not given.
+      login: whether it demands `USER` and `PASSWORD`.
+      names: the host names that it resolves to this machine.
+      machine: where it runs; on this host if not given.
     """
     program = find_program("squid")
     assert program is not None
@@ -91,7 +91,7 @@ def squid(
             rule=f"http_access allow {'known' if login else 'all'}",
         )
         (folder / "squid.conf").write_text(text)
-        if os.geteuid() == 0:  # it becomes this user
+        if os.geteuid() == 0:  # squid drops its privileges to this user
             proxy = pwd.getpwnam("proxy")
             for path in (folder, *folder.iterdir()):
                 os.chown(path, proxy.pw_uid, proxy.pw_gid)
@@ -138,7 +138,7 @@ def microsocks(port: int, *, login: bool = False) -> Iterator[None]:
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """Not below pytest's own, where nobody else is let in."""
+    """A temporary folder outside pytest's, which no other user may enter."""
     with tempfile.TemporaryDirectory(prefix="proxy-") as name:
         yield Path(name)
 
@@ -147,7 +147,7 @@ def _folder() -> Iterator[Path]:
 def running(
     command: Sequence[str], host: str, port: int, folder: Path, *, machine: Namespace | None = None
 ) -> Iterator[None]:
-    """A server, from when it takes connections until it is killed: squid takes two seconds to end when it is asked."""
+    """Run a server until the body ends; it is killed, because squid takes two seconds to end by itself."""
     words, descriptors = (command, []) if machine is None else (machine.command(command), [machine.fd])
     with (folder / "out").open("wb") as log:
         process = subprocess.Popen(
@@ -173,15 +173,17 @@ def running(
 
 @asynccontextmanager
 async def says(*answers: bytes | None, host: str = "127.0.0.1") -> AsyncGenerator[int]:
-    """A proxy on loopback that reads a request and says `answers`, one write each; None hangs up, silence holds the
-    line.  Its port."""
+    """A proxy on loopback that reads a request and sends `answers`, one write each; yields its port.
+
+    After None it hangs up; otherwise it keeps the connection open.
+    """
 
     async def answer(stream: trio.SocketStream) -> None:
         try:
             await stream.receive_some(4096)
             for each in answers:
                 if each is None:
-                    await stream.send_eof()  # to close on what is still coming would be a reset
+                    await stream.send_eof()  # closing with unread data would reset the connection
                 else:
                     await stream.send_all(each)
             async for _ in stream:  # until the other side ends

@@ -1,4 +1,4 @@
-"""First flights of QUIC, as anybody can make them: Initial keys follow from what is in the packet (RFC 9001 §5.2)."""
+"""First flights of QUIC.  Anybody can make them: Initial keys are derived from the packet itself (RFC 9001 §5.2)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def crypto(data: bytes, offset: int = 0) -> bytes:
 def make_initial(
     destination: bytes, source: bytes, frames: bytes, *, number: int = 0, answer_to: bytes | None = None
 ) -> bytes:
-    """One datagram: a client's, or a server's answer to the client whose first datagram went to `answer_to`."""
+    """One datagram: a client's, or a server's to the client whose first Destination Connection ID was `answer_to`."""
     key, iv, mask_key = _keys(answer_to or destination, server=answer_to is not None)
     head = b"\xc3\0\0\0\1" + bytes([len(destination)]) + destination + bytes([len(source)]) + source + b"\0"
     frames += bytes(max(0, 1200 - len(head) - 2 - 4 - len(frames) - 16))
@@ -56,7 +56,7 @@ def make_initial(
 
 
 def open_initial(datagram: bytes) -> tuple[bytes, bytes, bytes]:
-    """A client's: where it goes, where it comes from, and its CRYPTO stream as far as this datagram has it."""
+    """A client's datagram: its destination and source connection IDs, and the part of its CRYPTO stream in here."""
     at = 6 + datagram[5]
     destination = datagram[6:at]
     source = datagram[at + 1 : at + 1 + datagram[at]]
@@ -93,7 +93,7 @@ Extensions = list[tuple[int, bytes]]
 
 
 def split_hello(hello: bytes) -> tuple[bytes, Extensions]:
-    """A ClientHello up to its extensions, and these."""
+    """A ClientHello up to its extensions, and the extensions."""
     at = 38 + 1 + hello[38]
     at += 2 + int.from_bytes(hello[at : at + 2], "big")
     at += 1 + hello[at]
@@ -113,7 +113,7 @@ def join_hello(head: bytes, extensions: Extensions, *, kind: int = 1) -> bytes:
 
 
 def key_shares(*shares: tuple[int, bytes]) -> bytes:
-    """The extension of a ClientHello."""
+    """The key_share extension of a ClientHello."""
     block = b"".join(group.to_bytes(2, "big") + len(key).to_bytes(2, "big") + key for group, key in shares)
     return len(block).to_bytes(2, "big") + block
 
@@ -125,7 +125,7 @@ def server_hello(session: bytes, group: int, key: bytes) -> bytes:
 
 
 def mutants(message: bytes, count: int, seed: int) -> Iterator[bytes]:
-    """Garbled copies of a handshake message: cut, spliced, bytes changed; the length mostly fits."""
+    """Garbled copies of a handshake message: cut, spliced, or with changed bytes; the length field is mostly right."""
     rng = random.Random(seed)
     for number in range(count):
         garbled = bytearray(message)

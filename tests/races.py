@@ -1,4 +1,4 @@
-"""One run of a plugin without a node around it, so that the two ends of a race can be tested by themselves."""
+"""One run of a plugin without a node around it, to test the two ends of a race by themselves."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TrueClock:
 
 
 class LoneNode(NodeView):
-    """What a plugin sees of a node that has a key and ports, and neither servers nor signals."""
+    """A plugin's view of a node that has a key and ports, but no servers and no signals."""
 
     def __init__(self, identity: Identity) -> None:
         self._identity = identity
@@ -60,9 +60,9 @@ class LoneNode(NodeView):
 
 
 class LoneAttempt:
-    """An `AttemptContext` of Alice's run, or of Bob's where it is inbound; its peer says nothing.
+    """An `AttemptContext` of Alice's run, or of Bob's if it is inbound; its peer sends no signals.
 
-    Whoever dials is taken for the peer without a proof, and what is handed in for later is noted.
+    Whoever dials in is accepted as the peer without a proof, and what the plugin hands in for later is recorded.
     """
 
     def __init__(self, *, inbound: bool) -> None:
@@ -141,12 +141,12 @@ def half(*, inbound: bool) -> Plugin:
 
 
 def carrier_of(winner: Carrier | Link) -> Carrier:
-    """What a race has won, whichever side's it is."""
+    """The carrier that a race has won, on either side."""
     return winner.carrier if isinstance(winner, Link) else winner
 
 
 async def hold(winner: Carrier) -> None:
-    """Keep what a race gave until the other end has let go of it."""
+    """Keep the carrier of a race until the other end closes it."""
     try:
         with suppress(trio.BrokenResourceError):
             await winner.receive()

@@ -1,6 +1,6 @@
-"""The rendezvous protocol of the first release, written down apart from the package's own: a client and a server.
+"""A client and a server of the first release's rendezvous protocol, independent of the package's code.
 
-They stay as they are, whatever becomes of the package: whoever has the first release goes on speaking like that.
+They never change, because nodes of the first release go on speaking this protocol.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Refused(Exception):
 
 @final
 class OldClient:
-    """Registered; sends one payload at a time."""
+    """A registered client; it sends one payload at a time."""
 
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
@@ -35,7 +35,7 @@ class OldClient:
         return frame
 
     async def send(self, receiver: bytes, payload: bytes) -> int:
-        """How many connections it was handed to."""
+        """Send a payload; returns how many connections it was delivered to."""
         await self._websocket.send(struct.pack("!BI32s", 0x04, 7, receiver) + payload)
         kind, number, count = struct.unpack("!BIH", await self.next_frame())
         assert (kind, number) == (0x05, 7)
@@ -48,7 +48,11 @@ class OldClient:
 
 
 async def register(websocket: WebSocket, identity: Identity) -> OldClient:
-    """Raises `Refused`."""
+    """Register a client.
+
+    Raises:
+      Refused: the server answers with ERROR.
+    """
     kind, version, nonce = struct.unpack("!BB32s", await websocket.receive())
     assert (kind, version) == (0x01, 1), "the first release takes no other challenge"
     key = identity.public_key
@@ -65,7 +69,7 @@ async def old_client(url: str, identity: Identity) -> AsyncGenerator[OldClient]:
 
 
 async def old_server(websocket: WebSocket) -> None:
-    """Has one mailbox, that of its client, which may write to itself."""
+    """Serve one client, which can send to itself only."""
     nonce = bytes(range(32))
     await websocket.send(struct.pack("!BB32s", 0x01, 1, nonce))
     kind, key, signature = struct.unpack("!B32s64s", await websocket.receive())

@@ -1,8 +1,8 @@
 """What a test may need of the machine, by name: `@pytest.mark.needs("root", "nft")`.
 
-A requirement is a function that returns None when it is met, or the reason why not, as one sentence that also says what
-to do about it. Each is asked once per run, and only when a test needs it. `tests/conftest.py` skips the test then; with
-WARPGATE_REQUIRE=lab in the environment it fails it, as it does every other skip.
+A requirement is a function that returns None when it is met. Otherwise it returns the reason, as one sentence that also
+says what to do about it. Each is called once per run, and only when a test needs it. `tests/conftest.py` skips a test
+whose needs are not met; with WARPGATE_REQUIRE=lab in the environment that test fails, as does every other skip.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def linux() -> str | None:
 
 
 def root() -> str | None:
-    """The process may do what root may."""
+    """The process runs as root."""
     return None if hasattr(os, "geteuid") and os.geteuid() == 0 else "needs root"
 
 
@@ -87,7 +87,7 @@ def seccomp() -> str | None:
 
 
 def nginx() -> str | None:
-    """nginx, with the module that passes streams on."""
+    """nginx is installed, with its stream module."""
     if reason := program("nginx")():
         return reason
     module = "/usr/lib/nginx/modules/ngx_stream_module.so"
@@ -95,7 +95,7 @@ def nginx() -> str | None:
 
 
 LAB_FILES = 1024
-"""A dozen labs at a time, with a TUN device and a namespace for each of their machines."""
+"""Open files for a dozen labs at a time, with a TUN device and a namespace for each of their machines."""
 
 
 def tun() -> str | None:
@@ -110,7 +110,7 @@ def tun() -> str | None:
 
 
 def postgres() -> str | None:
-    """PostgreSQL, which Debian keeps in a folder for each version, and its client."""
+    """PostgreSQL and its client are installed; Debian keeps the server in a folder for each version."""
     if any(Path("/usr/lib/postgresql").glob("*/bin/postgres")):
         return program("psql")()
     return "postgres is not installed (as root on Debian: make lab-deps)"
@@ -148,12 +148,12 @@ REQUIREMENTS: Mapping[str, Callable[[], str | None]] = {
 
 @functools.cache
 def unmet(name: str) -> str | None:
-    """Why a requirement is not met, or None; asked of the machine once."""
+    """Why a requirement is not met, or None; the answer is cached."""
     return REQUIREMENTS[name]()
 
 
 def required() -> frozenset[str]:
-    """What WARPGATE_REQUIRE (comma-separated) says must be there; the only word so far is `lab`.
+    """The words of WARPGATE_REQUIRE (comma-separated), which name what must be there; the only one so far is `lab`.
 
     Raises:
         ValueError: for any other word.

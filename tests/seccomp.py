@@ -1,7 +1,7 @@
-"""Run a program that the kernel denies something: ``python -m tests.seccomp links|netlink|ipv6 PROGRAM [ARGUMENT…]``.
+"""Run a program without some system calls: ``python -m tests.seccomp links|netlink|ipv6 PROGRAM [ARGUMENT…]``.
 
-A filter of seccomp(2) makes the system call fail, as a sandbox, systemd or Android's policy does it; what the program
-starts has it too.
+A seccomp(2) filter makes the call fail, as a sandbox, systemd or Android's policy does.  The program's children inherit
+the filter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NUMBERS: dict[str, dict[str, tuple[int, ...]]] = {
     "x86_64": {"socket": (41,), "link": (86, 265)},
     "aarch64": {"socket": (198,), "link": (37,)},
 }
-"""Of the system calls, by machine: linux/arch/*/syscalls; link(2) and linkat(2)."""
+"""Numbers of the system calls, by machine (linux/arch/*/syscalls); link(2) and linkat(2)."""
 LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06  # of classic BPF
 FAIL, ALLOW = 0x0005_0000, 0x7FFF_0000
 NUMBER, FIRST_ARGUMENT = 0, 16  # offsets in struct seccomp_data
@@ -32,7 +32,7 @@ DENIALS: dict[str, tuple[str, int | None, int]] = {
 
 
 def program(calls: Sequence[int], argument: int | None, error: int) -> bytes:
-    """The filter: these calls, with this first argument if there is one, fail with an error."""
+    """The BPF program of a filter: these calls fail with `error`, if `argument` is None or their first argument."""
     lines = [(LOAD, 0, 0, NUMBER)]
     lines += [(EQUAL, len(calls) - at, 0, number) for at, number in enumerate(calls)]
     lines += [(RETURN, 0, 0, ALLOW)]
@@ -43,7 +43,11 @@ def program(calls: Sequence[int], argument: int | None, error: int) -> bytes:
 
 
 def deny(what: str) -> None:
-    """Deny it to this process from now on; OSError where the kernel does not do that for us."""
+    """Deny system calls to this process from now on.
+
+    Raises:
+      OSError: the kernel does not allow the filter.
+    """
     call, argument, error = DENIALS[what]
     lines = program(NUMBERS[platform.machine()][call], argument, error)
     code = ctypes.create_string_buffer(lines, len(lines))

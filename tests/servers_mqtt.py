@@ -1,9 +1,9 @@
-"""MQTT brokers for tests: mosquitto and amqtt, each a process of its own, and a wire that can be cut.
+"""MQTT brokers for tests: mosquitto and amqtt, each as a process, and a wire that can be cut.
 
     def test_something(mosquitto: Broker) -> None: ...
 
-`mosquitto` is skipped where it is not installed (`make lab-deps`); `any_broker` runs with both, amqtt everywhere.
-Brokers are ended by their process id and wait on ports of 127.0.0.1 (`tests.ports`).
+A test with `mosquitto` is skipped where that is not installed (`make lab-deps`). One with `any_broker` runs with both;
+amqtt is always there. Brokers are ended by their process id and listen on ports of 127.0.0.1 (`tests.ports`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ USER, PASSWORD = "alice", "correct:horse/battery"
 
 @final
 class Broker:
-    """A broker that can be started, killed, frozen and started again, on one and the same port."""
+    """A broker that can be started, killed, frozen and started again, always on the same port."""
 
     def __init__(self, command: list[str], port: int, *, scheme: str = "mqtt", log: Path | None = None) -> None:
         self._command = command
@@ -45,7 +45,7 @@ class Broker:
         self.url = ServerUrl.parse(f"{scheme}://127.0.0.1:{port}")
 
     def start(self) -> None:
-        """Start it, and wait until it takes connections."""
+        """Start it, and wait until it accepts connections."""
         assert self._process is None
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -61,21 +61,21 @@ class Broker:
         raise AssertionError(f"{self._command} does not take connections")
 
     def kill(self) -> None:
-        """End it without a word (SIGKILL), frozen or not."""
+        """End it at once (SIGKILL), frozen or not."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def stop(self) -> None:
-        """Ask it to end (SIGTERM): it closes connections, and writes down what it is to remember."""
+        """Ask it to end (SIGTERM): it closes connections and saves its persistent state."""
         assert self._process is not None
         self._process.terminate()
         self._process.wait(10)
         self._process = None
 
     def freeze(self) -> None:
-        """It takes connections still, since the kernel does that, and answers nothing."""
+        """Stop its process: the kernel still accepts connections, but the broker answers nothing."""
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGSTOP)
 
@@ -84,12 +84,12 @@ class Broker:
         os.kill(self._process.pid, signal.SIGCONT)
 
     def count(self, pattern: str) -> int:
-        """How often something stands in the broker's log."""
+        """How often a pattern occurs in the broker's log."""
         assert self._log is not None
         return len(re.findall(pattern, self._log.read_text(errors="replace")))
 
     def connections(self) -> int:
-        """How many clients the broker takes to be connected, going by its log; only those of the package."""
+        """How many clients of this package are connected, according to the broker's log."""
         return self.count(r"New client connected \S+ \S+ as wg") - self.count(r"Client wg\w+ (?:disconnected|closed)")
 
 
@@ -102,7 +102,7 @@ def make_mosquitto(
     acl: str | None = None,
     retains: bool = True,
 ) -> Broker:
-    """A mosquitto that is configured and not started; `acl` is what its ACL file says, which may be nothing."""
+    """A mosquitto that is configured but not started; `acl` is the text of its ACL file, which may be empty."""
     program = find_program("mosquitto")
     assert program is not None
     port, log = free_port(), folder / "mosquitto.log"
@@ -125,7 +125,7 @@ def make_mosquitto(
     if not retains:
         lines += ["retain_available false"]
     if os.geteuid() == 0:
-        lines += ["user root"]  # it would become a user who may not write here
+        lines += ["user root"]  # otherwise it becomes a user who may not write here
     configuration = folder / "mosquitto.conf"
     configuration.write_text("\n".join([*lines, ""]))
     return Broker([program, "-c", str(configuration)], port, scheme="mqtts" if tls else "mqtt", log=log)
@@ -139,13 +139,13 @@ def make_amqtt() -> Broker:
 
 @pytest.fixture(autouse=True, scope="session")
 def libraries() -> None:
-    """Importing them takes a while, once, which is no test's concern."""
+    """Imports the libraries ahead, because their first import would slow down one test."""
     load_libraries()
 
 
 @pytest.fixture(name="mosquitto")
 def mosquitto_fixture(tmp_path: Path) -> Iterator[Broker]:
-    """A running mosquitto; the test needs `needs("mosquitto")`."""
+    """A running mosquitto; the test has to be marked with `needs("mosquitto")`."""
     broker = make_mosquitto(tmp_path)
     try:
         broker.start()
@@ -156,7 +156,7 @@ def mosquitto_fixture(tmp_path: Path) -> Iterator[Broker]:
 
 @pytest.fixture(scope="session")
 def amqtt() -> Iterator[Broker]:
-    """One amqtt for all tests, as it takes half a second to start: leave it as it is."""
+    """One amqtt for all tests, because it takes half a second to start; a test must not stop or change it."""
     broker = make_amqtt()
     try:
         broker.start()
@@ -173,7 +173,7 @@ def any_broker(request: pytest.FixtureRequest) -> Broker:
 
 @final
 class Wire:
-    """A TCP proxy to a broker: what can happen on the way to it."""
+    """A TCP proxy in front of a broker, which plays faults of the network."""
 
     def __init__(self, target: int, port: int) -> None:
         self.target = target
@@ -181,11 +181,11 @@ class Wire:
         self._scopes: set[trio.CancelScope] = set()
         self.url = ServerUrl.parse(f"mqtt://127.0.0.1:{port}")
         self.delay = 0.0
-        """Seconds before each piece is passed on."""
+        """Seconds before each chunk is passed on."""
         self.piece = 65536
-        """Bytes that are passed on at once."""
+        """The largest chunk, in bytes."""
         self.swallow = False
-        """What clients send from now on is lost, without their noticing."""
+        """Whether data from clients is dropped silently."""
 
     def cut(self) -> None:
         """Break every connection."""

@@ -1,4 +1,4 @@
-"""Two ends of a stream in memory that stand for Pipes, and break where a test wants it; and folders to send."""
+"""Two ends of an in-memory stream that stand in for Pipes and break where a test wants it; and folders to send."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALL_BLOCK = 1024
 
 @final
 class Wire:
-    """What both ends share: how many bytes the sender's direction still carries."""
+    """The state that both ends share: how many bytes the sender's direction still carries."""
 
     def __init__(self, carries: int | None) -> None:
         self.left = carries
@@ -40,7 +40,7 @@ class Wire:
 
 @final
 class End:
-    """One end, as far as a transfer needs a Pipe."""
+    """One end, with the part of a Pipe that a transfer needs."""
 
     def __init__(
         self, wire: Wire, peer_id: str, outlet: trio.MemorySendChannel[bytes], inlet: trio.MemoryReceiveChannel[bytes]
@@ -117,7 +117,7 @@ def wired(carries: int | None = None, *, sender: str | None = None) -> tuple[Pip
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Blocks of a KiB: a file of many is small."""
+    """Sets blocks of 1 KiB, so that a small file has many."""
     monkeypatch.setattr(digests, "BLOCK", SMALL_BLOCK)
     return SMALL_BLOCK
 
@@ -125,7 +125,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> int:
 async def transfer(
     outgoing: Outgoing, inbox: Inbox, carries: int | None = None, **options: Any
 ) -> tuple[Received | None, list[BaseException], Wire]:
-    """One Pipe's worth: what came, what either side raised, and the wire."""
+    """Runs a transfer over one Pipe; returns the result, the exceptions of both sides, and the wire."""
     ours, theirs, wire = wired(carries, **options)
     received: list[Received] = []
     errors: list[BaseException] = []
@@ -148,7 +148,7 @@ async def transfer(
 
 
 def make_tree(root: Path, files: dict[str, int], seed: int = 0) -> Path:
-    """A folder with files of these sizes; a name that ends with ``/`` is a folder."""
+    """Make a folder with files of these sizes; a name that ends with ``/`` is a folder."""
     random = Random(seed)
     root.mkdir(parents=True, exist_ok=True)
     for name, size in files.items():
@@ -162,7 +162,7 @@ def make_tree(root: Path, files: dict[str, int], seed: int = 0) -> Path:
 
 
 def content(root: Path) -> dict[str, bytes | None]:
-    """All that is below a folder, folders as None."""
+    """Everything below a folder, by relative path; None for a folder."""
     return {
         str(path.relative_to(root)): path.read_bytes() if path.is_file() else None for path in sorted(root.rglob("*"))
     }

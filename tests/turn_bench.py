@@ -1,4 +1,4 @@
-"""A TURN server's core with a shell of lists: relays open at once, and what is sent is looked at."""
+"""The sans-IO core of the TURN server in a shell of lists: relays open at once, and tests inspect what is sent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WALL = 1_800_000_000.0
 
 @dataclass(frozen=True, eq=False)
 class ListSink:
-    """A sink that is one by being another object than the others."""
+    """A sink that is told apart by its identity alone."""
 
     name: str
     is_stream: bool = False
@@ -36,7 +36,7 @@ UDP = ListSink("udp")
 
 
 class Bench:
-    """The core, its time, and what it said since somebody looked."""
+    """The core, its clock, and the relays that it opened."""
 
     def __init__(self, *, secret: str | None = None, allowed: Iterable[str] = (), **limits: Any) -> None:
         self.now = 1000.0
@@ -64,7 +64,7 @@ class Bench:
     def say(
         self, data: bytes, sink: ListSink = UDP, source: TransportAddress = CLIENT
     ) -> list[tuple[ListSink, bytes, TransportAddress]]:
-        """A client says something; what is sent because of it."""
+        """Hand in a client's data; returns what is sent in response."""
         self.core.receive(data, sink, source, self.now)
         for allocation in self.core.take_wanted():
             if self.no_ports:
@@ -77,18 +77,18 @@ class Bench:
         return self.settle()
 
     def settle(self) -> list[tuple[ListSink, bytes, TransportAddress]]:
-        """What is sent, after relays that are over were closed."""
+        """Close the relays that have ended; returns what is sent."""
         self.closed += self.core.take_ended()
         return self.core.transmit(self.now)
 
     def ask(self, data: bytes, sink: ListSink = UDP, source: TransportAddress = CLIENT) -> Message:
-        """A client asks something; the one answer, which goes to it."""
+        """Hand in a client's request; returns the one answer, which has to go to that client."""
         ((by, answer, to),) = self.say(data, sink, source)
         assert (by, to) == (sink, source)
         return decode(answer)
 
     def wait(self, seconds: float) -> None:
-        """Time goes by, with every timer in time."""
+        """Advance the clock, running every timer at its deadline."""
         end = self.now + seconds
         while self.core.deadline <= end:
             self.now = max(self.now, self.core.deadline)
@@ -98,7 +98,7 @@ class Bench:
     def from_peer(
         self, relayed: TransportAddress, data: bytes, peer: TransportAddress = PEER
     ) -> list[tuple[ListSink, bytes, TransportAddress]]:
-        """A datagram comes to a relayed address; what is sent because of it."""
+        """Hand in a datagram to a relayed address; returns what is sent in response."""
         for allocation in self.relays.values():
             if allocation.relayed == relayed:
                 self.core.receive_from_peer(allocation, data, peer)
@@ -106,7 +106,7 @@ class Bench:
 
 
 class Client:
-    """A client that has logged in."""
+    """A client that has the server's realm and nonce, and makes requests."""
 
     def __init__(
         self,

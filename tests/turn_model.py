@@ -1,4 +1,4 @@
-"""A TURN server as small as it can be, for tests of the client: one 5-tuple, no sockets, and faults on demand."""
+"""A minimal TURN server for tests of the client: one 5-tuple, no sockets, and faults on demand."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RELAYED = ("192.0.2.7", 50_000)
 
 @dataclass(kw_only=True)
 class ModelServer:
-    """Attributes: what the server does (those that tests set), and what it holds."""
+    """The attributes are settings, which tests change, and the server's state."""
 
     password: str = "secret"
     sha256: bool = False
@@ -51,9 +51,9 @@ class ModelServer:
     nonces: int = 0
     forbidden: Collection[str] = ()
     allocate_with: int = 0
-    """An error code for each signed Allocate."""
+    """The error code that answers each authenticated Allocate; 0 for none."""
     nothing_there: int = Code.BAD_REQUEST
-    """The error code for a permission or a channel where there is no allocation: coturn's, and RFC 8656 §5 has 437."""
+    """The error code for a permission or a channel without an allocation: this is coturn's; RFC 8656 §5 says 437."""
     expires: float = -math.inf
     allocation: bytes | None = None
     relayed: TransportAddress | None = None
@@ -68,14 +68,14 @@ class ModelServer:
         return f"{cookie}nonce{self.nonces}"
 
     def forget(self) -> None:
-        """As after a restart."""
+        """Drop all state, as a restart does."""
         self.allocation = None
         self.permissions.clear()
         self.channels.clear()
         self.nonces += 1
 
     def receive(self, data: bytes, now: float) -> bytes | None:
-        """The answer to a request; the same to a repeated one."""
+        """The answer to a request; a retransmitted request gets the same answer."""
         if is_channel_data(data):
             return None
         message = decode(data)

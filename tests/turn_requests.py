@@ -1,4 +1,4 @@
-"""What a TURN client says, for tests of servers: requests by hand, one at a time, and what came back."""
+"""A TURN client's messages for tests of servers: single requests made by hand, and their answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from warpgate_trio.turn.messages import (
 
 
 def error_of(message: Message) -> int:
-    """The code of an error; 0 for a success."""
+    """The error code of a response; 0 for a success."""
     error = message.get(ERROR_CODE)
     return 0 if error is None else error.code
 
@@ -41,7 +41,7 @@ def indication(peer: TransportAddress, data: bytes, *more: AttributeValue) -> by
 
 
 def channel_data(number: int, data: bytes) -> bytes:
-    """ChannelData as a datagram has it."""
+    """A ChannelData message as sent in a datagram (without padding)."""
     return number.to_bytes(2, "big") + len(data).to_bytes(2, "big") + data
 
 
@@ -61,12 +61,12 @@ class Requests:
         return long_term_key(self.username, self.realm, self.password)
 
     def learn(self, message: Message) -> None:
-        """Take realm and nonce from an answer that has some."""
+        """Take realm and nonce from an answer, if it has them."""
         self.realm = message.get(REALM) or self.realm
         self.nonce = message.get(NONCE) or self.nonce
 
     def make(self, method: int, *attributes: AttributeValue, transaction_id: bytes | None = None) -> bytes:
-        """A request."""
+        """A request, with credentials once realm and nonce are known."""
         self._number += 1
         chosen = transaction_id or self._number.to_bytes(12, "big")
         if self.realm is None or self.nonce is None:
@@ -88,5 +88,5 @@ class Requests:
 
 
 async def login(requests: Requests, ask: Callable[[bytes], Any]) -> None:
-    """Have the server say realm and nonce; `ask` sends and returns the answer's bytes."""
+    """Get realm and nonce from the server; `ask` sends a request and returns the bytes of the answer."""
     requests.learn(decode(await ask(requests.allocate())))

@@ -1,4 +1,4 @@
-"""TURN servers on loopback, as small as they can be, for tests of clients on real sockets."""
+"""Minimal TURN servers on loopback, for tests of clients on real sockets."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from warpgate_trio.sockaddr import TransportAddress
 
 
 class UdpServer:
-    """A `ModelServer` for each client, on a socket of its own.
+    """A UDP socket with a `ModelServer` for each client.
 
     Attributes:
-      dead: it answers nothing.
-      code: an error for each Allocate with credentials.
+      dead: whether it answers nothing.
+      code: the error code that answers each authenticated Allocate.
     """
 
     def __init__(self, sock: DatagramSocket) -> None:

@@ -1,4 +1,4 @@
-"""Waiting for what no event tells: what other tasks, threads or processes do in their own time."""
+"""Waiting for a condition that no event announces, because other tasks, threads or processes bring it about."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.hangs import HANG
 
 
 async def wait_until(condition: Callable[[], object]) -> None:
-    """Wait until `condition()` holds, be it for a moment, and then until no task can go on by itself."""
+    """Wait until `condition()` holds, even for a moment, and then until all tasks are blocked."""
     with trio.fail_after(HANG):
         while not condition():  # noqa: ASYNC110  # see above: there is no event for it
             await trio.sleep(0.001)

@@ -13,16 +13,16 @@ import trio
 
 
 class Fault(Enum):
-    """What happens to a direction when its script is up."""
+    """What happens to a direction at the end of its script."""
 
     CUT = "cut"
     """Both connections are reset."""
     END = "end"
     """Both connections are closed in good order."""
     STALL = "stall"
-    """Nothing more passes in either direction, and nobody is told."""
+    """Nothing more passes in either direction, and neither end is notified."""
     GARBLE = "garble"
-    """The next byte arrives wrong; the rest passes."""
+    """The next byte arrives changed; the rest passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Wire:
 async def open_wire(
     target: tuple[str, int], *, there: Script | None = None, back: Script | None = None
 ) -> AsyncGenerator[Wire]:
-    """A proxy for one connection to `target`; `there` is the direction from who dials."""
+    """A proxy for one connection to `target`; `there` is the direction from the dialling end."""
     family = trio.socket.AF_INET6 if ":" in target[0] else trio.socket.AF_INET
     with trio.socket.socket(family) as listener, trio.socket.socket(family) as onward:
         await listener.bind((target[0], 0))
