@@ -1,9 +1,13 @@
-"""What tests ask the kernel is asked once, when a run begins: nearly all of it is waiting, which other tests can use.
+"""Starts the measurements of the kernel when a test run begins: they mostly wait, so other tests run meanwhile.
 
-A module of such tests names the program that answers, as PROGRAM; the words for the questions of the tests that were
-selected, as a function `words`; and the questions, as QUESTIONS.  The programs run one after the other, above the
-priority of the tests, since they look at what comes when.  Of several workers of pytest-xdist the first one starts
-them, and all wait for their ends where a test needs an answer.
+A module of such tests defines three names:
+
+* PROGRAM: the module of the lab that answers;
+* QUESTIONS: what the tests ask, one question each;
+* `words`: a function from the selected questions to the program's arguments.
+
+The programs run one after the other, at a higher priority than the tests, because they measure times.  With several
+workers of pytest-xdist, the first one starts the programs.  A test that needs an answer waits for its program's end.
 """
 
 from __future__ import annotations
@@ -33,10 +37,10 @@ POLL: Final = 0.05
 
 @contextmanager
 def asked_ahead(items: Iterable[pytest.Item], folder: Path) -> Generator[None]:
-    """Start the programs that the tests want answers of, and end those that nobody waited for.
+    """Start the programs whose answers the tests need; at the end, kill those that no test waited for.
 
     Args:
-      folder: for the answers; the same for all workers.
+      folder: where the answers go; the same for all workers.
     """
     running: list[subprocess.Popen[bytes]] = []
     try:
@@ -51,7 +55,7 @@ def asked_ahead(items: Iterable[pytest.Item], folder: Path) -> Generator[None]:
 
 
 def _wanted(items: Iterable[pytest.Item]) -> dict[ModuleType, list[str]]:
-    """The modules whose selected tests need the kernel, and can have it; and their questions."""
+    """The questions of the selected tests whose needs are met, by module."""
     found: dict[ModuleType, list[str]] = {}
     for item in items:
         if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
@@ -66,7 +70,7 @@ def _wanted(items: Iterable[pytest.Item]) -> dict[ModuleType, list[str]]:
 def _started(module: ModuleType, questions: list[str], folder: Path) -> subprocess.Popen[bytes] | None:
     """The program, unless another worker has started it."""
     out = folder / f"{module.PROGRAM}.out"
-    # The program inherits the lock, so that whoever gets it later knows that the program has ended.
+    # The program inherits the lock: whoever acquires it later knows that the program has ended.
     with _lock_file(module.PROGRAM, folder) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,7 +92,7 @@ def _started(module: ModuleType, questions: list[str], folder: Path) -> subproce
 
 
 def answers_of(program: str, folder: Path) -> dict[str, Any]:
-    """What a program says, by question; what it complains of, as ``stderr``, where it has failed.
+    """A program's answers, by question; its error output, as ``stderr``, if it has failed.
 
     Raises:
       TimeoutError: it does not end.
@@ -112,7 +116,7 @@ def answers_of(program: str, folder: Path) -> dict[str, Any]:
 
 
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder of this run, for all workers."""
+    """A folder that all workers of this run share."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 

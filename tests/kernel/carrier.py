@@ -1,11 +1,11 @@
-"""Homes in the network of a provider that has one public address for all of them.
+"""Homes behind a carrier-grade NAT: their provider has one public address for all of them.
 
     host 192.168.77.2 ── lan router wan 100.64.0.2 ──┐
                                                      ├─ lan 100.64.0.1 carrier wan 5.5.0.40 ── outside 5.5.0.2
     host 192.168.77.2 ── lan router wan 100.64.0.3 ──┘
 
-The carrier's NAT lets in what was asked for, gives a port at random to each flow, and does not hairpin; inside of it, a
-home's router reaches another one's.  Each router is a `tests.kernel.miniupnpd.Router`.
+The carrier's NAT lets in replies only, gives each flow a random port, and does not hairpin.  In the carrier's network,
+the routers of two homes reach each other.  Each router is a `tests.kernel.miniupnpd.Router`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Carrier:
     homes: tuple[Router, ...]
 
     def forward(self, port: int) -> None:
-        """Hand TCP to a port of the public address on to the first home's router, which has it from its provider."""
+        """Forward TCP at a port of the public address to the first home's router, as a provider does by contract."""
         target = f"iifname wan tcp dport {port} dnat to {outside_of(0)};"
         self.nat.rules(_RULES.format(wan=WAN, forwarded=target))
 
@@ -64,10 +64,10 @@ def outside_of(number: int) -> IPv4Address:
 
 
 def that_maps_in_a_carriers_network(folder: Path) -> Path:
-    """miniupnpd that opens ports though its outside address is in 100.64/10.
+    """A miniupnpd that opens ports although its outside address is in 100.64/10.
 
-    From 2.3.9 on there is an option for that.  Before, it looks into a list of networks, each an address and the bits
-    of a host; here it is a copy of the program in whose list that network is not.
+    From 2.3.9 on, miniupnpd has an option for that.  Older ones have a list of private networks, each an address and
+    its number of host bits.  This is a copy of the program with that network removed from the list.
     """
     program = find_program("miniupnpd")
     assert program is not None
@@ -89,7 +89,7 @@ async def open_carrier(folder: Path, homes: int = 1) -> AsyncGenerator[Carrier]:
     try:
         nat.set_sysctl(ROUTER_SETTINGS)
         if os.path.exists("/proc/sys/net/bridge"):
-            nat.set_sysctl(BRIDGE_SETTINGS)  # what goes from home to home passes its switch
+            nat.set_sysctl(BRIDGE_SETTINGS)  # traffic between homes passes this bridge
         nat.ip_commands(
             "link add lan type bridge",
             f"addr add {CARRIER}/24 dev lan",

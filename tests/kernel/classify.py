@@ -1,6 +1,6 @@
-"""What a NAT is, as two hosts behind it and three machines outside find out: RFC 5780's questions, over UDP and TCP.
+"""Measures a NAT's behaviour from two hosts behind it and three outside: RFC 5780's tests, over UDP and TCP.
 
-``python -m tests.kernel.classify`` (root) asks them of every kind of `tests.kernel.nats` and compares with what is
+``python -m tests.kernel.classify`` (root) measures every kind of `tests.kernel.nats` and compares it with what is
 declared there.
 """
 
@@ -30,22 +30,22 @@ KINDS: Final = [
     "symmetric/local",
 ]
 WAIT: Final = 0.4
-"""Seconds for what may never come: eight round trips."""
+"""Seconds to wait for a packet that may never come: eight round trips."""
 REPLY: Final = 1.0
-"""Seconds for what should come, on a busy machine."""
+"""Seconds to wait for a packet that should come, on a busy machine."""
 TRIES: Final = 3
-"""Of what should come; also of a whole kind, since what comes late looks like what never comes."""
+"""Attempts for a packet that should come, and for a whole kind, since a late packet looks like a lost one."""
 SAMPLES: Final = 12
-"""Fresh mappings in a row."""
+"""Fresh mappings in a row from which the port allocation is told."""
 IP_RECVERR: Final = 11
-"""Of Linux; in `socket` since Python 3.14."""
+"""Linux's constant; in `socket` since Python 3.14."""
 Endpoint = tuple[str, int]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was seen of one transport; None where it does not get out."""
+    """What was seen of one transport; the fields are None if the NAT does not let it out."""
 
     mapping: str | None
     filtering: str | None
@@ -55,7 +55,7 @@ class Finding:
     hairpin: bool | None
 
     def contradicts(self, declared: Nat, transport: Transport) -> list[str]:
-        """In what it differs from what was declared."""
+        """The differences from what was declared."""
         if not declared.udp and transport == "udp":
             wanted: list[tuple[str, object, object]] = [("mapping", self.mapping, None)]
         else:
@@ -79,7 +79,7 @@ class Finding:
 
 
 def _visible(declared: Nat) -> str:
-    # From outside a hash looks like chance: different inside ports, different outside ports, no step between them.
+    # From outside a hash looks random: each inside port gets another outside port, with no constant step between them.
     return "random" if declared.allocation == "hash" else declared.allocation
 
 
@@ -87,7 +87,7 @@ def _answer(declared: Nat, transport: Transport) -> str:
     udp = {"drop": "silence", "rst": "silence", "reject": "refused", "local": "refused, poisoned"}
     tcp = {"drop": "silence", "rst": "refused", "reject": "refused", "local": "refused"}
     if declared.unsolicited == "local" and (declared.mapping, declared.allocation) != ("EIM", "preserving"):
-        udp["local"] = "refused"  # poison shows where the port would have been the same
+        udp["local"] = "refused"  # only a port-preserving EIM NAT shows poisoning: others would change the port anyway
     return (udp if transport == "udp" else tcp)[declared.unsolicited]
 
 
@@ -109,7 +109,7 @@ class Udp:
         return await self.socket(host, port, host.ip)
 
     async def seen(self, client: trio.socket.SocketType, server: trio.socket.SocketType) -> Endpoint | None:
-        """From where a server sees a client."""
+        """The endpoint from which a server sees a client."""
         self._asked += 1
         question = b"%d" % self._asked
         for _ in range(TRIES):
@@ -117,22 +117,22 @@ class Udp:
             with trio.move_on_after(REPLY):
                 while True:
                     data, source = await server.recvfrom(100)
-                    if data == question:  # and not one that came late
+                    if data == question:  # not the late answer to an earlier question
                         return source[0], source[1]
         return None
 
     async def gets_in(self, client: trio.socket.SocketType, sender: trio.socket.SocketType, to: Endpoint) -> bool:
-        """Whether what a machine outside sends to an outside endpoint comes to the client."""
+        """Whether a packet from a host outside to an outside endpoint reaches the client."""
         await sender.sendto(b"!", to)
         return await _receive(client, WAIT) is not None
 
     async def answer_to_stranger(self, stranger: trio.socket.SocketType, to: Endpoint) -> str:
-        """What a packet for no mapping gets.
+        """The NAT's reaction to a packet without a mapping.
 
-        It is sent from the socket that is of use afterwards: another one at its port could have to wait for it, since
-        what a thread that builds a lab starts inherits all sockets until it is another program.
+        The packet is sent from the socket that later tests use.  A new socket on its port might have to wait: a child
+        process that builds another lab holds copies of all sockets until its exec.
         """
-        stranger.setsockopt(trio.socket.IPPROTO_IP, IP_RECVERR, 1)  # so that ICMP errors show
+        stranger.setsockopt(trio.socket.IPPROTO_IP, IP_RECVERR, 1)  # so that ICMP errors are reported
         try:
             await stranger.sendto(b"!", to)
             return "silence" if await _receive(stranger, WAIT) is None else "answer"
@@ -151,7 +151,7 @@ async def _receive(sock: trio.socket.SocketType, within: float) -> tuple[bytes, 
 
 @final
 class Tcp:
-    """TCP sockets for `classify`; all that share a port say so."""
+    """TCP sockets for `classify`; SO_REUSEADDR and SO_REUSEPORT let several share a port."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
@@ -170,7 +170,7 @@ class Tcp:
         return sock
 
     async def seen(self, host: Host, port: int, server: trio.socket.SocketType) -> Endpoint | None:
-        """From where a server sees a client that connects from a port; the connection stays."""
+        """The endpoint from which a server sees a client that connects from a port; the connection stays open."""
         client = await self.socket(host, port)
         with trio.move_on_after(TRIES * REPLY):
             await client.connect(server.getsockname())
@@ -180,7 +180,7 @@ class Tcp:
         return None
 
     async def dial(self, host: Host, ip: str, port: int, to: Endpoint) -> str:
-        """What a connect from outside meets: connected, refused, silence."""
+        """The result of a connect from outside: connected, refused or silence."""
         with await self.socket(host, port, ip) as sock, trio.move_on_after(WAIT):
             try:
                 await sock.connect(to)
@@ -191,7 +191,7 @@ class Tcp:
 
 
 async def classify(lab: Lab, home: Home, transport: Transport) -> Finding:
-    """Ask everything about one transport; the home has two hosts."""
+    """Measure one transport of a home with two hosts."""
     with ExitStack() as stack:
         return await (_udp(lab, home, Udp(stack)) if transport == "udp" else _tcp(lab, home, Tcp(stack)))
 
@@ -206,7 +206,7 @@ async def _udp(lab: Lab, home: Home, tools: Udp) -> Finding:
     seen = [await tools.seen(client, server) for server in servers]
     found = await tools.seen(client, stranger)
     if len(set(seen)) == 1 and found != seen[0]:
-        unsolicited += ", poisoned"  # the router's own stack remembers the stranger's flow, which holds the port
+        unsolicited += ", poisoned"  # the router's conntrack entry of the stranger's flow holds the port
     fresh = await tools.socket(home.host, 40_001)
     told = _needed(await tools.seen(fresh, servers[0]))
     heard = [await tools.gets_in(fresh, server, told) for server in (servers[1], servers[2])]
@@ -246,7 +246,7 @@ async def _tcp(lab: Lab, home: Home, tools: Tcp) -> Finding:
 
 
 class Unanswered(Exception):
-    """What has to come did not."""
+    """A packet that had to come did not."""
 
 
 def _needed(endpoint: Endpoint | None) -> Endpoint:
@@ -256,7 +256,7 @@ def _needed(endpoint: Endpoint | None) -> Endpoint:
 
 
 def _mapping(seen: list[Endpoint | None]) -> str:
-    """From what (first address, first port), (first, second), (second, first) and (second, second) saw."""
+    """The mapping behaviour, from the endpoints seen at (address 1, port 1), (1, 2), (2, 1) and (2, 2)."""
     one, two, three, four = seen
     if one == two == three == four:
         return "EIM"
@@ -264,7 +264,7 @@ def _mapping(seen: list[Endpoint | None]) -> str:
 
 
 def _filtering(heard: list[bool]) -> str:
-    """From whether the same address with another port, and another address, got in."""
+    """The filtering behaviour, from whether packets from (another port, another address) got in."""
     near, far = heard
     return "EIF" if far else "ADF" if near else "APDF"
 
@@ -280,7 +280,7 @@ def _allocation(samples: list[tuple[int, Endpoint | None]]) -> tuple[str, tuple[
 
 
 async def survey(kinds: Sequence[str], *, limit: int = 16) -> dict[tuple[str, Transport], tuple[Finding, list[str]]]:
-    """Classify kinds of NAT, `limit` at a time: what was found, and in what it contradicts the declaration."""
+    """Classify kinds of NAT, `limit` at a time: the findings, and their contradictions to the declarations."""
     trio.socket.set_custom_socket_factory(SocketsOfNamespaces())
     found: dict[tuple[str, Transport], tuple[Finding, list[str]]] = {}
     slots = trio.CapacityLimiter(limit)

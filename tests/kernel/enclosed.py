@@ -1,4 +1,4 @@
-"""Programs of the lab in a process namespace of their own, whose end is the end of all that they started."""
+"""Runs programs of the lab in their own PID namespace, whose end kills every process that they started."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def enclosed(module: str, *arguments: str) -> list[str]:
 
 
 def run_enclosed(module: str, main: Callable[[Sequence[str]], int]) -> None:
-    """Be that command, for whoever ran the module directly; does not return."""
+    """Replace a directly run module by its enclosed command; does not return."""
     if os.getpid() != 1:
         command = enclosed(module, *sys.argv[1:])
         os.execvp(command[0], command)

@@ -5,8 +5,8 @@
                ├──────── wire ────────┤
     server 203.0.113.2 and .3 ──┘  └── bystander 203.0.113.9
 
-Any two outside interfaces are one round trip of `rtt` apart, peers and servers alike. A home of the kind `open` has no
-NAT: its host is on the internet itself. Everything belongs to this process and ends with it.
+The round trip between any two outside interfaces takes `rtt`, for peers and servers alike. A home of the kind `open`
+has no NAT: its host has a public address. Everything belongs to this process and ends with it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ RTT: Final = 0.05
 SERVER, SECOND, BYSTANDER = "203.0.113.2", "203.0.113.3", "203.0.113.9"
 ROUTER_SETTINGS: Final = {"ipv4/ip_forward": "1"}
 BRIDGE_SETTINGS: Final = {"bridge/bridge-nf-call-iptables": "0"}
-"""Of kernels that filter bridged packets: what passes a home's switch is not the NAT's business."""
+"""For kernels that filter bridged packets: the NAT must not see what passes a home's bridge."""
 
 
 @final
 @dataclass(frozen=True, eq=False, slots=True)
 class Host:
-    """A machine and one of its addresses: where programs run."""
+    """A machine on which programs run, and one of its addresses."""
 
     machine: Namespace
     ip: str
@@ -52,12 +52,12 @@ class Host:
 @final
 @dataclass(frozen=True, eq=False, slots=True)
 class Home:
-    """A NAT and who is behind it.
+    """A NAT and the hosts behind it.
 
     Attributes:
       outside: the address that the internet sees.
       router: None where there is no NAT.
-      second: None unless it was asked for.
+      second: the second host; None unless it was asked for.
     """
 
     nat: Nat
@@ -78,8 +78,8 @@ async def open_lab(
 ) -> AsyncGenerator[Lab]:
     """A lab with homes of some kinds.
 
-    It is built and taken down in threads, because the kernel takes a tenth of a second for either, mostly waiting,
-    which would hold up every other lab of this process.
+    It is built and taken down in threads. The kernel takes a tenth of a second for either, mostly waiting, which would
+    delay every other lab of this process.
     """
 
     def build() -> Lab:
@@ -96,24 +96,24 @@ async def open_lab(
     try:
         yield lab
     finally:
-        with trio.CancelScope(shield=True):  # it ends: the kernel is asked to forget
+        with trio.CancelScope(shield=True):  # bounded: the kernel only removes what was made
             await trio.to_thread.run_sync(lab.close)
 
 
 @final
 class Lab:
-    """An internet, and what is on it, until `close`; `open_lab` makes one.
+    """An internet with homes and servers, until `close`; made by `open_lab`.
 
     Args:
-      wire: carries its packets; several labs may share one.
-      rtt: seconds between any two outside interfaces and back.
-      hops: routers in the middle: a packet with a TTL of 3 passes its own NAT and dies there.
-      only: drop the other transport in every home, except between a home and a server.
+      wire: carries the packets; several labs may share one.
+      rtt: seconds of a round trip between any two outside interfaces.
+      hops: routers in the middle; a packet with a TTL of 3 passes its own NAT and dies there.
+      only: the transport that remains; the other one is dropped in every home, except to and from servers.
     """
 
     def __init__(self, wire: Wire, *, rtt: float = RTT, hops: int = HOPS, only: Transport | None = None) -> None:
         self._wire = wire
-        self._delay = rtt / 4  # two access lines to pass, twice
+        self._delay = rtt / 4  # a round trip passes two access lines twice
         self._only = only
         self._machines: list[Namespace] = []
         self._devices: list[Device] = []
@@ -142,7 +142,7 @@ class Lab:
         Args:
           kind: see `tests.kernel.nats.nat`.
           second: whether there are two hosts behind the NAT.
-          lan: the first three bytes of its private addresses, of its own if not given.
+          lan: the first three bytes of its private addresses; each home has its own if not given.
         """
         wanted = nat(kind) if isinstance(kind, str) else kind
         number = len(self.homes) + 1
@@ -203,5 +203,5 @@ class Lab:
 
 
 def _mac(number: int) -> str:
-    # Known beforehand, so that nobody's first packet waits for ARP: some tests are about whose comes first.
+    # A known MAC address saves the first packet from waiting for ARP: in some tests it matters whose packet is first.
     return f"02:00:00:00:00:{number:02x}"

@@ -1,4 +1,4 @@
-"""A machine of the lab as the package asks it, for nodes that run in this process."""
+"""A machine of the lab as a host of the package, for nodes that run in this process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from warpgate_trio.linux import wait_difference
 
 
 class HostInNamespace:
-    """The machine that a `Namespace` is, as the package asks it."""
+    """The host (`warpgate_trio.host`) of nodes that run in a `Namespace`."""
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
@@ -25,7 +25,7 @@ class HostInNamespace:
 
     def interfaces(self) -> tuple[Interface, ...]:
         with self._namespace.inside():
-            return RealHost().interfaces()  # a new one has no list that it made a moment ago
+            return RealHost().interfaces()  # a new RealHost has no cached list
 
     async def wait_change(self) -> None:
         await wait_difference(self.interfaces)

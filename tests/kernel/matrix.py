@@ -44,7 +44,7 @@ from tests.kernel.wire import Wire
 JOBS: Final = {"bare": 12, "package": 4}
 """Pairs at a time, by program, on two cores: the small programs wait most of the time, the package starts processes."""
 KINDS: Final = [name for name in NATS if name not in ("forwarded", "full-cone-hairpin")]
-"""All but two that are no different for a pair: nobody is told of the forwarded port, no two homes share an address."""
+"""All kinds but two that make no difference: no node knows the forwarded port, and no two homes share an address."""
 
 
 @final
@@ -53,10 +53,10 @@ class Cell:
     """One pair and what is tried between it.
 
     Attributes:
-      transport: the only one between the peers; None, for the package, where both are there.
+      transport: the only one between the peers; None if there are both (for the package).
       a, b: the kinds of their NATs.
-      phases: of the package.
-      skew: seconds by which B begins later, of the small programs.
+      phases: the phases that the package may take.
+      skew: seconds by which B begins later, with the small programs.
     """
 
     program: Literal["bare", "package"]
@@ -72,7 +72,7 @@ class Cell:
 
     @staticmethod
     def parse(text: str) -> Cell:
-        """What `str` made."""
+        """The cell of which `str` made the text."""
         program, transport, a, b, *rest = text.split()
         if program not in ("bare", "package"):
             raise ValueError(f"there is no program {program!r}")
@@ -83,7 +83,7 @@ class Cell:
 
     @property
     def expected(self) -> str | None:
-        """The phase in which they connect, None if they do not."""
+        """The phase in which the pair connects according to theory; None if it does not."""
         a, b = nat(self.a), nat(self.b)
         if self.program == "package":
             return expected_phase(a, b, self.transport, phases=self.phases)
@@ -107,7 +107,7 @@ def cells(
     phases: tuple[Phase, ...] = (),
     skew: float = 0.0,
 ) -> list[Cell]:
-    """Every pair of some kinds; the small programs are the same on both sides, so that there one order is enough."""
+    """Every pair of some kinds; one order is enough for the small programs, which are the same on both sides."""
     return [
         Cell(program, transport, a, b, phases, skew)
         for transport in transports
@@ -117,7 +117,7 @@ def cells(
 
 
 async def answer(cell: Cell, wire: Wire, logs: Path | None = None) -> dict[str, Any]:
-    """Ask one cell: the phase (None: they did not connect), and more for whoever wonders why."""
+    """Run one cell; returns the phase (None if the pair did not connect) and details that explain it."""
     started = time.monotonic()
     if cell.program == "bare":
         assert cell.transport is not None
@@ -140,10 +140,10 @@ async def answer(cell: Cell, wire: Wire, logs: Path | None = None) -> dict[str, 
 
 
 async def answers(cell: Cell, wire: Wire, logs: Path | None, repeat: int) -> dict[str, Any]:
-    """Ask one cell some times, one after the other."""
+    """Run one cell `repeat` times, one after the other."""
     try:
         found = [await answer(cell, wire, logs and logs / str(n)) for n in range(repeat)]
-    except Exception as error:  # one broken cell should not cost the others
+    except Exception as error:  # a broken cell must not end the others
         return {"phase": f"error: {error!r}", "text": f"error: {error!r}", "seconds": 0.0}
     if repeat == 1:
         return found[0]
@@ -156,7 +156,7 @@ async def answers(cell: Cell, wire: Wire, logs: Path | None, repeat: int) -> dic
 
 
 PACKAGE: dict[str, Any] = {}
-"""More for `tests.kernel.run.pair`, for all cells."""
+"""More arguments of `tests.kernel.run.pair`, for all cells."""
 
 
 async def ask(
@@ -168,9 +168,9 @@ async def ask(
     again: int = 0,
     show: bool = False,
 ) -> dict[Cell, dict[str, Any]]:
-    """Ask cells, `jobs` at a time, and up to `again` times more, alone, what is not as theory says.
+    """Run cells, `jobs` at a time; those that contradict theory run up to `again` times more, alone.
 
-    A busy machine delays packets and processes by more than the round trips that a punch is made of.
+    A busy machine delays packets and processes by more than the few round trips of a punch.
     """
     found: dict[Cell, dict[str, Any]] = {}
     slots = {program: trio.CapacityLimiter(jobs or usual) for program, usual in JOBS.items()}
@@ -197,7 +197,7 @@ def line(cell: Cell, found: dict[str, Any]) -> str:
 
 
 def table(found: dict[Cell, dict[str, Any]]) -> str:
-    """Squares, one for each program, transport and choice of phases: A in rows, B in columns."""
+    """A table for each program, transport and choice of phases: A in rows, B in columns."""
     squares: dict[tuple[Any, ...], dict[tuple[str, str], str]] = {}
     for cell, what in found.items():
         mark = (what["phase"] or "-")[:6] + ("" if what["phase"] == cell.expected else " !")

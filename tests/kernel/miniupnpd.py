@@ -1,9 +1,10 @@
-"""A home whose router runs a real miniupnpd, which opens ports when it is asked to.
+"""A home whose router runs a real miniupnpd, which opens ports on request.
 
     host 192.168.77.2, 2a00:77::2 ── lan (bridge) router wan ── outside 5.5.0.2, 2a00:5::2
                                         5.5.0.40, 2a00:5::40
 
-Outside are addresses that are somebody's: those of documentation, as in the rest of the lab, are private to miniupnpd.
+The outside addresses are ones that belong to somebody.  miniupnpd takes the documentation addresses, which the rest of
+the lab uses, for private ones.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ deny 0-65535 0.0.0.0/0 0-65535
 @final
 @dataclass(slots=True)
 class Router:
-    """The home, and its daemon where one runs."""
+    """The home, and its daemon if one runs."""
 
     outside: Namespace
     router: Namespace
@@ -74,14 +75,14 @@ class Router:
     daemon: trio.Process | None = None
 
     def rules(self) -> str:
-        """What the daemon has made of the firewall."""
+        """The firewall's rules, with those of the daemon."""
         chains = ("prerouting_miniupnpd", "miniupnpd")
         return "".join(self.router.sh("nft", "list", "chain", "inet", "filter", chain) for chain in chains)
 
     async def start(
         self, *, upnp: bool = True, natpmp: bool = True, more: str = "", program: Path | None = None
     ) -> None:
-        """Run the daemon, until it answers: the installed one, or `program`, with `more` in its configuration."""
+        """Start the daemon (`program` or the installed one), with `more` configuration, and wait until it answers."""
         wanted = f"enable_upnp={_word(upnp)}\nenable_natpmp={_word(natpmp)}\n{more}\n"
         (self.folder / "conf").write_text(wanted + SETTINGS.format(folder=self.folder))
         found = program or find_program("miniupnpd")
@@ -95,10 +96,10 @@ class Router:
         with trio.fail_after(HANG):
             while port not in self.router.sh("ss", "-Hlntu"):
                 assert self.daemon.poll() is None, (self.folder / "log").read_text()
-                await trio.sleep(0.02)  # nobody tells when it is up
+                await trio.sleep(0.02)  # there is no event for its start
 
     async def stop(self) -> None:
-        """End the daemon as a power cut does; what it made of the firewall stays."""
+        """Kill the daemon as a power cut does; its rules stay in the firewall."""
         if self.daemon is not None:
             self.daemon.kill()
             await self.daemon.wait()
@@ -107,7 +108,7 @@ class Router:
 
 @asynccontextmanager
 async def open_home(folder: Path) -> AsyncGenerator[Router]:
-    """A home without a daemon yet; taken down at the end."""
+    """A home whose daemon does not run yet; taken down at the end."""
     machines = [Namespace(name) for name in ("outside", "router", "host")]
     outside, router, host = machines
     home = Router(outside, router, host, folder)

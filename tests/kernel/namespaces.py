@@ -1,8 +1,8 @@
 """Machines that are network namespaces without names, so that nothing of them outlives the process that made them.
 
-A namespace is held by a descriptor: it is gone when that is closed and no process and no socket is left in it. What the
-lab configures it configures by moving its own thread there for a moment, which Linux allows to each thread separately;
-a command that runs on a machine is started from there, too, or through ``nsenter``.
+A descriptor holds a namespace, which is gone when that is closed and no process and no socket is left in it. To
+configure a machine, the lab moves its own thread into the namespace for a moment; Linux allows that for each thread
+separately. A command runs on a machine by being started from such a thread, or through ``nsenter``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _own_network() -> int:
 
 @final
 class Namespace:
-    """A machine: a context in which `SocketsOfNamespaces` makes sockets there."""
+    """A machine; in its context, `SocketsOfNamespaces` makes sockets on it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -63,12 +63,12 @@ class Namespace:
 
     @property
     def path(self) -> str:
-        """Where other commands of this process find it."""
+        """The path by which commands that this process starts find it."""
         return f"/proc/{os.getpid()}/fd/{self.fd}"
 
     @contextmanager
     def inside(self) -> Generator[None]:
-        """This thread, on that machine: for a few statements without a checkpoint."""
+        """Moves this thread to the machine, for a few statements without a checkpoint."""
         home = _own_network()
         try:
             _checked(_libc.setns(self.fd, _CLONE_NEWNET), "setns")
@@ -80,10 +80,10 @@ class Namespace:
             os.close(home)
 
     def sh(self, *command: str, stdin: str = "") -> str:
-        """Run a short command there.
+        """Run a short command on the machine.
 
         Raises:
-          RuntimeError: it failed; the message has what it said.
+          RuntimeError: it failed; the message has its output.
         """
         with self.inside():
             done = subprocess.run(command, input=stdin, text=True, capture_output=True)
@@ -92,11 +92,11 @@ class Namespace:
         return done.stdout
 
     def ip_commands(self, *commands: str) -> None:
-        """Commands of ip(8), without the word ip; all in one process."""
+        """Run commands of ip(8), each without the word ip, in one process."""
         self.sh("ip", "-batch", "-", stdin="\n".join(commands) + "\n")
 
     def set_sysctl(self, settings: Mapping[str, str]) -> None:
-        """Settings below /proc/sys/net."""
+        """Set values below /proc/sys/net."""
         with self.inside():
             for name, value in settings.items():
                 with open(f"/proc/sys/net/{name}", "w", encoding="ascii") as file:
@@ -107,7 +107,7 @@ class Namespace:
         self.sh("nft", "-f", "-", stdin=f"flush ruleset\n{text}")
 
     def command(self, words: Sequence[str]) -> list[str]:
-        """A command as this process starts it, with `fd` among what the child inherits, to run there."""
+        """The command line that runs a command on the machine, in a child of this process that inherits `fd`."""
         return ["nsenter", f"--net=/proc/self/fd/{self.fd}", "--", *words]
 
     def close(self) -> None:

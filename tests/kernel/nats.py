@@ -1,7 +1,7 @@
-"""Home routers, as rules of nftables that turn a Linux kernel into each kind of NAT, for UDP and TCP alike.
+"""Home routers: nftables rules that turn a Linux kernel into each kind of NAT, for UDP and TCP alike.
 
-A kind is written ``port-restricted`` or, with what its router does about packets that it did not expect,
-``port-restricted/local``. `tests.kernel.classify` measures whether a kind is what is declared here.
+A kind is written ``port-restricted`` or, with its router's reaction to unsolicited packets, ``port-restricted/local``.
+`tests.kernel.classify` measures whether a kind behaves as declared here.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ ALL_PORTS: Final = range(1024, 65_536)
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nat:
-    """What a NAT is meant to be, in the terms of RFC 4787.
+    """The declared behaviour of a NAT, in the terms of RFC 4787.
 
     Attributes:
-      ports: the outside ports that it gives.
-      unsolicited: what becomes of a packet for no mapping: `drop` is silence; `rst` is a RST, and silence for UDP;
+      ports: the outside ports that it allocates.
+      unsolicited: the reaction to a packet without a mapping: `drop` is silence; `rst` is a RST, and silence for UDP;
         `reject` is a RST, and an ICMP error for UDP; `prohibited` is an ICMP error for both; with `local` the router's
-        own stack takes it, which says the same as `reject` and remembers it.
+        own stack receives it, which answers as `reject` does and leaves a conntrack entry.
       hairpin: whether hosts behind it reach each other's outside endpoints (RFC 4787, REQ-9a).
       udp: whether it carries UDP at all.
-      web_only: whether of TCP it carries nothing but connections to port 443.
+      web_only: whether it carries no TCP but connections to port 443.
       forwards: whether it forwards `FORWARDED`.
       is_open: no NAT at all, the host has a public address.
     """
@@ -55,7 +55,7 @@ class Nat:
     def rules(self, outside: str, inside: str, *, only: Transport | None = None, servers: tuple[str, ...] = ()) -> str:
         """The rules for the router with this outside address and this first host.
 
-        With `only`, the other transport is dropped; TCP to and from `servers` is spared, since signals need it.
+        With `only`, the other transport is dropped, except TCP to and from `servers`, which signals need.
         """
         return _table_nat(self, outside, inside) + _table_filter(self) + restriction("forward", self, only, servers)
 
@@ -63,7 +63,7 @@ class Nat:
 def restriction(
     hook: Literal["forward", "input"], nat: Nat, only: Transport | None, servers: tuple[str, ...] = ()
 ) -> str:
-    """Rules that drop what a path should do without."""
+    """Rules that drop the transports that a path should do without."""
     lines = []
     if only == "tcp" or not nat.udp:
         lines.append("meta l4proto udp drop")
@@ -79,7 +79,7 @@ def nat(kind: str) -> Nat:
     """The NAT of a kind, ``NAME`` or ``NAME/UNSOLICITED``.
 
     Raises:
-      KeyError: there is none.
+      KeyError: there is no such kind.
     """
     name, _, unsolicited = kind.partition("/")
     found = NATS[name]
@@ -115,9 +115,9 @@ NATS: Final = {
         Nat(name="udp-blocked", udp=False),
     )
 }
-"""By name; the friendliest first."""
+"""The NATs by name, the easiest to traverse first."""
 WEB_ONLY: Final = Nat(name="web-only", udp=False, web_only=True)
-"""What many companies and hotels let out; no NAT, but a firewall behind one."""
+"""What many companies and hotels let out; this is a firewall behind a NAT, and not a kind of NAT."""
 
 _BOTH: Final = "meta l4proto { tcp, udp }"
 _HERE: Final = "meta l4proto . th dport"
@@ -128,7 +128,7 @@ def _table_nat(nat: Nat, outside: str, inside: str) -> str:
     if nat.forwards:
         before.append(f"iifname wan {_BOTH} th dport {FORWARDED} dnat to {inside}")
     if nat.filtering != "APDF":
-        # Written behind source NAT, so that its key is the true outside port even where two hosts wanted the same.
+        # Updated after source NAT, so that its key is the real outside port even if two hosts wanted the same one.
         state.append(
             "map eim { type inet_proto . inet_service : ipv4_addr . inet_service; "
             "flags dynamic,timeout; timeout 120s; size 65536; }"
@@ -168,7 +168,7 @@ def _source(nat: Nat, outside: str) -> str:
     if nat.allocation == "hash":
         remote = " . ip daddr" if nat.mapping == "ADM" else ""
         return f"snat ip to {outside} : jhash ip saddr . th sport{remote} mod {len(nat.ports)} {_ports(nat.ports)}"
-    # What Linux gives at random it gives per flow if so asked, else per inside endpoint wherever that is possible.
+    # Linux chooses a random port per flow with `random`, and otherwise per inside endpoint where possible.
     chosen = "random" if nat.mapping == "APDM" else ""
     if nat.ports == ALL_PORTS:
         return f"masquerade {chosen}"

@@ -1,4 +1,4 @@
-"""Commands on the lab's machines, and `warpgate-trio` between two homes, as its users run it."""
+"""Runs commands on the lab's machines, and `warpgate-trio` between two homes, as its users run it."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from tests.requirements import find_program
 ECHO: Final = 1000
 TURN_PORT: Final = 3480
 TRACE: Final = 100_000
-"""Packets that are remembered for the logs."""
+"""Packets that the trace for the logs keeps."""
 TURN: Final = f"turn:user:secret@{SECOND}:{TURN_PORT}"
 """The relay of `pair`."""
 NODE_SERVERS: Final = ("websocket", "mqtt", "stun", "ntp", "turn")
-"""What `serve` announces and a node's configuration takes as a list of URLs."""
+"""The kinds of servers that `serve` announces, and whose URLs a node's configuration lists."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a call of one home to the other went.
+    """How a call from one home to the other went.
 
     Attributes:
-      code: of `connect`.
+      code: the exit code of `connect`.
       event: the line of `connect --json`.
       listened: the lines of `listen --json`, and `served` those of `serve --json`.
-      stderr: what each program had to say, by its name.
+      stderr: each program's error output, by its name.
     """
 
     code: int
@@ -67,7 +67,7 @@ class Outcome:
 
 
 async def run_on(host: Host, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
-    """Run any command on a machine of the lab, to its end; stdout and stderr are kept, its code is not judged."""
+    """Run any command on a machine of the lab, to its end; stdout and stderr are kept, any exit code is accepted."""
     machine = host.machine
     return await trio.run_process(
         machine.command(words), pass_fds=[machine.fd], capture_stdout=True, capture_stderr=True, check=False, env=env
@@ -98,7 +98,7 @@ async def coturn_on(
 
     Args:
       lines: more lines of its configuration.
-      port: UDP and TCP; TLS too, where there is a `certificate`.
+      port: for UDP and TCP, and for TLS if there is a `certificate`.
     """
     tls = [f"cert={certificate}", f"pkey={certificate}"] if certificate is not None else ["no-tls"]
     config = folder / "coturn.conf"
@@ -130,7 +130,7 @@ async def coturn_on(
 
 
 def private(home: Path) -> dict[str, str]:
-    """Neither keys nor settings of whoever runs the lab, whose routers may be asked for ports: they are ours."""
+    """An environment without the user's keys and settings; nodes may ask routers for ports, which are the lab's."""
     folders = ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME")
     return dict.fromkeys(folders, str(home)) | {"WARPGATE_PORTMAP_ENABLED": "true"}
 
@@ -158,15 +158,15 @@ async def pair(
 
     Args:
       phases: for ``--phases``; all if empty.
-      transport: the only one that there is between the homes.
+      transport: the only one between the homes.
       echo: bytes to echo; 0 for no test.
-      largest: bytes of the largest packet that passes between the homes; what is larger vanishes, and nobody is told.
+      largest: bytes of the largest packet that passes between the homes; larger ones are dropped without an ICMP error.
       second_host: give the server its second address, ``--second-host``.
-      serve, listen, connect: more arguments, in front of which ours stand.
+      serve, listen, connect: more arguments, which follow the lab's own.
       settings: more lines for the configuration of both nodes.
       turn: TURN servers of both nodes' configurations, for which coturn runs on the server's second address (`TURN`).
       coturn: more lines of its configuration.
-      logs: a folder for what the programs print, what the wire carried, and what the NATs knew at the end.
+      logs: a folder for the programs' output, the trace of the wire, and the final state of the NATs.
     """
     async with AsyncExitStack() as stack:
         if wire is None:
@@ -218,7 +218,7 @@ async def pair(
 
 
 async def _keep(lab: Lab, logs: Path) -> None:
-    """What the wire carried, and what the NATs know at the end."""
+    """Write the trace of the wire and the final state of the NATs to `logs`."""
     assert lab.internet.trace is not None
     (logs / "wire").write_text("\n".join(lab.internet.trace) + "\n", encoding="utf-8")
     for home in lab.homes:
@@ -233,6 +233,6 @@ def _lines(out: bytes | bytearray) -> list[dict[str, Any]]:
 
 
 def configuration(servers: dict[str, list[str]], more: str = "") -> str:
-    """A node's, for what `serve` announced."""
+    """A node's configuration, for the servers that `serve` announced."""
     lines = [f"{name} = {json.dumps(servers[name])}" for name in NODE_SERVERS if servers.get(name)]
     return "\n".join(["[servers]", *lines, "[identity]", "ephemeral = true", more, ""])

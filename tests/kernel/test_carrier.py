@@ -1,4 +1,4 @@
-"""Homes behind a provider's NAT, whose routers run a real miniupnpd: what a port that they open is good for."""
+"""Port mapping behind a carrier-grade NAT: what a port is good for that a home's router (miniupnpd) opens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [
 
 
 async def call(carrier: Carrier, caller: Host, folder: Path, *options: str) -> tuple[list[str], dict[str, Any]]:
-    """What `listen` in the first home publishes as mapped, and what `connect` tells of a call to it."""
+    """The endpoints that `listen` in the first home publishes as mapped, and the event of `connect` to it."""
     run_on = partial(program_on, home=folder, logs=None)
     public = Host(carrier.outside, str(OUTSIDE))
     listening = Host(carrier.homes[0].host, str(HOST))
@@ -58,8 +58,10 @@ async def call(carrier: Carrier, caller: Host, folder: Path, *options: str) -> t
 async def test_a_home_behind_a_carriers_nat(
     settings: str, forwarded: bool, mapped: list[str], plugin: str, tmp_path: Path
 ) -> None:
-    """Its router is told the address that it has outside of the carrier's network; what it then opens is dialled where
-    the carrier hands the port on, and does no harm where it does not."""
+    """The router is configured with the carrier's public address.
+
+    A port that it opens is dialled if the carrier forwards that port, and does no harm otherwise.
+    """
     async with open_carrier(tmp_path) as carrier:
         if forwarded:
             carrier.forward(PORT)
@@ -73,7 +75,7 @@ async def test_a_home_behind_a_carriers_nat(
 
 @pytest.mark.parametrize("maps", [True, False])
 async def test_two_homes_behind_one_carriers_nat(maps: bool, tmp_path: Path) -> None:
-    """They meet at the address that a router has in the carrier's network, whose NAT leads no packet back in."""
+    """They connect at a router's address in the carrier's network, because the carrier's NAT does not hairpin."""
     async with open_carrier(tmp_path, homes=2) as carrier:
         if maps:
             program = that_maps_in_a_carriers_network(tmp_path)

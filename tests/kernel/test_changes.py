@@ -1,4 +1,4 @@
-"""`Host.wait_change` on machines of the kernel: what it tells of, what not, and where netlink is denied."""
+"""`Host.wait_change` on machines of the kernel: what it reports, what it does not, and what it does without netlink."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.needs("network_namespaces")
 
 _CABLE: Final = (
     "link add eth0 type veth peer name eth9",
-    *(f"link set {name} addrgenmode none up" for name in ("eth0", "eth9")),  # link-local addresses would take seconds
+    *(f"link set {name} addrgenmode none up" for name in ("eth0", "eth9")),  # a link-local address would take seconds
 )
 _SO_RCVBUFFORCE: Final = 33  # of asm-generic/socket.h
 
@@ -35,13 +35,13 @@ async def machine() -> AsyncGenerator[Namespace]:
         namespace.ip_commands(*_CABLE, "addr add 192.0.2.1/24 dev eth0")
         async with inside(namespace):
             with trio.fail_after(HANG):
-                while len(host.current().interfaces()) < 3:  # noqa: ASYNC110 - carriers come a moment later
+                while len(host.current().interfaces()) < 3:  # noqa: ASYNC110 - the links come up a moment later
                     await trio.sleep(0.001)
             yield namespace
 
 
 async def begin_waiting(nursery: trio.Nursery) -> trio.Event:
-    """Wait for a change; returns what is set when it is told."""
+    """Wait for a change in `nursery`; returns an event that is set when `wait_change` returns."""
     told = trio.Event()
 
     async def wait() -> None:
@@ -74,7 +74,7 @@ async def test_a_change_is_told(command: str) -> None:
 
 
 async def test_what_changes_nothing_is_not_told() -> None:
-    """The kernel tells of it: a link's MTU, an address that is renewed."""
+    """The kernel announces a link's new MTU and a renewed address, but the list of interfaces stays the same."""
     async with machine() as namespace:
         with await linux._open_news() as news:
             async with trio.open_nursery() as nursery:
@@ -90,7 +90,7 @@ async def test_what_changes_nothing_is_not_told() -> None:
 
 
 async def test_a_change_between_the_call_and_its_first_wait_is_told() -> None:
-    """The list is looked at before the socket is opened."""
+    """The list of interfaces changes after its first reading, before the netlink socket is open."""
     async with machine() as namespace:
 
         async def wait() -> None:
@@ -110,7 +110,7 @@ async def test_a_change_between_the_call_and_its_first_wait_is_told() -> None:
 
 
 async def test_more_news_than_the_socket_holds_is_news() -> None:
-    """ENOBUFS, after which nobody knows what else has changed."""
+    """ENOBUFS means lost messages, so anything may have changed."""
     async with machine() as namespace:
         with await linux._open_news() as news:
             news.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)

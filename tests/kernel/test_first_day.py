@@ -1,7 +1,7 @@
 """The first day of two people in homes behind different NATs, with one server, as the README and the tutorial have it.
 
-They pair by a code; a folder goes over, although its sender is killed in the middle; and ssh reaches a machine that no
-port leads to, while the network of who typed it changes.
+They pair by a code. A folder is sent although its sender is killed in the middle. ssh reaches a machine without any
+forwarded port, while the client's network changes.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from warpgate_trio import Contacts
 
 SSH_PORT: Final = 2200
 LINES: Final = 60
-"""What is printed by ssh, a line in 50 ms: three seconds, in which the network changes."""
+"""Lines printed over ssh, one in 50 ms: three seconds, in which the network changes."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Day:
-    """Two homes, and what is kept in each."""
+    """Two homes, and the folder of each."""
 
     lab: Lab
     config: Path
@@ -45,19 +45,19 @@ class Day:
     bob: Path
 
     def here(self, command: str, *words: str | Path) -> AbstractAsyncContextManager[Command]:
-        """A command of Alice's."""
+        """A command on Alice's machine."""
         host = self.lab.homes[0].host
         return program_on(host, command, "--config", self.config, *words, home=self.alice, logs=None)
 
     def there(self, command: str, *words: str | Path) -> AbstractAsyncContextManager[Command]:
-        """A command of Bob's."""
+        """A command on Bob's machine."""
         host = self.lab.homes[1].host
         return program_on(host, command, "--config", self.config, *words, home=self.bob, logs=None)
 
 
 @asynccontextmanager
 async def open_day(*kinds: str) -> AsyncGenerator[Day]:
-    """One server, and two homes of which neither knows of the other."""
+    """One server, and two homes that do not know each other."""
     async with AsyncExitStack() as stack:
         wire = stack.enter_context(Wire())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="warpgate-lab-")))
@@ -81,7 +81,7 @@ async def find_event(command: Command, kind: str) -> dict[str, Any]:
 
 
 async def pair(day: Day) -> None:
-    """Bob's machine prints a code, Alice types it, and each has the other as a contact."""
+    """Bob's machine prints a code, Alice types it, and each gets the other as a contact."""
     async with day.there("listen", "--code", "--save", "alice", "--echo", "--json") as listen:
         code = (await find_event(listen, "code"))["code"]
         async with day.here("connect", "--code", code, "--save", "bob") as connect:
@@ -92,7 +92,7 @@ async def pair(day: Day) -> None:
 
 
 def fill(folder: Path, size: int) -> dict[str, int]:
-    """A folder of files of all sizes, `size` bytes in all; each with what its content is made of."""
+    """Fill a folder with random files of all sizes, `size` bytes in all; returns each file's size."""
     made: dict[str, int] = {}
     left, each = size, size // 2
     while left > 0:
@@ -105,19 +105,19 @@ def fill(folder: Path, size: int) -> dict[str, int]:
 
 
 def bytes_in(folder: Path) -> int:
-    """What has come to a folder, under whatever names."""
+    """The bytes of all files in a folder, partial ones included."""
     return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
 
 
 async def send(day: Day, size: int) -> int:
-    """A folder, whose sender is killed after a third.  Returns how many bytes were there when it came back."""
+    """Send a folder, killing the sender after a third; returns how many bytes had arrived when it resumed."""
     folder, inbox = day.alice / "photos", day.bob / "inbox"
     made = fill(folder, size)
     inbox.mkdir()
     async with day.there("receive", "--allow", "alice", "--into", inbox, "--json") as receive:
         await find_event(receive, "ready")
         async with day.here("send", folder, "--to", "bob") as first:
-            while bytes_in(inbox) < size / 3:  # noqa: ASYNC110  # no event tells, and a large folder takes minutes
+            while bytes_in(inbox) < size / 3:  # noqa: ASYNC110  # there is no event, and a large folder takes minutes
                 await trio.sleep(0.02)
             first.process.kill()
             await first.process.wait()
@@ -135,7 +135,7 @@ async def send(day: Day, size: int) -> int:
 
 @asynccontextmanager
 async def sshd_on(host: Host, folder: Path) -> AsyncGenerator[list[str]]:
-    """An sshd on a machine, on its loopback alone; the options of an ssh that it lets in."""
+    """Run an sshd on a machine's loopback; yields the options of an ssh that it accepts."""
     sshd = find_program("sshd")
     assert sshd is not None
     for name in ("host", "user"):
@@ -168,7 +168,7 @@ async def sshd_on(host: Host, folder: Path) -> AsyncGenerator[list[str]]:
 
 
 async def log_in(day: Day) -> None:
-    """ssh through `forward --stdio`; Alice's machine gets another address meanwhile."""
+    """Use ssh through `forward --stdio` while Alice's machine gets another address."""
     here, there = (home.host for home in day.lab.homes)
     async with (
         sshd_on(there, day.bob) as options,
@@ -199,7 +199,7 @@ async def log_in(day: Day) -> None:
 
 
 async def live(kinds: tuple[str, str], size: int) -> None:
-    """All of it, with how long each took."""
+    """Run the whole day, and print how long each step took."""
     async with open_day(*kinds) as day:
         began = time.monotonic()
         await pair(day)

@@ -1,4 +1,4 @@
-"""Servers that a stranger's address names, on a machine with services inside: none of them hears anything."""
+"""A stranger's address may name servers that are internal services of the machine: none of them is contacted."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ INSIDE = (
     ("169.254.169.254", 80, "ws://169.254.169.254/latest/meta-data/"),
     ("10.77.0.1", 2375, "ws://admin:hunter2@10.77.0.1:2375/containers/create"),
     ("10.77.0.1", 2376, "ws://10.77.0.1:2376"),
-    ("203.0.113.9", 8080, "ws://203.0.113.9:8080"),  # public, and our own
+    ("203.0.113.9", 8080, "ws://203.0.113.9:8080"),  # a public address of this machine
     ("127.0.0.1", 1883, "mqtt://127.0.0.1:1883"),
 )
-"""What listens where, and the URL that the stranger gives for it; the machine has the addresses as its own."""
+"""Address and port of each service, and the URL that the stranger gives for it; the machine has these addresses."""
 
 
 @pytest.mark.slow("a machine is made, and a walk fails in all its phases")
@@ -64,7 +64,7 @@ async def test_a_strangers_address_reaches_no_service_inside() -> None:
             config = NodeConfig(servers=Servers(websocket=[server.url]), budgets=budgets)
             async with open_node(config, identity=Identity.generate()) as node:
                 await node.wait_signals()
-                for start in range(0, len(INSIDE), 4):  # of one address, four are visited at most
+                for start in range(0, len(INSIDE), 4):  # a node visits at most four servers of one address record
                     stranger = PeerAddress.issue(
                         Identity.generate(),
                         seq=now,

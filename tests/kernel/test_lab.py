@@ -1,4 +1,4 @@
-"""The lab's own laws: its delay, where packets die and who hears of it, and that nothing of it is left."""
+"""The lab's own properties: its delay, where packets expire and who gets the ICMP error, and that it leaves nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.kernel.run import run_on
 from tests.kernel.wire import ROUTER, Wire, aged, checksum, time_exceeded
 from tests.sim.programs import bound, receive, reusable
 
-_IP_RECVERR = 11  # of Linux; Python has no name for it
+_IP_RECVERR = 11  # Linux's constant; in `socket` since Python 3.14
 
 
 def ipv4(ttl: int = 64, payload: bytes = b"payload!", protocol: int = socket.IPPROTO_UDP) -> bytes:

@@ -1,4 +1,4 @@
-"""A connection to a real broker, on a machine of the kernel whose address goes."""
+"""A connection to a real MQTT broker from a machine that loses its address."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OTHER: Final = "192.0.2.8"
 
 @asynccontextmanager
 async def connected(folder: Path) -> AsyncGenerator[tuple[Namespace, MqttChannel]]:
-    """A machine with three addresses, and a channel from one to a broker at another; all else is on this machine."""
+    """A machine with three addresses, and a channel from one of them to a broker at another one."""
     program = find_program("mosquitto")
     assert program is not None
     (folder / "mosquitto.conf").write_text(f"listener 1883 {BROKER}\nallow_anonymous true\nuser root\n")

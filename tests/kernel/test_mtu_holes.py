@@ -1,4 +1,4 @@
-"""Paths that carry 1,280 bytes and say nothing, on the kernel: what TCP_MAXSEG does, and what nodes make of it."""
+"""Paths that silently drop packets above 1,280 bytes: what TCP_MAXSEG does there, and that nodes get through."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PORT: Final = 7000
 @pytest.mark.needs("network_namespaces", "nft", "tun")
 @pytest.mark.parametrize("asks", ["dialler", "listener"])
 async def test_one_end_that_asks_for_small_segments_bounds_both(asks: str) -> None:
-    """The simulator's counterpart has the same packets."""
+    """The corresponding test of the simulator expects the same packet sizes."""
     trio.socket.set_custom_socket_factory(SocketsOfNamespaces())
     sizes: list[int] = []
     with Wire() as wire:
@@ -52,7 +52,7 @@ async def test_one_end_that_asks_for_small_segments_bounds_both(asks: str) -> No
                             while got < 20_000:
                                 got += len(await other.recv(65536))
                             assert max(sizes) == MAX_PACKET
-                            end.setsockopt(*MAXSEG, 1460)  # it cannot be taken back
+                            end.setsockopt(*MAXSEG, 1460)  # it cannot be raised again
                             assert end.getsockopt(*MAXSEG) == MAX_PACKET - 40 - 12
 
 

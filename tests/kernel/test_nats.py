@@ -1,4 +1,4 @@
-"""Each kind of NAT of the lab is what it is declared to be, over UDP and over TCP."""
+"""Each kind of NAT of the lab behaves as declared, over UDP and over TCP."""
 
 from __future__ import annotations
 

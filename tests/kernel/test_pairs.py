@@ -1,6 +1,6 @@
-"""Pairs of homes on the kernel connect as theory says: bare punching, and the package in the phases that it has.
+"""Pairs of homes on the kernel connect as theory says, by bare punching and by the package.
 
-These are some of the pairs, so that a run takes about a minute; ``python -m tests.kernel.matrix`` asks all.
+These are some of the pairs, so that a run takes about a minute; ``python -m tests.kernel.matrix`` runs all.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from tests.kernel.theory import Phase
 
 PROGRAM = "tests.kernel.matrix"
 BUILT: Final[tuple[Phase, ...]] = ("direct", "punch", "spray")
-"""The phases that the package has plugins for."""
+"""The phases for which the package has plugins."""
 BUDGETS: Final = "[budgets]\npunch = 4.0"
-"""Of the package's nodes: on a busy machine a punch that is under way should not become a spray."""
+"""Settings of the package's nodes: on a busy machine a punch that is under way should not give way to a spray."""
 LATE: Final = 0.3
-"""Seconds of skew: six round trips, so that B's first packet comes long after A's first one was turned away."""
+"""Seconds of skew: six round trips, so that B's first packet comes long after A's first one was rejected."""
 
 
 def _bare() -> list[Cell]:
@@ -40,8 +40,8 @@ def _bare() -> list[Cell]:
 
 
 def _package() -> list[Cell]:
-    # A spray over all ports would fail once in 60 times; over what a carrier or a hash gives out it does not.  Two
-    # sequential NATs want the n-th packets of both sides to meet, which a busy machine upsets: the simulator asks them.
+    # A spray over all ports would fail once in 60 times; over the smaller range of a carrier or a hash it does not.
+    # Two sequential NATs need the n-th packets of both sides to meet.  A busy machine upsets that: see the simulator.
     anyhow = (
         ("open", "symmetric"),
         ("symmetric", "open"),
@@ -76,7 +76,7 @@ def words(questions: list[str]) -> list[str]:
 @pytest.mark.needs("network_namespaces", "nft", "tun")
 def test_pair_connects_as_theory_says(question: Cell, answer: dict[str, Any]) -> None:
     if question.expected == "punch" and answer["text"].startswith("spray by udp_punch"):
-        return  # what theory says, by the other transport: on a busy machine the first one may be late
+        return  # a punch as theory says, over UDP in the next phase: on a busy machine that over TCP may be late
     assert answer["phase"] == question.expected, f"{answer['text']}\n{answer.get('stderr', {}).get('connect', '')}"
 
 

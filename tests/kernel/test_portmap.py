@@ -1,4 +1,4 @@
-"""Ports that a real miniupnpd opens when it is asked to."""
+"""Port mapping with a real miniupnpd."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ pytestmark = [
 
 @asynccontextmanager
 async def mapping(home: Router, *protocols: ProtocolName, versions: tuple[int, ...] = (4,)) -> AsyncGenerator[PortMaps]:
-    """Have ports opened for the time of the body, in which the code is on the host."""
+    """Keep ports mapped for the time of the body, which runs on the host."""
     async with inside(home.host), trio.open_nursery() as nursery:
         maps = PortMaps(HostInNamespace(home.host), dict.fromkeys(versions, PORT), protocols=protocols, goodbye=5)
         nursery.start_soon(maps.run)
@@ -78,7 +78,7 @@ async def until_reached(home: Router, ip: str) -> None:
         while True:
             if await reaches(home, ip):
                 return
-            await trio.sleep(0.05)  # it is another program that gets there
+            await trio.sleep(0.05)  # the daemon is another process: there is no event
 
 
 def only(maps: PortMaps) -> MappedPort:
@@ -122,9 +122,9 @@ async def test_a_pinhole_is_open_while_it_is_wanted(protocol: ProtocolName, tmp_
 
 
 class _OnLink:
-    """A gateway of which nothing but the link-local address is known, as from router advertisements.
+    """A gateway of which only the link-local address is known, as from router advertisements.
 
-    miniupnpd switches IPv6 off where it has no other one.
+    It takes miniupnpd's place, which switches IPv6 off if it has no other address.
     """
 
     ip = "fe80::77"
@@ -184,21 +184,21 @@ async def test_a_gateway_is_asked_at_its_link_local_address(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("lifetime", [LIFETIME, 60])
 async def test_upnp_knows_its_mapping_again(lifetime: int, tmp_path: Path) -> None:
-    """A killed process leaves one behind, which the next one takes over; it can shorten it, too."""
+    """The mapping that a killed process leaves behind is taken over by the next one, which can also shorten it."""
     async with open_home(tmp_path) as home, inside(home.host):
         await home.start()
         client = await find_gateway(HOST, 24, ROUTER)
         claim = Claim(Transport.TCP, PORT, PORT, bytes(12))
         first = await client.map(claim, LIFETIME)
         assert (first.external, first.ip) == (PORT, WAN)
-        assert LIFETIME - HANG < first.lifetime <= LIFETIME  # what is left of it when it is read back
+        assert LIFETIME - HANG < first.lifetime <= LIFETIME  # the remaining lifetime, as the router reports it
         before = Claim(Transport.TCP, PORT + 1, PORT, bytes(12))
         again = await client.map(before, lifetime)
         assert again.claim == before
         assert again.lifetime <= lifetime
         assert (await client.check(again)).stands
         assert not (await client.check(Grant(claim, PORT, WAN, LIFETIME))).stands
-        await client.unmap(claim)  # not ours any more, as far as this claim goes
+        await client.unmap(claim)  # no effect: the mapping no longer belongs to this claim
         assert (await client.check(again)).stands
         await client.unmap(before)
         assert str(PORT) not in home.rules()
@@ -218,7 +218,7 @@ async def test_a_pinhole_is_renewed_checked_and_found_again(tmp_path: Path) -> N
         assert (await client.check(grant)).stands
         assert await reaches(home, str(ours))
         another = await find_gateway(ours, 64, router, index=index)
-        await another.unmap(claim)  # as one that was cancelled before it heard the number
+        await another.unmap(claim)  # like a client that was cancelled before it learned the pinhole's number
         assert not await reaches(home, str(ours))
         assert not (await client.check(grant)).stands
         await client.map(claim, 600)
@@ -263,7 +263,7 @@ async def test_cancelled_while_it_waits_for_the_answer_it_deletes_the_port(
 
 
 async def test_a_gateway_that_restarts_is_asked_again(tmp_path: Path) -> None:
-    """It announces that."""
+    """The gateway announces its restart."""
     async with open_home(tmp_path) as home:
         await home.start()
         async with mapping(home, "natpmp") as maps:
@@ -316,12 +316,12 @@ async def test_what_a_killed_process_leaves_behind_ends_with_its_lifetime(tmp_pa
             while True:
                 if str(PORT) not in home.rules():
                     break
-                await trio.sleep(0.2)  # it is the daemon that counts
+                await trio.sleep(0.2)  # the daemon counts real time
         assert not await reaches(home, str(WAN))
 
 
 async def test_a_node_behind_a_nat_is_dialled(tmp_path: Path) -> None:
-    """`listen` at home, `connect` on the internet; nothing is open any more when `listen` was ended."""
+    """`listen` at home, `connect` on the internet; no port is open after `listen` has ended."""
     async with AsyncExitStack() as stack:
         home = await stack.enter_async_context(open_home(tmp_path))
         await home.start()
@@ -342,5 +342,5 @@ async def test_a_node_behind_a_nat_is_dialled(tmp_path: Path) -> None:
         assert (event["phase"], event["plugin"]) == ("direct", "direct_connect")
         assert await caller.code() == 0
         await listener.code()  # it serves one Pipe
-        assert f"dport {PORT} dnat" not in home.rules()  # this daemon mixes up pinholes with mappings, and keeps one
+        assert f"dport {PORT} dnat" not in home.rules()  # a pinhole stays: this daemon confuses those with mappings
         assert not await reaches(home, str(WAN))

@@ -1,4 +1,4 @@
-"""A machine whose firewall lets nothing out but to a proxy: it registers, and whom it calls connects back."""
+"""A machine whose firewall lets it reach a proxy only: it registers through the proxy, and its callee dials back."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ table inet company {{
     }}
 }}
 """
-"""What was begun from outside may be answered."""
+"""The firewall lets out connections to the proxy, and replies to connections from outside."""
 CLOSED: Final = """
 table inet closed {
     chain in {
@@ -45,12 +45,12 @@ table inet closed {
 """
 BUDGETS: Final = "[budgets]\nsignal = 2.0"
 PATIENT: Final = "[budgets]\nsignal = 20.0\ndirect_min = 20.0\ndirect_max = 20.0"
-"""Where the direct phase is the only one: it ends with its first path, and a busy machine takes its time."""
+"""Budgets for when the direct phase is the only one: it ends with its first path, and a busy machine is slow."""
 
 
 @asynccontextmanager
 async def company(folder: Path) -> AsyncGenerator[tuple[Lab, Authority]]:
-    """A lab whose first home is behind the firewall, and who signs its servers' certificates."""
+    """A lab whose first home is behind the firewall, and the authority that signs its servers' certificates."""
     trio.socket.set_custom_socket_factory(SocketsOfNamespaces())
     with Wire() as wire:
         async with open_lab(wire, "open", "open") as lab:
@@ -61,7 +61,7 @@ async def company(folder: Path) -> AsyncGenerator[tuple[Lab, Authority]]:
 async def call(
     lab: Lab, folder: Path, servers: dict[str, list[str]], environment: dict[str, str], *, phases: str = "direct"
 ) -> dict[str, object]:
-    """What `connect` behind the firewall tells of a call to `listen` outside."""
+    """The event of `connect` behind the firewall, for a call to `listen` outside."""
     config = folder / "config.toml"
     budgets = PATIENT if phases == "direct" else BUDGETS
     config.write_text(configuration(servers, budgets).replace("[servers]", '[servers]\nca_file = "authority.pem"'))

@@ -1,4 +1,4 @@
-"""Transfers that begin by a relay, on the kernel, as their users run them."""
+"""Transfers between programs on the kernel that begin over a relay."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ async def transfer(
     pieces: int = PIECES,
     pace: float = PACE,
 ) -> tuple[str, list[dict[str, Any]], float]:
-    """Bytes to an echo and back, by so many rendezvous servers that relay; `happens` after a third of them.
+    """Send bytes to an echo and back, with `servers` rendezvous servers that relay; `happens` runs after a third.
 
-    Returns what the caller said of its first path, of each change, and the longest silence in seconds.
+    Returns the caller's event of its first path, its events of changes, and the longest silence in seconds.
     """
     async with AsyncExitStack() as stack:
         wire = stack.enter_context(Wire())
@@ -86,13 +86,13 @@ async def test_a_transfer_between_two_cones_leaves_the_relay() -> None:
 
 
 async def kill(_lab: Lab, running: list[Command]) -> None:
-    """The server that carries it, with signal 9; the other one ends with the lab."""
+    """Kill the server that carries the transfer, with signal 9; the other one ends with the lab."""
     running[0].process.kill()
     await trio.lowlevel.checkpoint()
 
 
 class Passed:
-    """Counts the packets between a server and anybody that are large enough to carry a transfer, from a call on."""
+    """From a call on, counts the packets from and to a server that are large enough to carry a transfer."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -115,7 +115,7 @@ async def test_a_transfer_whose_relay_is_killed_ends_by_the_other_one() -> None:
 
 
 async def test_a_transfer_has_left_its_relay_before_that_is_shut_down() -> None:
-    """SIGTERM to the one that carries it: the Pipe is never without a path, and the server ends by itself."""
+    """SIGTERM to the server that carries it: the Pipe is never without a path, and the server ends by itself."""
     codes: list[int | None] = []
 
     async def terminate(_lab: Lab, running: list[Command]) -> None:
@@ -135,7 +135,7 @@ async def test_a_transfer_has_left_its_relay_before_that_is_shut_down() -> None:
 
 
 async def test_what_is_forbidden_carries_nothing() -> None:
-    """Not a byte of the transfer passes by the server."""
+    """No byte of the transfer passes through the server."""
     passed = Passed()
     connected, changes, _ = await transfer(
         ("port-restricted", "open"), "--phases", "direct,punch", "--relay-first", happens=passed.begin

@@ -1,5 +1,6 @@
-"""Pairs of homes that nothing direct connects meet at coturn, by one allocation or two, over UDP and TCP; or at the
-rendezvous server, where only HTTPS gets out.
+"""Pairs of homes without a direct path connect through coturn, or, if only HTTPS gets out, the rendezvous server.
+
+With coturn they use one allocation or two, over UDP and TCP.
 """
 
 from __future__ import annotations

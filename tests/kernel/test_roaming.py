@@ -1,4 +1,4 @@
-"""Transfers between two programs that go on while their paths die, on the kernel, as their users run them."""
+"""Transfers between two programs on the kernel continue while their paths die."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Happening = Callable[[Lab], Awaitable[None]]
 
 
 async def transfer(kinds: tuple[str, str], happens: Happening, *, listen: tuple[str, ...] = ()) -> float:
-    """Bytes to an echo and back; `happens` after a third of them.  Returns the longest silence, in seconds."""
+    """Send bytes to an echo and back; `happens` runs after a third.  Returns the longest silence, in seconds."""
     with Wire() as wire, tempfile.TemporaryDirectory(prefix="warpgate-lab-") as name:
         folder = Path(name)
         async with open_lab(wire, *kinds) as lab:
@@ -50,7 +50,7 @@ async def transfer(kinds: tuple[str, str], happens: Happening, *, listen: tuple[
 
 
 def check_changes(changes: list[dict[str, Any]]) -> None:
-    """What one side says of a path that was replaced: what becomes of it, one after the other, with causes."""
+    """Check one side's events of a replaced path: each has a cause and continues the one before; both ends are live."""
     assert changes
     for change in changes:
         print({key: change[key] for key in ("cause", "detail", "silence_ms", "replayed")})
@@ -61,7 +61,7 @@ def check_changes(changes: list[dict[str, Any]]) -> None:
 
 
 async def renumber(home: Home) -> None:
-    """The machine gets another address of its home, as by DHCP."""
+    """Give the machine another address of its home's network, as DHCP does."""
     assert home.router is not None
     network = home.host.ip.rpartition(".")[0]
     new = f"{network}.180"

@@ -1,4 +1,4 @@
-"""Theory agrees with itself, and with what others published."""
+"""`tests.kernel.theory` is consistent, and agrees with published results."""
 
 from __future__ import annotations
 

@@ -1,9 +1,13 @@
-"""Which pairs of NATs two peers get through, and how: written from the definitions of RFC 4787, not from any program.
+"""Which pairs of NATs two peers get through, and how: derived from the definitions of RFC 4787, not from any program.
 
-Every peer has one endpoint that a server saw and the other peer was told. For a first packet from X to reach Y, the
-told endpoint has to be where Y is for X too, so Y maps independently of the endpoint (or its next port is foretold);
-and Y's filter has to pass it: by then Y has sent to X's told endpoint, so the filter passes X's address, and X's port
-if that is the told one. One packet that arrives is enough, since its receiver answers to where it came from.
+A server sees one endpoint of each peer, and the other peer is told that endpoint. The first packet from X reaches Y
+under two conditions:
+
+* X reaches Y at the told endpoint too: Y's mapping is endpoint-independent, or its next port was predicted.
+* Y's filter passes the packet. By then Y has sent to X's told endpoint. So the filter passes X's address, and X's port
+  if that is the told one.
+
+One packet that arrives is enough, since its receiver answers to the packet's source.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ PHASES: Final[tuple[Phase, ...]] = ("direct", "punch", "spray", "relay")
 SPRAY_SOCKETS: Final = 256
 SPRAY_PROBES: Final = 1024
 SPRAY_WORTH: Final = 0.5
-"""The chance from which a spray is expected at all."""
+"""The probability of success from which on a spray is expected to connect."""
 
 
 def arrives(x: Nat, y: Nat, *, foretelling: bool = False) -> bool:
@@ -29,7 +33,7 @@ def arrives(x: Nat, y: Nat, *, foretelling: bool = False) -> bool:
 
 
 def is_where_told(x: Nat, foretelling: bool) -> bool:
-    """Whether a peer is where a server saw it, or where its next port was foretold."""
+    """Whether the other peer reaches a peer at the endpoint that a server saw, or at its predicted next port."""
     return x.mapping == "EIM" or (foretelling and x.allocation == "sequential")
 
 
@@ -41,9 +45,9 @@ def carries(x: Nat, transport: Transport) -> bool:
 def can_punch(a: Nat, b: Nat, transport: Transport, *, foretelling: bool = False) -> bool:
     """Whether the pair connects with one told endpoint each.
 
-    Both transports are the same: over TCP a first packet meets a listener on the told port, or crosses another SYN.
-    What a NAT does about the unexpected (RST, ICMP, its own stack) costs retries or openers with a small TTL, not the
-    connection.
+    Both transports are alike: over TCP a first packet meets a listener on the told port, or crosses another SYN. A
+    NAT's reaction to unsolicited packets (RST, ICMP, its own stack) costs retries or openers with a small TTL, but does
+    not prevent the connection.
     """
     if not (carries(a, transport) and carries(b, transport)):
         return False
@@ -51,20 +55,20 @@ def can_punch(a: Nat, b: Nat, transport: Transport, *, foretelling: bool = False
 
 
 def possible(phase: Phase, a: Nat, b: Nat, transport: Transport | None = None, *, known_forward: bool = False) -> bool:
-    """Whether a library that does all that can be done connects the pair in a phase.
+    """Whether a library that does everything possible connects the pair in a phase.
 
     Args:
-      transport: the only one that there is between the peers; None for both.
-      known_forward: whether a node behind a forwarded port has been told so.
+      transport: the only one between the peers; None for both.
+      known_forward: whether a node behind a forwarded port is configured with it.
     """
     transports: tuple[Transport, ...] = ("udp", "tcp") if transport is None else (transport,)
     if phase == "direct":
-        # One of the two dials the other, over TCP, whichever can be reached.
+        # Over TCP, one of the two dials the other one, whichever is reachable.
         reachable = a.is_open or b.is_open or (known_forward and (a.forwards or b.forwards))
         return reachable and "tcp" in transports
     if phase == "punch":  # over TCP
         return "tcp" in transports and can_punch(a, b, "tcp", foretelling=True)
-    if phase == "spray":  # over UDP, where to punch is to hit with the first probe
+    if phase == "spray":  # over UDP, where a punch is a spray that hits with its first probe
         return "udp" in transports and spray_chance(a, b) >= SPRAY_WORTH
     return True
 
@@ -80,24 +84,24 @@ def expected_phase(
 
 
 def spray_chance(a: Nat, b: Nat, *, sockets: int = SPRAY_SOCKETS, probes: int = SPRAY_PROBES) -> float:
-    """The chance that a peer that does not know the other's port hits one of many."""
+    """The probability that a peer hits one of the other's many ports without knowing any."""
     if not (a.udp and b.udp):
         return 0.0
     if can_punch(a, b, "udp", foretelling=True):
         return 1.0
-    # The side that opens has to be at one port for all that it opens to. A foretold port is not: it serves the one
-    # destination that the next packet goes to, and every further opener gets a mapping of its own.
+    # The side that opens needs one outside port for all its destinations. A predicted port does not serve: it holds for
+    # the destination of the next packet only, and every further opener gets another mapping.
     moving = [x for x in (a, b) if not is_where_told(x, False)]
     if len(moving) == 1:
         return hit_chance(sockets, probes, len(moving[0].ports))
     if all(x.filtering == "APDF" for x in moving):
-        # Both ends of a probe are at random: a probe of one hits a mapping of the other towards exactly its own port.
+        # Both ports of a probe are random, and it must hit a mapping of the other side towards exactly its own port.
         return -math.expm1(-sockets * probes / (len(a.ports) * len(b.ports)))
     return hit_chance(sockets, probes, max(len(x.ports) for x in moving))
 
 
 def hit_chance(sockets: int, probes: int, ports: int) -> float:
-    """The chance that `probes` distinct ports of `ports` hit one of `sockets` distinct ones."""
+    """The probability that `probes` distinct ports out of `ports` hit one of `sockets` distinct ones."""
     if sockets + probes > ports:
         return 1.0
     missed = sum(math.log1p(-sockets / (ports - n)) for n in range(probes))

@@ -1,4 +1,4 @@
-"""Bytes through a `connect` to an echo and back, at a pace, while something happens."""
+"""Sends bytes through `connect` to an echo and back, at a steady pace, while something happens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["PACE", "PIECE", "PIECES", "echo_in_pieces"]
 PIECE: Final = 16 * 1024
 PIECES: Final = 150
 PACE: Final = 0.02
-"""Seconds between pieces: 0.8 MB/s, so that a transfer of so many lasts for three seconds and what happens to it."""
+"""Seconds between pieces: 0.8 MB/s, so that a transfer of `PIECES` takes three seconds plus its interruptions."""
 PATIENCE: Final = 60.0
 """Seconds without a byte after which a transfer has failed."""
 
@@ -26,7 +26,7 @@ def piece(number: int) -> bytes:
 async def echo_in_pieces(
     caller: Command, happens: Callable[[], Awaitable[None]], *, pieces: int = PIECES, pace: float = PACE
 ) -> float:
-    """Have so many come back; `happens` after a third of them.  Returns the longest silence in seconds."""
+    """Have `pieces` pieces echoed; `happens` runs after a third of them.  Returns the longest silence in seconds."""
     silence = 0.0
     async with trio.open_nursery() as nursery:
 
@@ -42,7 +42,7 @@ async def echo_in_pieces(
             nonlocal silence
             size, since = 0, trio.current_time()
             while size < PIECE * pieces:
-                await trio.sleep(0.02)  # to look at what is there
+                await trio.sleep(0.02)  # the interval of looking at the output
                 now = trio.current_time()
                 if len(caller.out) > size:
                     size, since = len(caller.out), now

@@ -1,7 +1,7 @@
 """The internet between the homes: TUN devices whose packets this process carries, since not every kernel has netem.
 
 Each outside device has an access line with a delay; a packet takes the sender's and the receiver's. On its way it
-passes routers, so that one with a small TTL dies in the middle and its sender hears of it (RFC 1812, section 5.3.1).
+passes routers: one with a small TTL expires in the middle, and its sender gets an ICMP error (RFC 1812, section 5.3.1).
 IPv4 only.
 """
 
@@ -26,11 +26,11 @@ from tests.kernel.namespaces import Namespace
 HOPS: Final = 6
 """Routers between any two access lines."""
 ROUTER: Final = "198.51.100.1"
-"""Who says that a packet's time was exceeded."""
+"""The source of ICMP's time exceeded."""
 QUEUE: Final = 10_000
-"""Packets that wait in a device for the wire: a spray's burst and more; the kernel's own default is 500."""
+"""Packets that wait in a device for the wire: more than a spray's burst; the kernel's default is 500."""
 _READS: Final = 64  # packets of one device before the others' turn
-_NICE: Final = -20  # the network does not wait for programs
+_NICE: Final = -20  # programs must not delay the network
 _TUNSETIFF: Final = 0x400454CA
 _IFF_TUN_NO_PI: Final = 0x1001
 
@@ -48,16 +48,16 @@ class Device:
 
 @final
 class Segment:
-    """An internet: whose address is whose."""
+    """An internet: its devices by address."""
 
     def __init__(self, wire: Wire, *, hops: int = HOPS) -> None:
         self.wire = wire
         self.hops = hops
         self.owners: dict[bytes, Device] = {}
         self.drop: Callable[[bytes], bool] | None = None
-        """Asked for every packet, as it was sent, whether it is lost."""
+        """Decides for every packet, as it was sent, whether it is lost."""
         self.trace: deque[str] | None = None
-        """Takes a line for every packet, as it enters the wire, with what becomes of it."""
+        """Gets a line for every packet that enters the wire, with its fate."""
 
     def attach(self, machine: Namespace, name: str, delay: float, *addresses: str) -> Device:
         """Give a machine an interface with public addresses, a default route, and a line of `delay` seconds."""
@@ -113,10 +113,10 @@ class Wire(threading.Thread):
             self._poll.unregister(device.fd)
             del self._devices[device.fd]
             device.closed = True
-        os.close(device.fd)  # waits for the kernel; the wire need not
+        os.close(device.fd)  # outside the lock, because it waits for the kernel
 
     def run(self) -> None:
-        with suppress(OSError):  # where it may not, a busy machine makes the delays longer
+        with suppress(OSError):  # without the privilege, a busy machine makes the delays longer
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         try:
             while not self._over:
@@ -128,7 +128,7 @@ class Wire(threading.Thread):
                         if (device := self._devices.get(fd)) is not None:
                             self._collect(device)
                     self._deliver()
-        except BaseException as error:  # noqa: BLE001, RUF100 - for whoever leaves the wire
+        except BaseException as error:  # noqa: BLE001, RUF100 - raised where the wire is left
             self.failure = error
 
     def _collect(self, device: Device) -> None:
@@ -191,7 +191,7 @@ def describe(packet: bytes) -> str:
 
 
 def checksum(data: bytes | bytearray) -> int:
-    """Of RFC 1071."""
+    """The Internet checksum (RFC 1071)."""
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data[: len(data) & ~1]))
     if len(data) % 2:
         total += data[-1] << 8
@@ -201,7 +201,7 @@ def checksum(data: bytes | bytearray) -> int:
 
 
 def aged(packet: bytes, hops: int) -> bytes:
-    """A packet after some routers."""
+    """A packet after `hops` routers."""
     size = (packet[0] & 15) * 4
     header = bytearray(packet[:size])
     header[8] -= hops
@@ -211,7 +211,7 @@ def aged(packet: bytes, hops: int) -> bytes:
 
 
 def time_exceeded(packet: bytes) -> bytes | None:
-    """The answer to a packet that died on its way; None to an ICMP message (RFC 1812, section 4.3.2.7)."""
+    """The ICMP error for a packet that expired; None for an ICMP message (RFC 1812, section 4.3.2.7)."""
     size = (packet[0] & 15) * 4
     if packet[9] == socket.IPPROTO_ICMP:
         return None
