@@ -1,9 +1,12 @@
 """Builds the sdist and, from it, the wheel into dist/, and tries the wheel as a user would.
 
-For the oldest and the newest Python present: an empty environment outside the tree, and in it a new user's first minute
-(`tests/end_to_end/first_minute.sh`), which begins with `pip install` of the wheel, and may cost no more than that. Then
-`pip check`, the command, its demo, and mypy --strict over a user's script against what is installed.
-Then pip is asked for a Python that is too new, and has to refuse before it installs anything.
+This is done for the oldest and the newest Python present, in an empty environment outside the tree:
+
+* a new user's first minute (`tests/end_to_end/first_minute.sh`), which begins with `pip install` of the wheel, and may
+  take no more than a minute of processor time;
+* `pip check`, the command, its demo, and mypy --strict over a user's script with the installed package.
+
+At last pip has to refuse the wheel for a Python that is too new, before it installs anything.
 """
 
 from __future__ import annotations
@@ -21,10 +24,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
 TOO_NEW = "3.14"
-"""The first Python that `requires-python` leaves out."""
+"""The first Python that `requires-python` excludes."""
 FIRST_MINUTE = 60.0
-"""Seconds of a processor from `pip install` to two terminals that are paired.  The script prints those of a clock,
-which are these where the machine is idle and the index near, and which a busy machine makes any number of."""
+"""Seconds of processor time from `pip install` to two paired terminals.  The script prints elapsed time, which is about
+the same on an idle machine with a near package index, and can be anything on a busy one."""
 
 
 def run(*command: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> None:
@@ -48,7 +51,7 @@ def pythons() -> list[tuple[str, str]]:
 
 @contextmanager
 def server() -> Iterator[str]:
-    """The URL of a rendezvous server, which a new user is given."""
+    """Runs a rendezvous server; yields its URL, which a new user is given."""
     serve = ("serve", "--host", "127.0.0.1", "--port", "0", "--no-stun", "--no-ntp", "--json")
     words = [sys.executable, "-m", "warpgate_trio", *serve]
     with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
@@ -61,7 +64,7 @@ def server() -> Iterator[str]:
 
 
 def try_first_minute(wheel: Path, venv_bin: Path, place: Path) -> None:
-    """Installs the wheel as a new user does, who has nothing of it yet, and pairs two terminals."""
+    """Installs the wheel as a new user does, without caches, and pairs two terminals."""
     with server() as url:
         env = {
             "PATH": f"{venv_bin}{os.pathsep}{os.environ['PATH']}",
@@ -79,7 +82,7 @@ def try_first_minute(wheel: Path, venv_bin: Path, place: Path) -> None:
 
 
 def processor_time() -> float:
-    """Seconds that the programs have used which have ended, and what those have started."""
+    """Seconds of processor time of all ended child processes, with their own children."""
     used = os.times()
     return used.children_user + used.children_system
 
@@ -94,13 +97,13 @@ def try_wheel(wheel: Path, python: str, place: Path) -> None:
     run(venv_bin / "python", "-m", "warpgate_trio", "--version", cwd=place)
     run(venv_bin / "warpgate-trio", "demo", cwd=place)
     shutil.copy(ROOT / "tests" / "typing" / "user_script.py", place)
-    # This environment's mypy reads the other one's packages: that one stays what a user has.
+    # This environment's mypy reads the other one's packages, so that no tool is installed among the user's.
     mypy = (sys.executable, "-m", "mypy", "--strict", "--config-file=", "--python-executable", venv_bin / "python")
     run(*mypy, "user_script.py", cwd=place)
 
 
 def try_refusal(wheel: Path, place: Path) -> None:
-    """Has pip choose for `TOO_NEW`, which the metadata leaves out."""
+    """Checks that pip refuses the wheel for the Python `TOO_NEW`, which the metadata excludes."""
     chosen = ("--python-version", TOO_NEW, "--only-binary=:all:", "--no-deps", "--dry-run", "--target", place)
     command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *map(str, chosen), str(wheel)]
     done = subprocess.run(

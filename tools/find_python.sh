@@ -1,7 +1,7 @@
 #!/bin/sh
 # Finds CPython 3.11 to 3.13 that runs and can make a virtual environment, and prints "3.13 /path/to/python".
 # Usage: find_python.sh [--all]       --all: one line per version, newest first.
-# PYTHON=name-or-path in the environment is taken, or refused, before anything else is looked at.
+# With PYTHON=name-or-path in the environment, that one is used, or refused, and nothing else is looked for.
 # A name on PATH proves nothing (version managers leave shims that fail when run), so every candidate is run.
 set -eu
 
@@ -14,7 +14,7 @@ for name in ("venv", "ensurepip", "ssl"):
         __import__(name)
     except ImportError:
         sys.exit("has no module %s (on Debian and Ubuntu: apt-get install python3-venv)" % name)
-# Inside a virtual environment, its base: what is made from it outlives the environment.
+# Inside a virtual environment, its base interpreter: an environment made from that outlives this one.
 print("%d.%d %s" % (sys.version_info[0], sys.version_info[1], getattr(sys, "_base_executable", "") or sys.executable))
 '
 
@@ -63,7 +63,7 @@ fi
 
 found=no
 for name in python3.13 python3.12 python3.11 python3 python; do
-    # The last two are for a system that names none of its versions.
+    # The last two are for systems whose interpreters have no version in their names.
     [ "$found" = yes ] && case $name in python3 | python) break ;; esac
     try_everywhere "$name" || continue
     found=yes

@@ -1,18 +1,21 @@
-"""Looks for tests that fail by luck: everything that draws or opens sockets, time and again, beside a busy machine.
+"""Looks for tests that fail by luck: runs those that draw random values or open sockets again and again, under load.
 
 Usage: python tools/flake.py [--runs N] [--first N] [--jobs N] [--load N] [--limit SECONDS] [--seed N]
                              [PYTEST_ARGUMENT…]
 
-Every run has new seeds (of pytest-randomly, so of the order too, and of Hypothesis), a Hypothesis database that is
-empty, and CPU load beside it: processes that do nothing but compute.  Without arguments for pytest it takes the folders
-of FOLDERS, of tests/unit the files that draw or open sockets, and of tests/sim those that draw or start something real:
-the others run in virtual time, from seeds that stand in them, and so the same each time.
+Every run has new seeds (of Hypothesis, and of pytest-randomly, which also shuffles the order), an empty Hypothesis
+database, and CPU load beside it: processes that only compute.  Without arguments for pytest it takes
 
-Twenty runs take hours.  With the same --seed, --first 9 goes on where eight runs ended: run 9 has the seeds that it
-would have had there.
+* the folders of FOLDERS;
+* of tests/unit the files that draw or open sockets;
+* of tests/sim those that draw or start something real: the others run in virtual time from fixed seeds, and so the same
+  each time.
+
+Twenty runs take hours.  With the same --seed, --first 9 continues after eight runs: run 9 has the seeds that it would
+have had then.
 
 Prints a line per run; for each failure the test, the seeds and the command that repeats it; and at the end how many
-runs failed.  What the failing runs printed is kept, and it says where.  Exits with 1 when any failed.
+runs failed.  The output of failing runs is kept, and its place is printed.  Exits with 1 when any run failed.
 """
 
 from __future__ import annotations
@@ -35,13 +38,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("integration", "kernel", "end_to_end", "fuzz")
 DRAWS = re.compile(r"^(?:from|import) (?:hypothesis|socket)\b|\btrio\.socket\b|\bopen_node\b|\bopen_tcp_", re.MULTILINE)
-"""What makes a file of tests/unit one that draws or opens sockets."""
+"""Matches the files of tests/unit that draw or open sockets."""
 REAL = re.compile(r"^(?:from|import) (?:hypothesis|socket|subprocess|threading)\b|\bpytester\b", re.MULTILINE)
-"""What makes a file of tests/sim one that draws, or that is not simulated as a whole."""
+"""Matches the files of tests/sim that draw, or are not wholly simulated."""
 BUSY = "while True: pass"
 FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", re.MULTILINE)
 ENDED_BY_TESTS = (0, 1)
-"""Exit codes of pytest after which its summary says all; others (interrupted, unusable) are failures of their own."""
+"""Exit codes of pytest with a complete summary; any other (interrupted, usage error) is a failure of the run itself."""
 
 
 def chosen() -> list[str]:
@@ -57,7 +60,7 @@ def chosen() -> list[str]:
 
 @contextmanager
 def load(count: int) -> Iterator[None]:
-    """Keeps so many processors busy."""
+    """Keeps `count` processors busy."""
     processes = [subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.DEVNULL) for _ in range(count)]
     try:
         yield
@@ -69,7 +72,7 @@ def load(count: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of pytest: its seeds, and what came of it."""
+    """One run of pytest: its seeds and its result."""
 
     order: int
     draws: int
@@ -83,7 +86,7 @@ class Run:
 
     @property
     def failures(self) -> list[str]:
-        """The tests that failed, by pytest's name, or the one sentence that says why there are none."""
+        """The ids of the failed tests, or one sentence that says why the run has no result."""
         found = list(dict.fromkeys(FAILED.findall(self.output)))
         if self.code is None:
             return [*found, "(the run did not end in time)"]
@@ -95,7 +98,7 @@ def run(tests: list[str], jobs: int, limit: float, chance: random.Random) -> Run
     order, draws = chance.getrandbits(32), chance.getrandbits(32)
     with tempfile.TemporaryDirectory(prefix="warpgate-flake-") as folder:
         environ = {**os.environ, "HYPOTHESIS_STORAGE_DIRECTORY": folder}
-        environ.pop("CI", None)  # under which Hypothesis would draw the same each time
+        environ.pop("CI", None)  # with it, Hypothesis would draw the same values each time
         seeds = [f"--randomly-seed={order}", f"--hypothesis-seed={draws}"]
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", str(jobs), *seeds, *tests]
         started = time.monotonic()
@@ -113,7 +116,7 @@ def run(tests: list[str], jobs: int, limit: float, chance: random.Random) -> Run
             output, _ = process.communicate(timeout=limit)
             code = process.returncode
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)  # it ends what it has started
+            process.send_signal(signal.SIGINT)  # pytest then ends the processes that it started
             output, _ = process.communicate()
             code = None
         finally:

@@ -1,15 +1,14 @@
 """The house rules that no other linter knows, for warpgate_trio and the built-in plugins.
 
-* The clock, chance, threads and sockets of the machine are used in host.py alone, so that the code
-  that users run is, line for line, the code that the simulator runs.
-* The simulator, which has nothing of this package to ask and is free of that rule, imports Trio and the standard
-  library alone.
-* A module holds one idea: at most 550 lines, and a docstring that says what it is.  A class has at most 300, a function
-  at most 60 without its docstring; what is longer says why beside it: ``# long: reason``.
+* Only host.py uses the clock, random numbers, threads and sockets of the machine. So the code that users run is, line
+  for line, the code that the simulator runs.
+* The simulator is exempt from that rule, and does not use the package: it imports only Trio and the standard library.
+* A module holds one idea: at most 550 lines, and a docstring that says what it is.  A class has at most 300 lines, a
+  function at most 60 without its docstring; a longer one states why beside it: ``# long: reason``.
 
-The check follows names through imports (`import time as t`, `from os import urandom`), so `trio.socket`, or a function
-that is called `sleep`, is not mistaken for what is forbidden. It does not follow values: what is hidden on purpose
-stays hidden.
+The check follows names through imports (`import time as t`, `from os import urandom`), so it does not mistake
+`trio.socket`, or a function that is called `sleep`, for a forbidden one. It does not follow values: deliberately hidden
+uses stay hidden.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ CHANCE = "host.current().entropy(n) or .random"
 TRIO = "Trio's own"
 SOCKETS = "trio.socket or trio.open_tcp_stream"
 
-# Dotted name -> what to use in its place. A name covers all that lies below it.
+# Dotted name -> what to use instead. A name covers everything below it.
 FORBIDDEN = {
     "time.time": WALL,
     "time.time_ns": WALL,
@@ -73,7 +72,7 @@ FORBIDDEN = {
     "selectors": TRIO,
 }
 
-# Modules with a reason of their own: file -> names that it may use.
+# Exceptions, each with its reason: file -> forbidden names that it may use.
 EXEMPT: dict[str, frozenset[str]] = {
     # Reads and writes the descriptors of sockets that Trio made, many datagrams per checkpoint.
     "warpgate_trio/ports/datagrams.py": frozenset({"socket.socket"}),
@@ -81,7 +80,7 @@ EXEMPT: dict[str, frozenset[str]] = {
 
 
 def forbidden(dotted: str) -> str | None:
-    """The entry of the table that covers a dotted name."""
+    """The entry of `FORBIDDEN` that covers a dotted name, or None."""
     parts = dotted.split(".")
     return next((name for end in range(1, len(parts) + 1) if (name := ".".join(parts[:end])) in FORBIDDEN), None)
 
@@ -111,8 +110,8 @@ def is_type_checking(test: ast.expr) -> bool:
 class Uses(ast.NodeVisitor):
     """Collects (line, dotted name) of every use of a forbidden name in one module.
 
-    Imports under TYPE_CHECKING bind nothing here: they are for annotations (`random.Random`), and code that used such a
-    name at run time would not run.
+    Imports under TYPE_CHECKING are ignored: they are for annotations (`random.Random`), and code that used such a name
+    at run time would fail.
     """
 
     def __init__(self) -> None:
@@ -120,12 +119,12 @@ class Uses(ast.NodeVisitor):
         self.found: list[tuple[int, str]] = []
 
     def note(self, line: int, dotted: str) -> None:
-        """Keeps a use when the table covers it."""
+        """Records a use if `FORBIDDEN` covers it."""
         if forbidden(dotted) is not None:
             self.found.append((line, dotted))
 
     def visit_If(self, node: ast.If) -> None:
-        """Leaves out the body of `if TYPE_CHECKING`."""
+        """Skips the body of `if TYPE_CHECKING`."""
         if is_type_checking(node.test):
             for statement in node.orelse:
                 self.visit(statement)
@@ -150,7 +149,7 @@ class Uses(ast.NodeVisitor):
             self.note(node.lineno, dotted)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        """Resolves `t.monotonic` through what `t` is bound to."""
+        """Resolves `t.monotonic` by the import that binds `t`."""
         parts = [node.attr]
         value = node.value
         while isinstance(value, ast.Attribute):
@@ -164,7 +163,7 @@ class Uses(ast.NodeVisitor):
 
 
 def too_long(tree: ast.Module, lines: list[str]) -> Iterator[tuple[int, str]]:
-    """Classes and functions that are too long, and do not say why on their first line or the one before it."""
+    """Classes and functions that are too long and give no reason on their first line or the one before it."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue

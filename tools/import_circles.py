@@ -1,6 +1,6 @@
 """Finds modules of the package, and of the built-in plugins, that import each other, directly or in a circle.
 
-An import under TYPE_CHECKING counts, and one inside a function: what a page names, it cannot be read without.
+An import under TYPE_CHECKING or inside a function counts too: a reader of the module has to know what it names.
 
 Prints each circle with the imports that make it; exits with 1 when there is any.
 """
@@ -19,7 +19,7 @@ PACKAGES = {"warpgate_trio": ROOT, "warpgate_strategies": ROOT / "strategies"}
 
 
 def modules(packages: Mapping[str, Path]) -> dict[str, Path]:
-    """Dotted name -> file, of every module of some packages, each in its folder."""
+    """Dotted name -> file, for every module of some packages, which are given with their folders."""
     found = {}
     for package, folder in packages.items():
         for path in (folder / package).rglob("*.py"):
@@ -29,7 +29,7 @@ def modules(packages: Mapping[str, Path]) -> dict[str, Path]:
 
 
 def imports(name: str, path: Path, known: Mapping[str, Path]) -> Iterator[str]:
-    """The known modules that one imports."""
+    """The modules among `known` that a module imports."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -44,7 +44,7 @@ def imports(name: str, path: Path, known: Mapping[str, Path]) -> Iterator[str]:
 
 
 def find_circle(packages: Mapping[str, Path]) -> list[str]:
-    """The modules of one circle, each imported by the one after it, the first one at both ends; empty for none."""
+    """The modules of one circle, each imported by the next, with the first one again at the end; empty if none."""
     known = modules(packages)
     graph = {name: set(imports(name, path, known)) - {name} for name, path in known.items()}
     try:

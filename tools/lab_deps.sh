@@ -1,8 +1,7 @@
 #!/bin/sh
-# Installs the real servers and tools that the lab tests run (Debian, root). Does nothing, quickly, when they are there.
-# The tests start servers of their own on ports of their own, so none of the packages' services may run: they would sit
-# on the ports, and would be servers that nobody asked for. Meant for CI and for containers; on a machine of your own
-# note that chrony takes the place of systemd-timesyncd.
+# Installs the real servers and tools that the lab tests run (Debian, root). Returns at once if all are there.
+# The tests start their own servers, so none of the packages' services may run: they would occupy ports, and nobody asked
+# for them. Meant for CI and for containers: on a machine of your own, chrony replaces systemd-timesyncd.
 set -eu
 
 packages="mosquitto coturn chrony nftables iproute2 miniupnpd nginx-light libnginx-mod-stream haproxy squid tinyproxy microsocks systemd
@@ -34,7 +33,7 @@ made=""
 trap 'rm -f "$log" $made' EXIT
 trap 'exit 1' HUP INT TERM
 
-# Debian's own way to say "start nothing while installing". A rule that the machine has already is left as it is.
+# Debian's way to start no service during installation. An existing rule of the machine is left as it is.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
     made=$policy
@@ -54,7 +53,7 @@ echo "lab-deps: installing$missing"
     exit 1
 }
 
-# With another rule in force, or after the next boot, systemd would start them all the same.
+# If another rule is in force, and after the next boot, systemd would start them all the same.
 if [ -d /run/systemd/system ]; then
     for package in $missing; do
         case $package in

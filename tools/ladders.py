@@ -3,9 +3,9 @@
     python tools/ladders.py            draw them
     python tools/ladders.py --check    exit with 1 when one is not what the simulator does
 
-A picture has a column for each machine and router, and time runs down, to scale.  Each hop of each packet is an arrow;
-those of one kind that leave together are one.  What a NAT drops ends in a cross.  Acknowledgements of TCP alone, and
-what the nodes say to keep their connections, are left out.
+A picture has a column for each machine and router, and time runs down, to scale.  Each hop of a packet is an arrow;
+packets of one kind that leave together share one.  A packet that a NAT drops ends in a cross.  Bare acknowledgements of
+TCP and keep-alives are left out.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from warpgate_trio.testing.worlds import PeerPair
 
 FOLDER: Final = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 RTT: Final = 0.05
-"""Seconds between any two machines and back."""
+"""Seconds of a round trip between any two machines."""
 RELAYING: Final = WorldServer(
     key=RENDEZVOUS.key,
     url=RENDEZVOUS.url,
@@ -54,9 +54,9 @@ class Scene:
     """A call to draw.
 
     Attributes:
-      alice, bob: what the caller and the called are behind; None for a public address.
-      plugins: the techniques that both have, and nothing else.
-      upgrade: whether the call begins by the relay, and is drawn until the Pipe has left it.
+      alice, bob: the NATs of the caller and the callee; None for a public address.
+      plugins: the only techniques that both have.
+      upgrade: whether the call begins over the relay, and is drawn until the Pipe has left it.
     """
 
     title: str
@@ -108,7 +108,7 @@ SCENES: Final = {
 @final
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """Packets of one kind that go from one column to the next together; times in seconds since the call."""
+    """Packets of one kind that go together from one column to another; times in seconds since the call."""
 
     left: float
     came: float
@@ -119,7 +119,7 @@ class Hop:
 
 
 async def record(scene: Scene) -> tuple[list[Entry], float, float, float]:
-    """The entries of the trace; when the call began, the first byte was back, and what is drawn is over."""
+    """The entries of the trace; the times of the call's start, of the first echoed byte, and of the picture's end."""
     pair = PeerPair.between(scene.alice or (), scene.bob or (), rtt=RTT)
     servers = (RELAYING, STUN, STUN2, NTP)
     async with (
@@ -137,7 +137,7 @@ async def record(scene: Scene) -> tuple[list[Entry], float, float, float]:
                 await pipe.receive_some()
 
         async def keep(seen: int) -> None:
-            """The trace keeps the last entries alone, and a spray has many."""
+            """Collects the trace's entries as they come: it keeps the last ones only, and a spray has many."""
             while True:
                 latest = net.trace.latest()
                 new, seen = net.trace.total - seen, net.trace.total
@@ -146,7 +146,7 @@ async def record(scene: Scene) -> tuple[list[Entry], float, float, float]:
 
         with net.hosts["bob"]:
             nursery.start_soon(echo)
-        nursery.start_soon(keep, net.trace.total)  # a call may send before that has its first turn
+        nursery.start_soon(keep, net.trace.total)  # the count of now: the call may send before `keep` first runs
         pipe: Pipe = await nodes.alice.auto_connect(nodes.bob.address, relay_first=scene.upgrade)
         async with pipe:
             await pipe.send_all(b"x")
@@ -160,7 +160,7 @@ async def record(scene: Scene) -> tuple[list[Entry], float, float, float]:
 
 
 def kind_of(packet: Packet, source: str, target: str, frames: Frames) -> str | None:
-    """What a packet is called; None where it is not drawn."""
+    """The label of a packet; None if it is not drawn."""
     if "STUN" in (source, target):
         return "STUN" if packet.proto != TCP or packet.payload else None
     if "server" in (source, target):
@@ -174,9 +174,9 @@ def kind_of(packet: Packet, source: str, target: str, frames: Frames) -> str | N
 
 @final
 class Frames:
-    """What a rendezvous server and its client say: WebSocket frames (RFC 6455, section 5.2) in segments of TCP.
+    """Labels the traffic of a rendezvous server and its client: WebSocket frames (RFC 6455, section 5.2) over TCP.
 
-    A segment is called what its first frame is, and that may have begun in the segment before.
+    A segment is labelled by its first frame, which may have begun in the segment before.
     """
 
     def __init__(self) -> None:
@@ -185,9 +185,9 @@ class Frames:
         self._kinds: dict[object, str] = {}
 
     def kind_of(self, packet: Packet) -> str | None:
-        """None for what is not drawn: a PING, or the answer that a signal was taken."""
+        """The label of a packet; None if it is not drawn: a PING, or the acknowledgement of a signal."""
         flow = packet.src, packet.dst
-        seen = *flow, packet.seq  # each hop of a packet has an entry of its own
+        seen = *flow, packet.seq  # the trace has an entry for each hop of a packet
         if seen not in self._kinds and packet.payload:
             decoder = self._decoders.setdefault(flow, FrameDecoder(client=packet.src[1] == _SERVER_PORT))
             self._kinds[seen] = self._first(flow, decoder, packet.payload)
@@ -201,7 +201,7 @@ class Frames:
                 name = _FRAMES.get(frame.payload[0], "") if isinstance(frame.payload, bytes) and frame.payload else ""
                 self._latest[flow] = "relayed" if name.startswith("Relay") else "signal"
             kinds.append(self._latest[flow])
-        return kinds[0] if kinds else "signal"  # no more than a part of a header
+        return kinds[0] if kinds else "signal"  # the segment has only part of a frame's header
 
 
 COLUMNS: Final = {
@@ -213,7 +213,7 @@ COLUMNS: Final = {
     "bob": "Bob",
 }
 INSIDE: Final = {"alice-nat0": "alice", "bob-nat0": "bob"}
-"""Who is behind a NAT, at no distance."""
+"""The host behind each NAT, which is at no distance."""
 _SHORT: Final = 60
 _SERVER_PORT: Final = 443
 _FRAMES: Final = {code: kind.__name__ for code, kind in (*_FROM_CLIENT.items(), *_FROM_SERVER.items())}
@@ -224,7 +224,7 @@ def column_of(node: str) -> str:
 
 
 def hops(entries: Sequence[Entry], began: float) -> Iterator[Hop]:
-    """Each hop of each packet: an entry that sends it, and the next one that takes it."""
+    """Each hop of each packet, from an entry that sends it and the next one that receives it."""
     under_way: dict[tuple[object, ...], deque[Entry]] = {}
     frames = Frames()
 
@@ -245,7 +245,7 @@ def hops(entries: Sequence[Entry], began: float) -> Iterator[Hop]:
 
 
 def gathered(found: Sequence[Hop]) -> list[Hop]:
-    """Hops of one kind that leave within a millisecond of each other as one."""
+    """Merges hops of one kind that leave and arrive within the same millisecond."""
     together: dict[tuple[object, ...], Hop] = {}
     for each in found:
         which = (round(each.left, 3), round(each.came, 3), each.source, each.target, each.kind, each.lost)
@@ -273,7 +273,7 @@ COLOURS: Final = {
 }
 LOST: Final = "#c0392b"
 LINE: Final = 20
-"""Pixels between two names of one kind, at least."""
+"""The least distance in pixels between two labels of one kind."""
 
 
 def draw(title: str, told: str, arrows: Sequence[Hop], total: float, nats: Sequence[str]) -> str:
@@ -319,7 +319,7 @@ def draw(title: str, told: str, arrows: Sequence[Hop], total: float, nats: Seque
 
 
 def _arrow(hop: Hop, across: dict[str, float], scale: float) -> Iterator[str]:
-    """From where a packet left to where it came, or was lost."""
+    """The arrow of a hop, from where it left to where it arrived or was lost."""
     begin, end = across[hop.source], across[hop.target]
     top, bottom = TOP + hop.left * scale, TOP + hop.came * scale
     colour = LOST if hop.lost else COLOURS[hop.kind]
@@ -335,7 +335,7 @@ def _arrow(hop: Hop, across: dict[str, float], scale: float) -> Iterator[str]:
 
 
 def _name(hop: Hop, across: dict[str, float], scale: float) -> Iterator[str]:
-    """Near where a packet left; what goes to different places at once is named at different places."""
+    """The label of a hop, near its start; hops to different columns at one time have it at different places."""
     share = 0.5 if hop.kind == "STUN" else 0.28
     x = across[hop.source] + (across[hop.target] - across[hop.source]) * share
     y = TOP + (hop.left + (hop.came - hop.left) * share) * scale
@@ -346,8 +346,8 @@ def _name(hop: Hop, across: dict[str, float], scale: float) -> Iterator[str]:
 
 
 def arrows_of(found: Sequence[Hop]) -> list[Hop]:
-    """From host to host: what passes a NAT does so at no distance, and only what is lost ends there."""
-    drawn = [each for each in found if {each.source, each.target} <= set(COLUMNS)]  # nobody has some private addresses
+    """The hops from host to host: a NAT is at no distance from its host, and only lost packets end there."""
+    drawn = [each for each in found if {each.source, each.target} <= set(COLUMNS)]  # some go to addresses of no column
     long = [each for each in drawn if each.came > each.left or each.lost]
     moved = [
         Hop(
@@ -377,7 +377,7 @@ def picture(name: str) -> str:
 
 
 def main() -> None:
-    """Draws all, or with ``--check`` says which are not current."""
+    """Draws all pictures, or with ``--check`` names those that are not current."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when a picture is not current")
     arguments = parser.parse_args()

@@ -3,10 +3,10 @@
     python tools/limits.py            write the page
     python tools/limits.py --check    exit with 1 when the page is not what the code says
 
-A limit is a number that is a public constant of a module, or the default of a field of a dataclass `…Limits`.  What it
-is for, and its unit, are told by the first sentence of the docstring below it; a field's by its class.  A constant that
-is no limit, but a number that a format fixes, is named in `FIXED`.  What the command line, the simulator and the test
-helpers are bounded by does not matter to a running node, and is left out.
+A limit is a public numeric constant of a module, or the default of a field of a dataclass `…Limits`.  Its unit and
+purpose are the first sentence of the docstring below the constant, or the field's text in the docstring of its class.
+Constants that a format fixes are no limits, and are named in `FIXED`.  The limits of the command line, the simulator
+and the test helpers do not matter to a running node, and are left out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FIXED = re.compile(
     r"\w*_LENGTH|\w*VERSION|IP4|IP6|HEADER_SIZE|PACKET_SIZE|MAX_FRAME|SEAL_OVERHEAD|HOST_SALT|QUEUE_FULL|LATEST"
     r"|MAX_TIME_MS|BINDING|MAGIC_COOKIE|DEFAULT_PORT"
 )
-"""Names of constants that a format or a protocol fixes: nobody could choose another number."""
+"""Constants that a format or a protocol fixes, so that no other value is possible."""
 HEAD = """\
 # Limits
 
@@ -48,7 +48,7 @@ code. What the limits add up to, and who waits for what, is in
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """A limit: where it is, what it is, and its docstring's first sentence, empty where it has none."""
+    """A limit: its place, its value, and its docstring's first sentence, which is empty if there is none."""
 
     module: str
     name: str
@@ -57,7 +57,7 @@ class Limit:
 
     @property
     def unit(self) -> str:
-        """``s``, ``B``, ``/s``, ``B/s``, or nothing for what is just counted."""
+        """``s``, ``B``, ``/s``, ``B/s``, or nothing for a count."""
         if re.match(r"Seconds\b", self.text):
             return "s"
         rate = self.name.lower().endswith(("rate", "per_second")) or re.match(r"[^:.,;]* per second", self.text)
@@ -65,7 +65,7 @@ class Limit:
 
     @property
     def shown(self) -> str:
-        """The value as people read it."""
+        """The value in readable form."""
         value, unit = self.value, self.unit
         if unit.startswith("B"):
             prefixes = iter(("Ki", "Mi", "Gi", "Ti", "Pi"))
@@ -78,7 +78,7 @@ class Limit:
 
 
 def modules() -> Iterator[tuple[str, ModuleType]]:
-    """Every module that a running node may use, with its name as people say it."""
+    """Every module that a running node may use, with its short name for the page."""
     for package, prefix in ((warpgate_trio, ""), (warpgate_strategies, "strategies.")):
         root = f"{package.__name__}."
         for info in pkgutil.walk_packages(package.__path__, root):
@@ -89,12 +89,12 @@ def modules() -> Iterator[tuple[str, ModuleType]]:
 
 @functools.cache
 def limits() -> tuple[Limit, ...]:
-    """All of them, in the order of the modules and of their lines."""
+    """All limits, in the order of the modules and of their lines."""
     return tuple(each for name, module in modules() for each in (*_constants(name, module), *_defaults(name, module)))
 
 
 def undescribed() -> list[str]:
-    """Limits whose docstring is missing: they are to have one, or to be named in `FIXED`."""
+    """Limits without a docstring: each needs one, or has to be named in `FIXED`."""
     return [f"{each.module}.{each.name}" for each in limits() if not each.text]
 
 
@@ -131,7 +131,7 @@ def _docstring(node: ast.stmt | None) -> str:
 
 
 def _attributes(doc: str) -> dict[str, str]:
-    """Field -> what the ``Attributes:`` of a class's docstring say of it; several may share a line."""
+    """Field -> its text in the ``Attributes:`` of a class's docstring; several fields may share a line."""
     texts: dict[str, str] = {}
     for entry in re.findall(r"^  (\S[^:]*: .*(?:\n    .*)*)", doc.partition("Attributes:\n")[2], re.MULTILINE):
         names, _, text = entry.partition(": ")

@@ -12,7 +12,7 @@ SOURCES = ("warpgate_trio", "strategies", "tests", "tools", "benchmarks", "examp
 
 
 def has_python(folder: str) -> bool:
-    """Whether there is anything in a folder for mypy, which takes an empty one for a mistake."""
+    """Whether a folder has Python files; mypy rejects one without any."""
     return any(name.endswith(".py") for _, _, names in os.walk(folder) for name in names)
 
 

@@ -2,14 +2,21 @@
 
 Usage: python tools/mutants.py [--count N] [--seed N] [--only PATH]… [--limit SECONDS] [--keep] [--list]
 
-A mutant is one file with one change: a comparison (`<` to `<=`, `is` to `is not`), a condition (made true, made false,
-negated), `and` to `or`, a sign or an operator, a number by one, a call whose value nobody uses left out.  Only that
-piece of text is replaced, in a copy of the tree, so that the work tree is never touched and the layout stays.
+A mutant is one file with one change:
 
-A seed chooses among all of them, evenly over the files; it is printed, and `--seed` chooses the same again.  For each
-the tests run until the first red one: first those whose names or imports are nearest to the file, then the others of
-their kind, then the rest, each run within `--limit` seconds (a mutant that hangs is noticed too).  Survivors are listed
-with file, line and difference.  Those of tools/accepted_survivors.toml, which gives a reason for each, are not tried.
+* a comparison (`<` to `<=`, `is` to `is not`);
+* a condition (made true, made false, negated);
+* `and` to `or`;
+* a sign or an operator;
+* a number, by one;
+* a call left out whose value is not used.
+
+Only that piece of text is replaced, in a copy of the tree, so the work tree and the layout stay as they are.
+
+A seed chooses the mutants, evenly over the files; it is printed, and `--seed` chooses the same again.  For each mutant
+the tests run until the first one fails: first those nearest to the file by name or imports, then the others of their
+kind, then the rest.  Each run ends within `--limit` seconds, so a mutant that hangs is noticed too.  Survivors are
+listed with file, line and difference.  Those of tools/accepted_survivors.toml, each with its reason, are not tried.
 
 Exits with 1 when there were survivors.  Standard library only; one process at a time.
 """
@@ -38,10 +45,10 @@ SOURCES = tuple(
     f"{room}/*.py"
     for room in ("combos", "link", "messages", "nat", "node", "punch", "servers", "signal", "stun", "walk")
 )
-"""What is changed, below warpgate_trio/."""
+"""The folders and files below warpgate_trio/ that are mutated."""
 COPIED = ("warpgate_trio", "strategies", "tests", "docs", "examples", "benchmarks", "tools", "newsfragments")
 BROADER = (["tests/unit"], ["tests/integration", "tests/fuzz"], ["tests/sim"])
-"""Asked in this order after the nearest; what needs the kernel or other processes takes too long for what it finds."""
+"""Tests that run after the nearest, in this order; those with the kernel or processes take too long for their worth."""
 COMPARISONS: dict[type[ast.cmpop], str] = {
     ast.Lt: "<=",
     ast.LtE: "<",
@@ -69,7 +76,7 @@ OPERATORS: dict[type[ast.operator], str] = {
 }
 NO_END = "no end within"
 IDLE_CALLS = re.compile(r"(?:^|\.)(?:logger|log|warnings)\.\w+$|\.(?:checkpoint|debug|info)$")
-"""Calls that no test has to miss."""
+"""Calls that no test has to notice when they are left out."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,7 @@ def mutants_of(file: str, text: str) -> list[Mutant]:
 
 
 def _symbol(op: ast.AST) -> str:
-    """An operator as it is written."""
+    """The source text of an operator."""
     one = ast.Constant(1)
     if isinstance(op, ast.cmpop):
         return ast.unparse(ast.Compare(one, [op], [one])).split(" ", 1)[1].rsplit(" ", 1)[0]
@@ -161,7 +168,7 @@ def _symbol(op: ast.AST) -> str:
 
 
 def _code(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes that run: not annotations, not what stands under TYPE_CHECKING, no format strings."""
+    """All nodes that run: no annotations, nothing under TYPE_CHECKING, no format strings."""
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "type_params"):
             continue
@@ -175,7 +182,7 @@ def _code(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def accepted() -> set[tuple[str, str, str]]:
-    """(file, line before, line after) of survivors that do not matter."""
+    """(file, line before, line after) of the accepted survivors."""
     entries = tomllib.loads(ACCEPTED.read_text(encoding="utf-8")).get("survivor", [])
     for entry in entries:
         if not entry["reason"].strip():
@@ -184,7 +191,7 @@ def accepted() -> set[tuple[str, str, str]]:
 
 
 def nearest(file: str) -> list[str]:
-    """Tests of a module: those that are named like it, then those that import it; the quick ones first."""
+    """Tests of a module: those named like it, then those that import it; the quick ones first."""
     path = Path(file)
     words = {path.stem, path.stem.removesuffix("_core"), f"{path.parent.name}_{path.stem}"}
     dotted = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
@@ -204,7 +211,7 @@ def nearest(file: str) -> list[str]:
 
 
 def copy_of(tree: Path) -> None:
-    """Copies what the tests need."""
+    """Copies to `tree` what the tests need."""
     for name in COPIED:
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in ROOT.iterdir():
@@ -213,7 +220,7 @@ def copy_of(tree: Path) -> None:
 
 
 def killed_by(tree: Path, tests: list[list[str]], limit: float, seed: int) -> str | None:
-    """The first red test, or why a run ended otherwise; None when every run was green."""
+    """The first failed test, or why a run ended otherwise; None if every run passed."""
     environ = os.environ | {
         "PYTHONPATH": os.pathsep.join(map(str, (tree, tree / "strategies"))),
         "HYPOTHESIS_STORAGE_DIRECTORY": str(tree / ".hypothesis"),
@@ -242,7 +249,7 @@ def killed_by(tree: Path, tests: list[list[str]], limit: float, seed: int) -> st
 
 
 def main() -> None:
-    """Chooses, tries and lists."""
+    """Chooses mutants, tries them, and lists the survivors."""
     parser = argparse.ArgumentParser(description="Changes the code a little, and asks the tests.")
     parser.add_argument("--count", type=int, default=40, help="how many mutants (40)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32), help="chooses them")
@@ -283,7 +290,7 @@ def main() -> None:
             place = tree / mutant.file
             place.write_text(mutant.apply(text), encoding="utf-8")
             near = nearest(mutant.file)
-            # Batches, so that the first red one comes soon: files one by one would each pay for a start of pytest.
+            # In batches, so that the first failure comes soon: one run per file would cost a start of pytest each.
             tests = [near[:2], near[2:8], *([] if options.nearest else BROADER)]
             killer = killed_by(tree, tests, options.limit, options.seed)
             place.write_text(text, encoding="utf-8")

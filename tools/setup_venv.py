@@ -2,10 +2,10 @@
 
 Usage: setup_venv.py DIRECTORY run|dev|docs
 
-`run` holds the project (editable) and what it needs; `dev` adds the tools that judge it, `docs` those that lay out its
-documentation. A stamp per stage in the environment says what it was made from: the interpreter, the checkout's place
-and pyproject.toml. When one of them has changed, the environment is made anew, so that nothing of an older one can be
-what a test passes on. Standard library only: this runs before there is anything else.
+`run` holds the project (editable) and its dependencies; `dev` adds the tools that check it, `docs` those that build its
+documentation. A stamp for each stage records what the environment was made from: the interpreter, the checkout's path
+and pyproject.toml. If one of them has changed, the environment is made anew, so that no test depends on leftovers of an
+older one. Standard library only: this runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def fingerprint() -> str:
-    """What an environment depends on, as one line."""
+    """Everything that an environment depends on, as one line."""
     pyproject = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
     return json.dumps([sys.version, sys.executable, str(ROOT), pyproject])
 
 
 def pip(venv: Path, *arguments: str) -> None:
-    """Runs the environment's pip; what it says is shown only when it fails."""
+    """Runs the environment's pip; its output is shown only if it fails."""
     command = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run(
         [*command, *arguments],
@@ -44,7 +44,7 @@ def pip(venv: Path, *arguments: str) -> None:
 
 
 def main() -> None:
-    """Brings the environment to the stage that is asked for."""
+    """Brings the environment to the requested stage."""
     venv, stage = Path(sys.argv[1]), sys.argv[2]
     wanted = fingerprint()
 

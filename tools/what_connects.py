@@ -3,8 +3,8 @@
     python tools/what_connects.py            simulate every pair, and write the page (some minutes)
     python tools/what_connects.py --check    exit with 1 when the page is not what the simulator says
 
-Each pair has a world of its own with one seed, so that a cell can be asked again by itself: a test asks some of them.
-The nodes are those that users run, with a rendezvous server that relays, STUN servers and a time server.
+Each pair has its own world with a fixed seed, so each cell can be computed by itself: a test computes some of them.
+The nodes are those that users run, with a rendezvous server that relays, STUN servers and an NTP server.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from warpgate_trio.testing.worlds import PeerPair
 
 PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "what_connects.md"
 RTT: Final = 0.05
-"""Seconds between any two machines and back."""
+"""Seconds of a round trip between any two machines."""
 KINDS: Final[dict[str, NatConfig | None]] = {
     "public": None,
     "full cone": presets.FULL_CONE,
@@ -35,7 +35,7 @@ KINDS: Final[dict[str, NatConfig | None]] = {
     "no UDP": presets.UDP_BLOCKED,
     "web only": presets.WEB_ONLY,
 }
-"""What people are behind, by the names of the page."""
+"""The networks that peers are in, by their names on the page."""
 RELAYING: Final = WorldServer(
     key=RENDEZVOUS.key,
     url=RENDEZVOUS.url,
@@ -82,7 +82,7 @@ MEANINGS: Final = {
 
 
 def cell(caller: str, listener: str) -> str:
-    """What becomes of a call between two kinds."""
+    """The result of a call between peers in two kinds of networks."""
     pair = PeerPair.between(KINDS[caller] or (), KINDS[listener] or (), rtt=RTT)
     walk = simulate_walk(pair, servers=SERVERS)
     if walk.first_byte is None or walk.report.winner is None:
