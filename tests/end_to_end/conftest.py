@@ -1,4 +1,4 @@
-"""One rendezvous server for all tests here: it is not what they are about, and a process costs half a second."""
+"""One rendezvous server for all tests here: they do not test it, and starting a process takes half a second."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Server:
     def __init__(self, url: str, config: Path) -> None:
         self.url = url
         self.config = config
-        """A configuration file that names it."""
+        """A configuration file that names this server."""
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "schemas"
 
 
 def checked_event(line: bytes | str) -> dict[str, Any]:
-    """A JSON line, as an object, after its event's schema has been asked."""
+    """Decodes a JSON line, and checks it against its event's schema."""
     event: dict[str, Any] = json.loads(line)
     schema = json.loads((SCHEMAS / f"{event['event']}.json").read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -63,27 +63,27 @@ class Command:
         return self.err.decode("utf-8", "replace")
 
     async def wait_out(self, needed: bytes) -> None:
-        """Wait until stdout has shown some bytes."""
+        """Wait until stdout contains some bytes."""
         with trio.fail_after(HANG):
             while needed not in self.out:
                 assert not self._ended["out"], (bytes(self.out), self.stderr_text)
                 await self._grown.park()
 
     async def wait_size(self, size: int) -> None:
-        """Wait until stdout has shown so many bytes."""
+        """Wait until stdout has `size` bytes."""
         while len(self.out) < size:
             assert not self._ended["out"], self.stderr_text
             await self._grown.park()
 
     async def wait_err(self, needed: str, *, times: int = 1) -> None:
-        """Wait until stderr has shown some text, so many times."""
+        """Wait until stderr contains a text `times` times."""
         with trio.fail_after(HANG):
             while self.stderr_text.count(needed) < times:
                 assert not self._ended["err"], self.stderr_text
                 await self._grown.park()
 
     async def event(self, position: int = 0) -> dict[str, Any]:
-        """The JSON line at a position of stdout, once it is there, checked."""
+        """Waits for the JSON line at a position of stdout; returns it checked."""
         with trio.fail_after(HANG):
             while self.out.count(b"\n") <= position:
                 assert not self._ended["out"], (bytes(self.out), self.stderr_text)
@@ -91,7 +91,7 @@ class Command:
         return checked_event(bytes(self.out).splitlines()[position])
 
     async def address(self) -> str:
-        """What `listen` without --json prints on stderr."""
+        """The address that `listen` without --json prints on stderr."""
         await self.wait_err("\nwg1")
         with trio.fail_after(HANG):
             while not self.stderr_text.partition("\nwg1")[2].count("\n"):
@@ -99,7 +99,7 @@ class Command:
         return "wg1" + self.stderr_text.partition("\nwg1")[2].partition("\n")[0]
 
     async def code(self) -> int:
-        """Wait for the end; nothing may have gone wrong behind the user's back."""
+        """Wait for the end and return the exit code; stderr must have no traceback and no ignored exception."""
         with trio.fail_after(HANG):
             code = await self.process.wait()
             while not all(self._ended.values()):
@@ -109,12 +109,12 @@ class Command:
         return code
 
     def interrupt(self) -> None:
-        """What ctrl-C sends."""
+        """Send SIGINT, as Ctrl-C does."""
         self.process.send_signal(signal.SIGINT)
 
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
-    """Of a user who has set nothing, but that no router of the machine's network is asked for anything."""
+    """The environment of a user without settings; port mapping is off, so that no real router is asked for anything."""
     return {
         **os.environ,
         "PYTHONDEVMODE": "",
@@ -136,7 +136,7 @@ async def started(
 ) -> AsyncGenerator[Command]:
     """Run a command for the time of the body, and kill it at its end if it is still there.
 
-    `within` are the words of a command that runs another, put in front; `pass_fds` what it inherits.
+    `within` are the leading words of a command that runs another one; `pass_fds` are descriptors that it inherits.
     """
     words = [*within, *PROGRAM, *map(str, arguments)]
     run = partial(
@@ -172,7 +172,7 @@ async def _kill(process: trio.Process) -> None:
 
 @final
 class Terminal:
-    """What a command has shown on its terminal; complete after `on_terminal`."""
+    """The output of a command on its terminal; complete after `on_terminal`."""
 
     def __init__(self, command: Command) -> None:
         self.command = command

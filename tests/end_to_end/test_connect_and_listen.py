@@ -203,7 +203,7 @@ async def test_a_pipe_that_breaks_is_4() -> None:
 
 
 async def test_what_becomes_of_a_path_is_told_on_stderr_and_with_json_on_stdout() -> None:
-    """Each side says that its path is gone, when the other one was killed: the caller's stdout is the Pipe's."""
+    """Each side reports its lost path when the other one is killed: the caller on stderr, as stdout is the Pipe's."""
     watching = ("--ephemeral", "--path-events", "--resume-timeout", "1")
     async with started("listen", *watching, "--allow-any", "--echo", "--keep-open", "--json") as listen:
         address = (await listen.event())["address"]
@@ -244,7 +244,7 @@ async def test_what_was_interrupted_is_4_on_the_other_side(interrupted: str, num
 
 
 async def test_a_sender_interrupted_in_mid_transfer_is_4_on_the_other_side(tmp_path: Path) -> None:
-    """The interruption goes behind megabytes that wait in the sender."""
+    """The abort is sent behind megabytes that still wait in the sender."""
     source = tmp_path / "large"
     with source.open("wb") as file:
         file.truncate(4_000_000_000)
@@ -259,7 +259,7 @@ async def test_a_sender_interrupted_in_mid_transfer_is_4_on_the_other_side(tmp_p
 
 
 async def test_a_receiver_that_had_said_its_own_end_is_not_taken_for_finished() -> None:
-    """Its stdin is empty, ours open and silent."""
+    """The receiver's stdin is empty, so it has sent its end; the sender's stdin is open and silent."""
     async with started("listen", "--ephemeral", "--allow-any", stdin=PIPE) as listen:
         async with started("connect", await listen.address(), "--ephemeral") as connect:
             await listen.stdin.send_all(b"a part")
@@ -270,7 +270,7 @@ async def test_a_receiver_that_had_said_its_own_end_is_not_taken_for_finished() 
 
 
 async def test_a_stdin_that_breaks_is_4_on_both_sides() -> None:
-    theirs, ours = await connect_sockets()  # a program whose stdin is a connection, which is reset
+    theirs, ours = await connect_sockets()  # stdin is a TCP connection, which is reset
     with theirs, ours:
         async with started("listen", "--ephemeral", "--allow-any", stdin=PIPE) as listen:
             async with started("connect", await listen.address(), "--ephemeral", stdin=theirs.fileno()) as connect:
@@ -338,7 +338,7 @@ async def test_sigterm_is_130_where_it_leaves_work_undone() -> None:
 
 
 async def test_a_dead_server_is_said(tmp_path: Path) -> None:
-    """Takes the 3 s that a server has to answer."""
+    """This takes the 3 s that a server may take to answer."""
     config = tmp_path / "config.toml"
     config.write_text('[servers]\nwebsocket = ["ws://127.0.0.1:9"]\n', encoding="utf-8")
     async with started("listen", "--config", config, "--ephemeral", "--allow-any", "--json") as listen:
@@ -365,7 +365,7 @@ async def test_ping_exits_with_the_kind_of_path(tmp_path: Path) -> None:
 
 @asynccontextmanager
 async def calling(address: str, key: Sequence[str]) -> AsyncGenerator[Command]:
-    """A call without a byte, of which the peer has heard by now that it goes on: it is kept when the caller is gone."""
+    """A call without data on its Pipe: the peer keeps it when the caller is gone, because some pings have succeeded."""
     async with started("ping", address, *key, "--count", "1000", "--interval", "0.02", "--json") as command:
         await command.event(2)
         yield command
@@ -373,7 +373,7 @@ async def calling(address: str, key: Sequence[str]) -> AsyncGenerator[Command]:
 
 @pytest.mark.parametrize("served", [("--echo",), ("--json",), (), ("--keep-open",)], ids=" ".join)
 async def test_a_peer_that_was_killed_and_started_again_gets_in_again(tmp_path: Path, served: Sequence[str]) -> None:
-    """Twice.  Nothing went through stdin or stdout, or one stream after the other may."""
+    """This works twice, if nothing has passed through stdin or stdout, or if the listener takes several streams."""
     key = ("--key-file", str(tmp_path / "key"))
     async with started("listen", "--ephemeral", "--allow-any", *served, stdin=PIPE) as listen:
         address = str((await listen.event())["address"]) if "--json" in served else await listen.address()
@@ -399,7 +399,7 @@ async def test_a_peer_that_was_killed_and_started_again_gets_in_again(tmp_path: 
 
 
 async def test_the_place_of_a_peer_that_was_killed_is_nobody_elses(tmp_path: Path) -> None:
-    """Its own it is, though bytes have been echoed to it."""
+    """Only the peer itself can take the place, even if bytes have been echoed to it."""
     key = ("--key-file", str(tmp_path / "key"))
     async with started("listen", "--ephemeral", "--allow-any", "--echo") as listen:
         address = await listen.address()
@@ -429,8 +429,10 @@ async def test_what_was_read_from_stdin_for_a_peer_that_was_killed_is_not_for_th
 
 
 async def test_a_listener_of_one_peer_hears_at_once_that_its_peer_was_killed_and_started_again(tmp_path: Path) -> None:
-    """It waits for the one that was killed, which cannot come back, and no longer than until another process calls.
-    Bytes of the one before are on stdout: what they were a part of has no end."""
+    """The listener waits for the killed process only until another process of that peer calls.
+
+    It then ends with an error: stdout has bytes of a stream that will never be complete.
+    """
     key = ("--key-file", str(tmp_path / "key"))
     async with started("listen", "--ephemeral", "--allow-any", stdin=PIPE) as listen:
         address = await listen.address()

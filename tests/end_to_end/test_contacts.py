@@ -1,4 +1,4 @@
-"""`contacts`, and names in place of addresses, as processes: each has a home of its own, where contacts are kept."""
+"""`contacts`, and names in place of addresses, as processes: each has its own home, where contacts are kept."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ PIPE: Final = subprocess.PIPE
 
 @pytest.fixture
 def home(tmp_path: Path) -> dict[str, str]:
-    """The surroundings of one user."""
+    """The environment of one user."""
     return {name: str(tmp_path / name) for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME")}
 
 
 @asynccontextmanager
 async def listening(server: Server, key: Path, *words: str) -> AsyncGenerator[tuple[Command, str]]:
-    """A `listen` with a key of its own, and its address."""
+    """A `listen` with its own key, and its address."""
     config = ("--config", str(server.config), "--key-file", str(key), "--keep-open", "--json")
     async with started("listen", *config, *words) as listen:
         yield listen, (await listen.event())["address"]
@@ -59,7 +59,7 @@ async def test_who_was_called_and_saved_is_called_by_name(server: Server, home: 
 
 
 async def test_who_files_were_sent_to_is_saved_as_well(server: Server, home: dict[str, str], tmp_path: Path) -> None:
-    """Once it is connected, whatever it says to the files; a name that cannot be had is told before anything else."""
+    """The peer is saved once it is connected, even if it refuses the files; an invalid name is reported at once."""
     (tmp_path / "file").write_text("hello")
     words = ("send", "--config", server.config, "--ephemeral", tmp_path / "file")
     receiving = ("--config", server.config, "--ephemeral", "--allow-any", "--max-size", "1", "--json")
@@ -168,7 +168,7 @@ async def test_a_broken_file_stops_names_and_nothing_else(server: Server, home: 
 
 
 async def test_a_peer_id_is_enough(server: Server, home: dict[str, str], tmp_path: Path) -> None:
-    """To call, to add, and to be told that nobody is there."""
+    """A peer id suffices to call, to add a contact, and to learn that the peer is not there."""
     common = ("--config", str(server.config))
     async with listening(server, tmp_path / "key", "--allow-any", "--echo"):
         peer_id = (await ran("id", "--key-file", tmp_path / "key")).out.decode().strip()

@@ -1,6 +1,6 @@
-"""The tutorial's two programs are those of `examples/`, and they work; so do others that a simulation cannot run whole.
+"""The tutorial's two programs are those of `examples/`, and work; so do others that a simulation cannot run whole.
 
-Real processes and a rendezvous server; tests/sim/test_examples.py has all of them in two homes.
+These are real processes with a rendezvous server; tests/sim/test_examples.py runs all of them in two homes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ async def test_the_two_programs_talk() -> None:
             assert serving.stdout is not None
             address = await first_line(serving.stdout)
             assert address.startswith("wg1")
-            for _ in range(2):  # the first one's end has not ended the listener
+            for _ in range(2):  # the end of the first caller does not end the listener
                 done = await trio.run_process(
                     [*connector, server.url, address], capture_stdout=True, capture_stderr=True, env=environment()
                 )
@@ -76,7 +76,7 @@ async def test_the_two_programs_talk() -> None:
 
 @pytest.mark.slow("a process that is interrupted while it serves")
 async def test_the_listener_ends_well_on_ctrl_c() -> None:
-    """Without a traceback; the peer that it was serving does not take it for the end."""
+    """It prints no traceback, and the peer that it was serving sees a broken Pipe, not its end."""
     with trio.fail_after(HANG):
         async with open_rendezvous() as server, open_background_nursery() as nursery:
             serving = await nursery.start(
@@ -102,7 +102,7 @@ async def run(command: list[str], task_status: trio.TaskStatus[trio.Process], *,
         stderr=stderr,
         check=False,
         env=environment(),
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore SIGINT
         task_status=task_status,
     )
 
@@ -112,7 +112,7 @@ async def run(command: list[str], task_status: trio.TaskStatus[trio.Process], *,
 
 @asynccontextmanager
 async def example(name: str, *args: str, **settings: object) -> AsyncGenerator[trio.Process]:
-    """A running example, whose configuration is its environment; it is killed at the end, unless it has ended."""
+    """A running example that is configured by its environment; it is killed at the end if it still runs."""
     env = environment({f"WARPGATE_{key.upper()}": str(value) for key, value in settings.items()})
     async with open_background_nursery() as nursery:
         yield await nursery.start(
@@ -128,7 +128,7 @@ async def example(name: str, *args: str, **settings: object) -> AsyncGenerator[t
 
 
 async def said(process: trio.Process) -> bytes:
-    """All that it prints until it ends by itself, with success."""
+    """Everything that the process prints until it ends by itself; it must succeed."""
     assert process.stdout is not None
     text = b"".join([bytes(data) async for data in process.stdout])
     assert await process.wait() == 0
@@ -136,7 +136,7 @@ async def said(process: trio.Process) -> bytes:
 
 
 async def typed(process: trio.Process, text: bytes) -> None:
-    """Type, and then say that there is no more."""
+    """Type a text, and then end stdin."""
     assert process.stdin is not None
     async with process.stdin:
         await process.stdin.send_all(text)
@@ -184,7 +184,7 @@ async def test_the_remote_shell_is_one(tmp_path: Path) -> None:
                 await typed(alice, b"echo $((6 * 7)); ls /nowhere; exit 3\n")
                 answer = await said(alice)
             assert answer.startswith(b"42\n")
-            assert b"/nowhere" in answer  # stderr, too
+            assert b"/nowhere" in answer  # stderr is passed on, too
 
 
 @pytest.mark.slow("two processes that start")

@@ -1,4 +1,4 @@
-"""`send` and `receive` as processes: files that arrive, breaks of every kind, and what is said about it."""
+"""`send` and `receive` as processes: files that arrive, breaks of every kind, and what both sides report."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def sending(server: Server, key: Path, address: str, *paths: str | Path) -> Sequ
 
 
 async def last_event(command: Command) -> dict[str, object]:
-    """Of a command that has ended."""
+    """The last JSON line of a command that has ended."""
     return await command.event(bytes(command.out).count(b"\n") - 1)
 
 
 async def wait_bytes(folder: Path, size: int) -> None:
-    """Until so many bytes of parts are there."""
+    """Wait until a folder has `size` bytes of partial files."""
     await wait_until(lambda: sum(path.stat().st_size for path in folder.rglob("*.bin")) >= size)
 
 
 async def test_files_and_folders_arrive(server: Server, tmp_path: Path) -> None:
-    """The sender is let in by its id, hears what was left out, and the second time the names are other ones."""
+    """The sender is allowed by its id and learns what was left out; a second transfer gets new names."""
     root, into, key = make_tree(tmp_path / "tree", TREE), tmp_path / "into", tmp_path / "key"
     (root / "link").symlink_to("/etc/passwd")
     shown = await ran("id", "--key-file", key, "--json")
@@ -75,7 +75,7 @@ async def test_files_and_folders_arrive(server: Server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("who", ["sender", "receiver", "both"])
 async def test_who_was_killed_goes_on_where_it_was(server: Server, tmp_path: Path, who: str) -> None:
-    """SIGKILL in the middle; no block but the last one is sent again."""
+    """After SIGKILL in the middle, only the last block is sent again."""
     root, into, key = make_tree(tmp_path / "tree", TREE), tmp_path / "into", tmp_path / "key"
     words = ("--key-file", tmp_path / "theirs", "--port", str(free_port()))
     async with receiving(server, into, *words) as (receive, address):
@@ -125,7 +125,7 @@ async def test_what_is_interrupted_says_how_to_go_on(server: Server, tmp_path: P
 
 
 async def test_what_is_not_taken(server: Server, tmp_path: Path) -> None:
-    """Before a byte has moved, with the reason on both sides; and `receive` goes on."""
+    """Files are refused before any byte is sent, with the reason on both sides, and `receive` goes on."""
     root, into, key = make_tree(tmp_path / ".tree", {"x": 2000}), tmp_path / "into", tmp_path / "key"
     async with receiving(server, into, "--max-size", "1kB") as (receive, address):
         large = await ran(*sending(server, key, address, root / "x"))
@@ -161,7 +161,7 @@ async def test_what_cannot_be_sent_is_said_before_anybody_is_called(server: Serv
 
 
 async def ran_listen_address(server: Server) -> str:
-    """The address of somebody who was there."""
+    """The address of a `listen` that has ended."""
     async with started("listen", "--config", server.config, "--ephemeral", "--allow-any", "--json") as listen:
         address: str = (await listen.event())["address"]
         return address

@@ -1,4 +1,4 @@
-"""`forward` and `listen --expose` as processes: ports, stdin and stdout, the other way round, programs of others."""
+"""`forward` and `listen --expose` as processes: ports, stdin and stdout, reverse forwarding, third-party programs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PIPE: Final = subprocess.PIPE
 
 @asynccontextmanager
 async def echoing() -> AsyncGenerator[int]:
-    """The port of a service that sends everything back."""
+    """Run an echo service; yields its port."""
 
     async def echo(stream: trio.SocketStream) -> None:
         async for data in stream:
@@ -55,7 +55,7 @@ async def exposing(server: Server, *words: str) -> AsyncGenerator[tuple[Command,
 
 
 async def bounced(host: str, port: int, data: bytes) -> bytes:
-    """What comes back from an echo."""
+    """Send data to an echo service; returns what comes back."""
     with trio.fail_after(HANG):
         async with await trio.open_tcp_stream(host, port) as stream, open_bare_nursery() as nursery:
 
@@ -121,7 +121,7 @@ async def test_a_port_there_leads_to_a_port_here(server: Server) -> None:
 
 
 async def test_a_peer_that_was_started_again_is_called_again(server: Server, tmp_path: Path) -> None:
-    """The port here stays."""
+    """The local port stays the same."""
     async with echoing() as port:
         words = ("--config", server.config, "--key-file", tmp_path / "key", "--allow-any", "--json", "--port")
         where = free_port()
@@ -136,7 +136,7 @@ async def test_a_peer_that_was_started_again_is_called_again(server: Server, tmp
                 await forward.wait_err("calling it again")
                 async with started("listen", *words, str(where), "--expose", str(port)) as second:
                     await second.event(1)
-                    await forward.wait_err("connected by", times=2)  # until then what comes to the port is reset
+                    await forward.wait_err("connected by", times=2)  # until then connections to the port are reset
                     assert await bounced("127.0.0.1", here, b"two") == b"two"
 
 
@@ -178,7 +178,7 @@ async def test_a_port_that_is_taken(server: Server) -> None:
 
 @asynccontextmanager
 async def port_to(server: Server, port: int) -> AsyncGenerator[int]:
-    """A port here that leads to one there."""
+    """A local port that is forwarded to a port at the peer."""
     async with exposing(server, "--expose", str(port)) as (_, address):
         words = ("forward", "--config", server.config, "--ephemeral", "--json", "0", f"{address}:{port}")
         async with started(*words) as forward:
@@ -186,7 +186,7 @@ async def port_to(server: Server, port: int) -> AsyncGenerator[int]:
 
 
 async def said(*words: str, env: dict[str, str] | None = None) -> str:
-    """What a program prints, which must succeed."""
+    """Run a program that must succeed; returns its output."""
     with trio.fail_after(HANG):
         done = await trio.run_process(
             words, capture_stdout=True, capture_stderr=True, check=False, env={**os.environ, **(env or {})}
@@ -208,18 +208,18 @@ async def test_curl(server: Server, tmp_path: Path) -> None:
 
 
 def listens(log: Path, *, times: int) -> bool:
-    """Whether iperf3's server has said so often that it listens."""
+    """Whether iperf3's server has reported `times` times that it listens."""
     return log.read_text().count("Server listening") >= times
 
 
 @pytest.mark.needs("iperf3")
 async def test_iperf3(server: Server, tmp_path: Path) -> None:
-    """Several connections at once, and both directions."""
+    """It uses several connections at once, in either direction."""
     port, log = free_port(), tmp_path / "log"
     with running(["iperf3", "-s", "--forceflush", "-B", "127.0.0.1", "-p", str(port)], [], log):
         async with port_to(server, port) as here:
             for done, more in enumerate(([], ["-R"])):
-                # Who tries whether it listens counts as a client, and who comes too soon after one is sent away.
+                # A probe of the port would count as a client, and a client too soon after another one is refused.
                 await wait_until(partial(listens, log, times=done + 1))
                 report = await said("iperf3", "-c", "127.0.0.1", "-p", str(here), "-P", "4", "-n", "2M", *more)
                 assert "iperf Done" in report
@@ -273,7 +273,7 @@ async def test_ssh_by_a_port_and_by_stdin_and_stdout(server: Server, tmp_path: P
 
 @pytest.fixture
 def everybodys_folder() -> Iterator[Path]:
-    """One that other users reach, unlike pytest's, which whoever starts pytest beside us makes private again."""
+    """A folder that other users can read.  pytest's cannot serve: any other pytest run makes it private again."""
     with tempfile.TemporaryDirectory(prefix="warpgate-") as name:
         Path(name).chmod(0o755)
         yield Path(name)

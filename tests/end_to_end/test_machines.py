@@ -1,4 +1,4 @@
-"""The command line on machines that lack something: a child process that the kernel, or the shell, denies it."""
+"""The command line on machines that lack something, which the kernel or a shell denies to a child process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CONDITIONS = {
     "a locale without UTF-8": ("LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 {}", "linux"),
     "no stdin": ("{} <&-", "linux"),
 }
-"""What is run in place of a command, and what it takes."""
+"""By condition: the shell command that runs another one (``{}``) under it, and the requirement of the test."""
 
 
 def on(*names: str) -> pytest.MarkDecorator:
@@ -40,7 +40,7 @@ def on(*names: str) -> pytest.MarkDecorator:
 
 
 def shell(condition: str, *words: str, home: Path) -> subprocess.CompletedProcess[str]:
-    """Run one command of ours under a condition."""
+    """Run a `warpgate-trio` command under a condition."""
     command = CONDITIONS[condition][0].format(shlex.join([*PROGRAM, *words]))
     env = {**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": str(home), "PYTHONPATH": str(ROOT)}
     return subprocess.run(

@@ -92,7 +92,7 @@ async def test_what_it_prints(tmp_path: Path) -> None:
 
 
 async def test_nothing_is_reached(tmp_path: Path) -> None:
-    """Beside a `listen`, which has the port and the key of the configuration."""
+    """It works beside a running `listen`, which occupies the configured port; no key is made."""
     config, key = tmp_path / "config.toml", tmp_path / "key"
     dead = free_port()
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -114,7 +114,7 @@ async def test_nothing_is_reached(tmp_path: Path) -> None:
 
 
 async def test_a_timeout_ends_it(tmp_path: Path) -> None:
-    """A server that takes connections and says nothing."""
+    """The server accepts connections and sends nothing."""
     config = tmp_path / "config.toml"
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:

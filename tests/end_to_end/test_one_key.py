@@ -30,7 +30,7 @@ async def test_a_first_try_in_two_terminals_of_one_user(server: Server, tmp_path
         assert told.stderr_text.count(ITS_OWN) == 1
         assert WARNING not in listen.stderr_text
         (key,) = tmp_path.rglob("node.key")
-        for command in ("connect", "ping"):  # a key that is named is what it says
+        for command in ("connect", "ping"):  # an explicitly named key is used as it is
             pinned = await ran(command, address, *common, "--key-file", key, env=home)
             assert pinned.process.returncode == 2, pinned.stderr_text
             assert "this is the node's own address" in pinned.stderr_text

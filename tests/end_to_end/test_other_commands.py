@@ -1,4 +1,4 @@
-"""`demo` and `serve` as processes; what needs no process of its own is in tests/unit/test_cli_main.py."""
+"""`demo` and `serve` as processes; tests that need no process are in tests/unit/test_cli_main.py."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_demo() -> None:
 
 
 async def test_what_the_demo_advises_connects_two_machines(tmp_path: Path) -> None:
-    """Its last lines, as they are: a configuration is written by the first and read by the others."""
+    """The demo's last lines work verbatim: the first writes a configuration, and the others read it."""
     shown = (await ran("demo")).stderr_text
     serving, listening, connecting = (line.split() for line in re.findall(r"^  warpgate-trio (.*?) +#", shown, re.M))
     assert serving[1:] == [">", "warpgate.toml"]
@@ -94,7 +94,7 @@ async def test_serve_answers_stun_on_two_addresses() -> None:
 
 async def test_serve_does_without_a_stun_port_that_nobody_asked_for() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
-        with suppress(OSError):  # taken by somebody else already
+        with suppress(OSError):  # another program has it already
             taken.bind(("127.0.0.1", 3478))
         async with started("serve", "--host", "127.0.0.1", "--port", "0", "--json") as serve:
             servers = (await serve.event())["servers"]

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.slow("starts processes; each imports Trio and cryptogra
 
 PIPE: Final = subprocess.PIPE
 SCRIPT: Final = Path(__file__).with_name("first_minute.sh")
-"""`pip install`, `listen --code`, `connect --code`, with a server given.  Here the first one has nothing to do;
-`tools/dist.py` runs the whole of it, in an empty environment."""
+"""`pip install`, `listen --code` and `connect --code`, with a given server.  Here the first one has nothing to do;
+`tools/dist.py` runs the whole script in an empty environment."""
 
 
 @asynccontextmanager
@@ -35,7 +35,7 @@ async def offering(server: Server, *words: str) -> AsyncGenerator[tuple[Command,
 
 
 async def test_three_commands_from_nothing_to_two_terminals_that_are_paired(server: Server, tmp_path: Path) -> None:
-    """A new user's script, with one key for both terminals, in well under the minute that it may take with `pip`."""
+    """A new user's script, with one key for both terminals, takes well under the minute allowed with `pip`."""
     program = tmp_path / "bin" / "warpgate-trio"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {" ".join(PROGRAM)} "$@"\n')
@@ -65,7 +65,7 @@ async def test_three_commands_from_nothing_to_two_terminals_that_are_paired(serv
 
 
 async def test_files_go_to_who_has_typed_the_senders_code(server: Server, tmp_path: Path) -> None:
-    """With one key for both terminals, too."""
+    """This also works with one key for both terminals."""
     there = tmp_path / "there"
     there.mkdir()
     (tmp_path / "report.txt").write_text("hello")
@@ -137,7 +137,7 @@ async def test_both_may_keep_the_other_one_as_a_contact(server: Server, tmp_path
 
 
 async def test_who_was_paired_for_files_is_known_by_name(server: Server, tmp_path: Path) -> None:
-    """From the second time on: the sender calls a name, the receiver lets its contacts in, and nobody else."""
+    """From the second time on, the sender calls a name, and the receiver allows its contacts only."""
     here, there = ({"XDG_DATA_HOME": str(tmp_path / name)} for name in ("here", "there"))
     file, into = tmp_path / "report.txt", tmp_path / "into"
     file.write_text("hello")
@@ -171,7 +171,7 @@ async def test_who_was_not_paired_is_not_let_in(server: Server) -> None:
 async def test_a_terminal_gets_a_qr_code_and_no_address(server: Server) -> None:
     async with on_terminal("listen", "--config", server.config, "--ephemeral", "--code", "--echo") as terminal:
         with trio.fail_after(HANG):
-            while "▀" not in terminal.text and "█" not in terminal.text:  # noqa: ASYNC110  # it is shown by a thread
+            while "▀" not in terminal.text and "█" not in terminal.text:  # noqa: ASYNC110  # a thread shows it
                 await trio.sleep(0.01)
         assert "wg1" not in terminal.text
         terminal.command.interrupt()

@@ -47,7 +47,7 @@ async def test_a_peer_that_refuses(server: Server) -> None:
 
 
 async def test_without_any_server() -> None:
-    """The peer is gone, and there is nobody to ask for it."""
+    """The peer is gone, and there is no server by which to signal to it."""
     async with started("listen", "--ephemeral", "--allow-any", "--echo", "--json") as listen:
         address = (await listen.event())["address"]
     ping = await ran(*PING, address, "--json", "-q")

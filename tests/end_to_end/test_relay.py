@@ -1,4 +1,4 @@
-"""`serve` relays for who has its token, or for everybody: two peers as processes, and what they are told."""
+"""`serve` relays for holders of its token, or for everybody: two peers as processes, and what they report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOKEN = "a-token-that-nobody-guesses"
 
 
 async def test_a_pasted_configuration_is_enough(tmp_path: Path) -> None:
-    """What `serve --token-file` prints, on one side; the other one has the URL alone."""
+    """One side has the configuration that `serve --token-file` prints; the other one needs only the URL."""
     (tmp_path / "token").write_text(TOKEN + "\n", encoding="utf-8")
     with_token, without = tmp_path / "with.toml", tmp_path / "without.toml"
     async with started(*SERVE, "--token-file", tmp_path / "token") as serve:

@@ -37,7 +37,7 @@ LOOPBACK = ("serve", "--host", "127.0.0.1", "--port", "0", "--no-stun", "--no-nt
 
 
 async def shown_certificate(port: int) -> bytes:
-    """What a client is shown now."""
+    """The certificate that a client receives now."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -83,7 +83,7 @@ async def test_sighup_does_not_end_a_server_without_a_certificate() -> None:
 
 @pytest.mark.needs("linux", "nginx")
 async def test_serve_behind_nginx_that_does_the_tls(tmp_path: Path) -> None:
-    """Two nodes call each other by the configuration that was printed."""
+    """Two nodes call each other with the printed configuration."""
     authority = Authority(tmp_path)
     authority.server("127.0.0.1")
     ports = free_ports()
@@ -111,7 +111,7 @@ async def test_serve_behind_nginx_that_does_the_tls(tmp_path: Path) -> None:
 
 @pytest.mark.needs("linux")  # where all of 127/8 is this machine
 async def test_serve_stays_below_its_limit_of_open_files() -> None:
-    """All files that one network can take leave enough for somebody else, and for STUN."""
+    """Clients of one network cannot use up all files: enough are left for other clients and for STUN."""
     prlimit = ("prlimit", "--nofile=160:160")
     words = ("serve", "--host", "127.0.0.1", "--port", "0", "--stun-port", "0", "--no-ntp", "--json")
     async with started(*words, within=prlimit) as serve, AsyncExitStack() as stack:
@@ -137,7 +137,7 @@ async def test_serve_raises_its_limit_of_open_files() -> None:
 
 
 async def page(url: str) -> tuple[int, str]:
-    """What a GET is answered with: the status and the body."""
+    """GET a URL; returns the status and the body."""
 
     def get() -> tuple[int, str]:
         try:
@@ -151,7 +151,7 @@ async def page(url: str) -> tuple[int, str]:
 
 @pytest.mark.needs("linux")
 async def test_a_service_manager_and_who_watches_hear_of_the_start_and_of_the_end(tmp_path: Path) -> None:
-    """A signal server that drains tells its clients to go elsewhere; what is asked of it meanwhile is answered."""
+    """A draining server tells its clients to go elsewhere (WebSocket close code 1001)."""
     words = (
         "serve",
         "--host",
@@ -194,7 +194,7 @@ async def test_a_service_manager_and_who_watches_hear_of_the_start_and_of_the_en
 
 @pytest.mark.needs("linux")
 async def test_a_second_sigterm_waits_for_nobody() -> None:
-    """A relay that is in use holds up a server that drains, for so long."""
+    """A relay in use delays the end of a draining server; a second SIGTERM ends it at once."""
     words = ("serve", "--host", "127.0.0.1", "--port", "0", "--stun-port", "0", "--no-ntp", "--health", "127.0.0.1:0")
     async with started(*words, "--drain", "3600", "--json") as serve:
         ready = await serve.event()
@@ -231,7 +231,7 @@ async def test_relayed_pipes_have_most_of_the_time_to_leave() -> None:
 
 @contextmanager
 def two_machines() -> Iterator[tuple[str, str, set[str]]]:
-    """Namespaces at a cable: a server whose end has two addresses, a client, and the addresses."""
+    """Two connected network namespaces: the server, the client, and the server's addresses, two of each family."""
     server, client = (f"wg{each}{os.getpid()}" for each in "sc")
     addresses = {"10.9.0.1", "10.9.0.2", "2001:db8::1", "2001:db8::2"}
 
@@ -260,7 +260,7 @@ def two_machines() -> Iterator[tuple[str, str, set[str]]]:
 
 @pytest.mark.needs("root", "network_namespaces", "ip", "ipv6")
 async def test_all_that_serve_prints_answers(tmp_path: Path) -> None:
-    """Of a machine with two addresses in one network the kernel would always answer from the first."""
+    """Each printed address answers, although the kernel by itself would send every answer from the first one."""
     config = tmp_path / "config.toml"
     with two_machines() as (server, client, addresses):
         async with started("serve", within=("ip", "netns", "exec", server)) as serve:
@@ -290,7 +290,7 @@ async def test_a_pasted_configuration_leads_to_a_relay_behind_a_clouds_address_a
 ) -> None:
     """The token is made once, and the login for TURN is derived from it.
 
-    The server knows itself by a private address; who is outside of its cloud sees another one.
+    The server has a private address; clients outside of its cloud see another one.
     """
     config = tmp_path / "config.toml"
     serving = ("serve", "--no-ntp", "--external-ip", EXTERNAL, "--state-dir", tmp_path / "state")

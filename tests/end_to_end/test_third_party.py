@@ -1,4 +1,4 @@
-"""Plugins in packages of their own, installed into a fresh environment: the guide's, and two that are no good."""
+"""Plugins in separate packages, installed into a fresh environment: the guide's, and two defective ones."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def code(language: str, first_line: str) -> str:
 
 
 def wheel(folder: Path, project: str, module: str, source: str, entry_points: dict[str, str]) -> Path:
-    """The smallest thing that an installer takes for a package (PEP 427)."""
+    """A minimal wheel (PEP 427)."""
     info = f"{project}-1.0.dist-info"
     path = folder / f"{project}-1.0-py3-none-any.whl"
     points = "".join(f"{name} = {value}\n" for name, value in entry_points.items())
@@ -84,7 +84,7 @@ def test_packages_of_third_parties(tmp_path: Path) -> None:
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     python = environment / ("Scripts" if sys.platform == "win32" else "bin") / "python"
-    # What warpgate-trio needs comes from the environment of the tests: fresh are the plugins.
+    # warpgate-trio and its dependencies come from the environment of the tests; only the plugins are installed.
     (own,) = environment.glob("**/site-packages")
     (own / "shared.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
 
@@ -126,4 +126,4 @@ def test_packages_of_third_parties(tmp_path: Path) -> None:
     assert "the plugin name 'direct_connect' is taken by warpgate_strategies.direct_connect.DirectConnect" in plugins
     assert pinned == "doorbell doorbell"
     assert walked == "True direct_connect"
-    assert "made for another release" in done.stderr  # and in the log
+    assert "made for another release" in done.stderr  # in the log, too

@@ -1,4 +1,4 @@
-"""The commands of docs/tutorial.md, in their order, as two people type them: each has a home of their own."""
+"""The commands of docs/tutorial.md, in their order, as two people type them, each in their own home folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PORTS: Final = ("--port", "0", "--stun-port", "0", "--ntp-port", "0")
 
 @final
 class Person:
-    """Somebody with a home of their own and the server's file."""
+    """A person with a home folder and the server's configuration file."""
 
     def __init__(self, folder: Path, name: str, config: Path) -> None:
         self.home = folder / name
@@ -41,7 +41,7 @@ class Person:
         self._places = {"node.toml": config, "incoming": self.home / "incoming", "photos": self.home / "photos"}
 
     def runs(self, command: str, *, typing: bool = False, **changes: object) -> AbstractAsyncContextManager[Command]:
-        """A command as the page has it, with this person's files, and what else `changes` by its name."""
+        """Run a command of the page with this person's files, and with the words that `changes` replaces by name."""
         return started(
             *self._words(command, changes), env=self._env, stdin=subprocess.PIPE if typing else subprocess.DEVNULL
         )
@@ -59,7 +59,7 @@ class Person:
 
 @asynccontextmanager
 async def serving(folder: Path, command: str = SERVE_HERE) -> AsyncGenerator[Path]:
-    """A server of the page, with ports of the system's choice; its configuration."""
+    """Run a server as on the page, with ports of the system's choice; yields its configuration file."""
     words, _, name = command.partition(" > ")
     config = folder / name
     with config.open("wb") as file:
@@ -69,7 +69,7 @@ async def serving(folder: Path, command: str = SERVE_HERE) -> AsyncGenerator[Pat
 
 
 async def code_of(listen: Command) -> str:
-    """What a listener has printed to be told to the other one."""
+    """The pairing code that a listener has printed."""
     code = re.compile(r"^\s*(\d+-[a-z]+-[a-z]+)\s*$", re.MULTILINE)
     with trio.fail_after(HANG):
         await wait_until(lambda: code.search(listen.stderr_text) is not None)
