@@ -1,6 +1,6 @@
-"""Worlds of every kind: two peers behind anything, and servers of every kind, which both have, or one, or neither.
+"""Worlds of every kind: two peers behind anything, with servers of every kind that both, one or neither of them use.
 
-`draw` makes one, `meet_anywhere` runs whole nodes in it, and `tests.sim.oracles` says what has to come of it.
+`draw` makes a world, `meet_anywhere` runs whole nodes in it, and `tests.sim.oracles` says what has to happen there.
 """
 
 from __future__ import annotations
@@ -49,29 +49,29 @@ FORMS: Final[dict[Form, str]] = {
     "tcp443": "turn:alice:sesame@{}:443?transport=tcp",
     "tls443": "turns:alice:sesame@{}:443",
 }
-"""How a TURN server is reached."""
+"""URLs of a TURN server, by the transport that they name."""
 RULES: Final = {
     "none": RelayRules(),
     "token": RelayRules(token=TOKEN),
     "open": RelayRules(open_to_all=True),
 }
-"""Between whom a rendezvous server relays."""
+"""The rules by which a rendezvous server relays."""
 _SERVERS: Final = ("server2", "turn", "turn2", "dead")
 _TO_PROXY: Final = 0.001
-"""Seconds from a proxy to the internet: it stands at the edge of the network that it is for."""
+"""Seconds from a proxy to the internet: it is at the edge of its network."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """What one of the nodes is told.
+    """The configuration of one of the nodes.
 
     Attributes:
       rendezvous: machines of rendezvous servers.
-      turn: machines of TURN servers, each with how it is reached.
+      turn: machines of TURN servers, each with its kind of URL.
       stun: how many STUN servers; the first of two has two addresses.
       token: whether it has the rendezvous servers' token.
-      proxy: whether it goes by the proxy.
+      proxy: whether it uses the proxy.
     """
 
     rendezvous: tuple[str, ...] = ("server",)
@@ -91,8 +91,8 @@ class Anywhere:
     """A world.
 
     Attributes:
-      relays: between whom the rendezvous servers relay, a key of `RULES`.
-      ntp: whether there is a time server.
+      relays: by which rules the rendezvous servers relay, a key of `RULES`.
+      ntp: whether there is an NTP server.
     """
 
     pair: PeerPair
@@ -120,7 +120,7 @@ class Anywhere:
 def meet_anywhere(world: Anywhere) -> Meeting:
     """Let alice call bob there; see `meet`.
 
-    Where packets are lost, and servers are far, bob may have given up on his last bytes before they come.
+    If packets are lost and servers are far, bob may give up before the acknowledgement of his last bytes comes.
     """
     return meet(world.pair, servers=partial(open_servers, world=world), lossy=world.lossy, breaks=world.lossy)
 
@@ -130,7 +130,7 @@ def meet_anywhere(world: Anywhere) -> Meeting:
 
 @asynccontextmanager
 async def open_servers(net: Network, *, world: Anywhere) -> AsyncGenerator[tuple[NodeConfig, NodeConfig]]:
-    """All that somebody has been told of, but for the machine `dead`; yields what alice is told, and bob."""
+    """Run all configured servers, except on the machine `dead`; yields alice's configuration and bob's."""
     sides = (world.alice, world.bob)
     async with AsyncExitStack() as stack:
         for name in sorted({name for side in sides for name in side.rendezvous}):
@@ -181,7 +181,7 @@ def _told(net: Network, world: Anywhere, side: Side) -> NodeConfig:
     )
 
 
-# Of keys whose signatures all have one length: a world is the same each time.
+# With keys whose signatures all have one length, so that a world is the same each time.
 
 
 @cache
@@ -200,7 +200,7 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def with_machines(pair: PeerPair) -> PeerPair:
-    """The pair, with the machines that `open_servers` puts servers on."""
+    """The pair, with the machines for the servers of `open_servers`."""
     made = tuple(Machine(name=name, link=pair.server) for name in _SERVERS)
     proxy = Machine(name="proxy", link=replace(pair.server, latency=_TO_PROXY))
     return replace(pair, public=(*pair.public, *made, proxy))
@@ -255,7 +255,7 @@ def _nats(random: Chooser) -> tuple[NatConfig, ...]:
 
 
 def _furnished(random: Chooser, place: Place, lan: str | None, *, ipv6: bool) -> Place:
-    """With an IPv6 firewall that lets out no more than the NATs do."""
+    """The place with an IPv6 firewall that lets out no more than its NATs do."""
     if not place.nats:
         return place
     strictest = next((nat for nat in place.nats if (nat.udp.ports, nat.tcp.ports) != (None, None)), None)

@@ -2,7 +2,7 @@
 
     python -m pytest -p tests.sim.carried --pyargs trio._tests.test_socket
 
-What they say of clocks is kept: a test's own `mock_clock` or `autojump_clock` is the clock of its run.
+A test's own `mock_clock` or `autojump_clock` stays the clock of its run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The questions that are put to the kernel and to the simulator alike."""
+"""Questions that are put to both the kernel and the simulator, whose answers must agree."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from tests.sim.quirks import hairpinned, poisoned, retried, sprayed, survives
 from tests.sim.scripts import tcp_script, udp_script
 from warpgate_trio.sim import Behavior, Filtering, Hairpin, Hash, Mapping, NatConfig, Uniform, Unsolicited, presets
 
-PATIENCE = 1.2  # seconds of trying to punch; real ones, on the kernel
+PATIENCE = 1.2  # seconds of trying to punch; real seconds on the kernel
 KINDS = ("full-cone", "restricted", "linux", "linux-local", "openwrt", "linux-symmetric")
 BLOCK = range(50000, 50100)
 LATE = 0.12  # seconds of skew that exceed the one-way delay of 0.04
-LOCKED = 2 * LATE  # seconds between two starts, so that the other starts in the middle of them
+LOCKED = 2 * LATE  # seconds between two starts of a side, so that the other one starts in between
 
 
 @final
 @dataclass(frozen=True)
 class Cell:
-    """One question: what the program `ask` sees between NATs of these kinds."""
+    """One question: the result of the program `ask` between NATs of these kinds."""
 
     ask: str
     nat_a: str
@@ -36,7 +36,7 @@ class Cell:
         return f"{self.ask} {self.nat_a} {self.nat_b} skew={self.skew}{extra}"
 
     async def run(self, world: World, port: int, wait: float) -> Any:
-        """The answer, in terms of JSON."""
+        """The answer, as a JSON value."""
         if self.ask == "classify":
             mapping, filtering = await classify(world.a, world.one, world.two, port, wait)
             return [mapping.name, filtering.name]
@@ -47,7 +47,7 @@ class Cell:
         if self.ask == "hairpin":
             return await hairpinned(world.a, world.outside_a, port)
         if self.ask == "udp script":
-            # The lab makes cones of a map in which two hosts with one port are in each other's way; no preset does.
+            # The lab's cone NATs use a map in which two hosts with the same port conflict; no preset behaves like that.
             neighbour = self.nat_a not in ("full-cone", "restricted")
             return await udp_script(world, self.seed, port, neighbour=neighbour)
         if self.ask == "tcp script":
@@ -123,11 +123,11 @@ KINDS_OF_THE_LAB: Final = {
     "block-local": NatConfig(udp=replace(_SYMMETRIC_BLOCK, unsolicited=Unsolicited.LOCAL)),
     "adm": NatConfig(udp=_ADM),
 }
-"""Kinds for which there is no preset."""
+"""Kinds without a preset."""
 
 CELLS = list(dict.fromkeys(_all()))
 
 
 def config(kind: str) -> Any:
-    """The preset, or the axes, that model a kind."""
+    """The preset or configuration that models a kind."""
     return KINDS_OF_THE_LAB.get(kind) or presets.NATS[kind]

@@ -8,10 +8,11 @@
     any-lossy        the same with 5 % loss                                                       100 %
     live             Pipes that began by a relay are on the best path after a minute of trouble   100 %
 
-Prints every world that failed with its seed and the command that repeats it, what won how often, and the one-sided 95 %
-bound of Clopper and Pearson.  Of `any`, worlds count in which `tests.sim.oracles` knows a way, direct or by a relay;
-what comes of the others stands in brackets.  A failure is also a relay where there is a direct path, too much time, and
-a wrong verdict.  `live` tells of each class of path that is promised how many Pipes are on one, or on a better one.
+Prints every world that failed with its seed and the command that repeats it, how often each plugin won, and the
+one-sided 95 % bound of Clopper and Pearson.  With `any`, only worlds count for which `tests.sim.oracles` knows a path,
+direct or relayed; the results of the others are in brackets.  A relay in place of a direct path, too much time and a
+wrong verdict are failures too.  `live` prints, for each class of path that is promised, how many Pipes are on a path of
+that class or a better one.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ LOSS = 0.05
 
 @dataclass(frozen=True)
 class Census:
-    """What came of one world.
+    """The result of one world.
 
     Attributes:
-      world: as people read it.
-      details: of a failure, for people.
-      won: the plugin; in brackets where nothing was promised; None for a failure.
+      world: its readable form.
+      details: of a failure, in readable form.
+      won: the winning plugin; in brackets if nothing was promised; None for a failure.
       why: what is wrong, in sentences.
-      kinds: what the world is one of, each counted by itself.
+      kinds: the kinds to which the world belongs, each counted by itself.
     """
 
     world: str
@@ -67,7 +68,7 @@ async def _spray(node: Node, address: PeerAddress) -> Pipe:
 
 
 def one(what: str, seed: int) -> Census:
-    """One world and what came of it; the same for the same seed."""
+    """Run one world; the result is the same for the same seed."""
     random = Random(f"{what} {seed}")
     if what in ("punchable", "lossy"):
         pair, ntp = draw_punchable(random, loss=LOSS if what == "lossy" else 0.0)
@@ -107,7 +108,7 @@ def _live(world: LiveWorld) -> Census:
 
 
 def lower_bound(hits: int, tries: int, confidence: float = 0.95) -> float:
-    """The share that the true one is above, with this confidence (one-sided Clopper and Pearson)."""
+    """The lower bound of the true success rate, with this confidence (one-sided Clopper and Pearson)."""
     if hits == 0:
         return 0.0
     low, high = 0.0, 1.0
@@ -145,7 +146,7 @@ def main() -> None:
         for kind in sorted(kind for kind in kinds if not kind.endswith(": failed")):
             print(f"    {kind}: {kinds[kind] - kinds[f'{kind}: failed']} of {kinds[kind]}")
         return
-    logging.getLogger("warpgate_trio").setLevel(logging.ERROR)  # worlds lack this and that, as they are meant to
+    logging.getLogger("warpgate_trio").setLevel(logging.ERROR)  # worlds lack servers on purpose
     part, cores = int(sys.argv[4]), int(sys.argv[5])
     for seed in range(start + part, start + count, cores):
         again = f"again: python -m tests.sim.census {what} 1 {seed}"
@@ -162,7 +163,7 @@ def main() -> None:
 
 
 def lines_of(commands: Sequence[Sequence[str]]) -> Iterator[str]:
-    """What several programs print, as they print it: one whose lines nobody reads stops when its pipe is full."""
+    """The lines of several programs as they come; all are read at once, because a full pipe would stop a program."""
     lines: SimpleQueue[str | None] = SimpleQueue()
 
     def read(process: subprocess.Popen[str]) -> None:
@@ -179,7 +180,7 @@ def lines_of(commands: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _count(winners: Counter[str]) -> tuple[int, int]:
-    """Successes, and worlds in which there is a way; the others stand in brackets."""
+    """The successes, and the worlds that count; the winners of the others are in brackets."""
     tries = sum(number for name, number in winners.items() if not name.startswith("("))
     return tries - winners["None"], tries
 

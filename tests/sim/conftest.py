@@ -1,4 +1,4 @@
-"""What tests in simulated worlds share."""
+"""Fixtures for tests in simulated worlds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from warpgate_trio.servers.rendezvous_frames import ErrorCode
 
 @pytest.fixture(autouse=True)
 def _no_node_of_ours_breaks_the_protocol(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fails a test in which a rendezvous server had to end a connection for what our own node said there."""
+    """Fails a test in which a rendezvous server ended a connection for a protocol error, which our own node made."""
     fail, said = RendezvousCore.fail, list[str]()
 
     def told(core: RendezvousCore, connection: ServerConnection, code: ErrorCode, text: str, now: float) -> bytes:
@@ -29,7 +29,7 @@ def _no_node_of_ours_breaks_the_protocol(monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @pytest.fixture
 def stdout(monkeypatch: pytest.MonkeyPatch) -> bytearray:
-    """What commands write there: in a simulation no thread does it."""
+    """Collects what commands write to stdout, without the thread that writes in a real process."""
     written = bytearray()
 
     async def write(_output: StandardOutput, data: bytes) -> None:
@@ -41,7 +41,7 @@ def stdout(monkeypatch: pytest.MonkeyPatch) -> bytearray:
 
 @pytest.fixture
 def threads_take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A simulated clock would run on while a thread of the real machine works, and is not let."""
+    """Runs the work of real threads at once, because the simulated clock would go on while they work."""
 
     def work_now(work: Callable[[], object], deliver: Callable[[outcome.Outcome[object]], object], *_: object) -> None:
         deliver(outcome.capture(work))

@@ -1,6 +1,6 @@
-"""A machine whose few ports are half taken: ``python -m tests.sim.crowded`` in a network namespace of its own.
+"""A machine whose few ports are half taken: ``python -m tests.sim.crowded`` in its own network namespace.
 
-Prints which behaviours of `test_parity` failed there, of those that want one port on two addresses.
+Prints which behaviours of `test_parity` failed there, among those that need one port on two addresses.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
     taken: list[trio.socket.SocketType] = []
 
     async def take() -> None:
-        for port in PORTS[1::4]:  # those that `bind` gives out are odd
+        for port in PORTS[1::4]:  # `bind` chooses odd ports
             for host in ("127.0.0.2", "127.0.0.3"):
                 for sock in (test_parity.stream(), test_parity.datagram()):
                     await sock.bind((host, port))

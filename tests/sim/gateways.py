@@ -1,6 +1,6 @@
-"""Gateways for simulated homes: programs on a router that speak NAT-PMP, PCP and UPnP, each with a fault of its own.
+"""Gateways for simulated homes: programs on a router that speak NAT-PMP, PCP and UPnP, with or without faults.
 
-`Gateway` is one without faults; what deviates is a subclass, or an attribute.
+`Gateway` has no faults; subclasses and attributes make it deviate.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Entry:
 
 
 class Gateway:
-    """A gateway that does everything right."""
+    """A gateway without faults."""
 
     natpmp = True
     pcp = True
@@ -65,7 +65,7 @@ class Gateway:
         return int(self.now - self.born)
 
     def restart(self) -> None:
-        """Forget everything, without a word."""
+        """Forget all mappings, without an announcement."""
         for port in list(self.table):
             self.remove(port)
         self.born = self.now
@@ -80,7 +80,7 @@ class Gateway:
         return found
 
     def put(self, port: int, client: str, internal: int, lifetime: float) -> int:
-        """0, or UPnP's number of an error."""
+        """Add a mapping; returns 0 or a UPnP error code."""
         known = self.entry(port)
         if known is not None and known.client != client:
             return 718
@@ -125,11 +125,11 @@ class Gateway:
         return self.answer_pcp(data, client) if self.pcp else self.unsupported_pcp()
 
     def unsupported_natpmp(self) -> bytes | None:
-        """What a gateway that has PCP alone answers."""
+        """The answer to NAT-PMP of a gateway that has only PCP."""
         return None
 
     def unsupported_pcp(self) -> bytes | None:
-        """What a gateway that has NAT-PMP alone answers: its own version (RFC 6886 §3.5)."""
+        """The answer to PCP of a gateway that has only NAT-PMP: its own version (RFC 6886 §3.5)."""
         return bytes([0, 129, 0, 1]) + self.epoch().to_bytes(4, "big") if self.natpmp else None
 
     def answer_natpmp(self, data: bytes, client: str) -> bytes | None:
@@ -229,7 +229,7 @@ class Gateway:
                 await stream.send_all(answer)
 
     def respond(self, head: str, body: str, client: str) -> bytes | None:
-        """What is sent; None for nothing ever."""
+        """The response to send; None to never respond."""
         if head.startswith("GET "):
             return self.http(200, self.description())
         action = re.search(r'SOAPAction: "(.*)#(\w+)"', head)
@@ -325,7 +325,7 @@ async def mapping(
     port: int = PORT,
     sign: Callable[[bytes], bytes] | None = None,
 ) -> AsyncGenerator[PortMaps]:
-    """Have a port opened for `host`, for the time of the body."""
+    """Keep a port mapped for `host` for the time of the body."""
     async with trio.open_nursery() as nursery:
         maps = PortMaps(SimulatedHost(host), {4: port}, protocols=protocols, goodbye=5, sign=sign)
         with host:
@@ -372,7 +372,7 @@ class Home:
 
 
 def at_home(kind: type[Gateway], body: Callable[[Home], Awaitable[None]]) -> None:
-    """Run `body` in a home with a gateway of this kind; it has to leave nothing at the gateway."""
+    """Run `body` in a home with a gateway of this kind."""
 
     async def world(net: Network) -> None:
         lan = net.lan("home", nat=presets.LINUX)

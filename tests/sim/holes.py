@@ -1,9 +1,9 @@
-"""A Pipe by a relay whose new direct path turns into a hole: when it does, which way, and for how long nothing comes.
+"""A relayed Pipe whose new direct path turns into a black hole, at some moment and in some direction.
 
-Bulk flows by the relay for a second; then the caller looks for a better path and finds one, the only one that there is.
-At a `Moment` of its life everything that the two networks say to each other vanishes, one way or both, and what goes by
-the servers is well.  `fall` says how long each receiver waited then at most, and `fall` without a hole how long in the
-same world where the new path is good.
+Bulk flows through the relay for a second.  Then the caller searches for a better path and finds the only one.  At a
+`Moment` of that path's life, all packets between the two networks start to vanish, one way or both; those through the
+servers still pass.  `fall` measures each receiver's longest silence.  Without a hole it measures the same in a world
+where the new path is good.
 """
 
 from __future__ import annotations
@@ -30,11 +30,15 @@ from warpgate_trio.testing.worlds import PeerPair
 __all__ = ["LOADS", "MOMENTS", "PLUGINS", "WAYS", "Fallen", "Hole", "Load", "Moment", "Plugin", "Way", "bar", "fall"]
 
 Moment = Literal["handshake", "trial", "switch", "1 MiB"]
-"""When the hole opens: the first packet of TLS or QUIC has passed; the listener has the second lane, and the first part
-of the trial, and the next packet has passed; the caller speaks on it, and the next one has; so many bytes have passed
-since."""
+"""When the hole opens:
+
+* handshake: the first packet of TLS or QUIC has passed;
+* trial: the listener has the second lane and the first part of the trial, and the next packet has passed;
+* switch: the caller sends on the new lane, and the next packet has passed;
+* 1 MiB: so many bytes have passed after the switch.
+"""
 Way = Literal["out", "back", "both"]
-"""What vanishes: what the caller's network sends, what the listener's does, or all."""
+"""What vanishes: packets from the caller's network, from the listener's, or both."""
 Load = Literal["out", "back", "both"]
 """Who sends bulk: the caller, the listener, or both."""
 Plugin = Literal["direct_connect", "tcp_punch", "udp_punch"]
@@ -43,25 +47,25 @@ WAYS: Final[tuple[Way, ...]] = ("out", "back", "both")
 LOADS: Final[tuple[Load, ...]] = ("out", "back", "both")
 PLUGINS: Final[tuple[Plugin, ...]] = ("direct_connect", "tcp_punch", "udp_punch")
 PIECE: Final = 16 * 1024
-"""Bytes each 20 ms: 0.8 MB/s, more than one window in a round trip."""
+"""Bytes in 20 ms: 0.8 MB/s, more than one window in a round trip."""
 WARM: Final = 1.0
 MIB: Final = 1 << 20
 LASTS: Final = 5.0
-"""Seconds from the search on, and `TRIPS` round trips: 2 s until the hole opens, and as long as it may last."""
+"""Seconds from the search on, plus `TRIPS` round trips: 2 s until the hole opens, and its longest effect."""
 TRIPS: Final = 20
 _HANDSHAKE: Final = 600
-"""Bytes of a UDP packet that is no probe any more: QUIC's first ones have 1,200 (RFC 9000 §14.1)."""
+"""Bytes from which on a UDP packet is no probe: QUIC's first packets have 1,200 (RFC 9000 §14.1)."""
 
 
 def bar(moment: Moment, rtt: float) -> float:
-    """Seconds by which a hole may make a receiver wait longer: none up to the trial."""
+    """Seconds by which a hole may lengthen a receiver's silence: none up to the trial."""
     return 0.0 if moment in ("handshake", "trial") else SUSPICION_TRIPS * rtt + SLACK
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hole:
-    """When the path becomes one, and which way."""
+    """When the path becomes a black hole, and in which direction."""
 
     moment: Moment
     way: Way
@@ -70,13 +74,13 @@ class Hole:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fallen:
-    """What came of it.
+    """The result of `fall`.
 
     Attributes:
-      silences: seconds in which nothing came, at each receiver, at most.
+      silences: the longest silence at each receiver, in seconds.
       opened: whether the hole opened.
-      left: whether the caller's end has left the relay meanwhile.
-      phase: of the path in the end.
+      left: whether the caller's end left the relay meanwhile.
+      phase: the phase of the final path.
     """
 
     silences: tuple[float, ...]
@@ -91,7 +95,7 @@ class Fallen:
 
 @final
 class _Watch:
-    """Looks at what passes between the two networks, and opens the hole when it is time."""
+    """Watches the packets between the two networks, and opens the hole at its moment."""
 
     def __init__(self, net: Network, names: tuple[str, str], hole: Hole, ours: Pipe, theirs: Pipe) -> None:
         self._net, self._names, self._hole = net, names, hole
@@ -122,9 +126,10 @@ class _Watch:
 
 
 def fall(plugin: Plugin, load: Load, hole: Hole | None, *, rtt: float = 0.05, search: bool = True) -> Fallen:
-    """Let it happen; without a `search`, the Pipe stays on the relay.
+    """Run one world; without a `search`, the Pipe stays on the relay.
 
-    AssertionError where bytes are lost, come twice or in another order, or nothing flows in the end.
+    Raises:
+      AssertionError: bytes are lost, duplicated or reordered, or nothing flows in the end.
     """
     public = plugin == "direct_connect"
     pair = PeerPair.between(presets.LINUX, None if public else presets.LINUX, rtt=rtt, server_rtt=rtt)

@@ -1,4 +1,4 @@
-"""Worlds with somebody in them who means harm: nodes whose plugins lie, and a wire on which every packet is counted."""
+"""Worlds with attackers: nodes whose plugins lie, and a wire that counts every packet."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Run = Callable[[Any, "Message | None"], Awaitable[Any]]
 
 @dataclass
 class Wire:
-    """Packets by (host, what happened there, the other address): UDP datagrams and SYNs, as they were seen at the host.
+    """Counts of UDP datagrams and SYNs as seen at a host, by (host, event, the other address).
 
     Attributes:
-      tap: is shown each packet that a host sends, with the host's name.
+      tap: called with each host's name and each packet that it sends.
     """
 
     packets: Counter[tuple[str, str, str]] = field(default_factory=Counter)
@@ -51,7 +51,7 @@ class Wire:
 
 @contextmanager
 def counted() -> Iterator[Wire]:
-    """What hosts send and receive within the block, of what punching sends unasked."""
+    """Counts what hosts send and receive within the block: UDP datagrams and SYNs, which punching sends unsolicited."""
     wire = Wire()
     add = Trace.add
 
@@ -69,7 +69,7 @@ def counted() -> Iterator[Wire]:
 
 
 def lying(base: type[Plugin], run: Run) -> type[Plugin]:
-    """A plugin that says it is `base`, and does something else."""
+    """A plugin that claims to be `base`, but runs `run`."""
 
     async def other(self: Plugin, reply: Message | None = None) -> Any:
         return await run(self, reply)
@@ -81,10 +81,10 @@ def lying(base: type[Plugin], run: Run) -> type[Plugin]:
 
 @dataclass(frozen=True)
 class World:
-    """Alice and Bob, who are honest, peers who are not, and somebody who has nothing to do with it.
+    """The honest nodes Alice and Bob, hostile peers, and an uninvolved bystander.
 
     Attributes:
-      claimed: the bystander's address.
+      claimed: the bystander's address, which hostile peers claim as theirs.
     """
 
     net: Network
@@ -105,7 +105,7 @@ def with_hostile(
     """Run `main` in a world of two honest nodes and `count` others, whose plugins are `kinds`.
 
     Args:
-      profile: what the hostile nodes say of their NATs; they are in the open.
+      profile: the NAT profile that the hostile nodes claim; they have public addresses.
     """
 
     async def run() -> None:
@@ -156,7 +156,7 @@ async def open_hostile(
 
 
 async def call(node: Node, victim: Node, plugin: str, timeout: float) -> None:
-    """One attempt of a hostile peer, which leads to nothing."""
+    """One attempt of a hostile peer, which may fail."""
     with suppress(ConnectError):
         pipe = await node.connect(victim.address, plugin=plugin, timeout=timeout)
         await pipe.aclose()

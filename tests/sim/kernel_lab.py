@@ -1,7 +1,7 @@
-"""The same NATs from Linux itself: the answers of the kernel lab to `cells.CELLS`, as JSON.
+"""The answers of the kernel lab, with the same NATs made by Linux, to `cells.CELLS`, as JSON.
 
-Run as ``python -m tests.sim.kernel_lab`` by root; ``--cell=…`` answers only those that are named so; and with two
-words, ``COUNT SEED``, it answers as many scripts of random steps instead (`cells.drawn`).
+Run as ``python -m tests.sim.kernel_lab`` by root. ``--cell=…`` answers only the named cells. With two arguments,
+``COUNT SEED``, it answers that many scripts of random steps instead (`cells.drawn`).
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ KINDS: Final[dict[str, str | Nat]] = {
     "block": _BLOCK,
     "block-local": replace(_BLOCK, unsolicited="local"),
 }
-"""The simulator's presets and the kinds of `cells`, in terms of the kernel lab."""
+"""The kernel lab's kind for each preset of the simulator and each kind of `cells`."""
 TIMED: Final = ("attempt", "retry at once", "retry late", "survives", "tcp script")
 JOBS: Final = 6
 """Cells at a time."""
 TRIES: Final = 3
-"""Of a cell that is about who was first, and when: a busy machine delays now one and now the other."""
+"""Tries of a cell that depends on which side is first: a busy machine delays now one side and now the other."""
 MOST_TRIES: Final = 12
-"""Of a cell whose answer is a time, until two of them agree: a busy machine is late, but hardly twice by the same."""
+"""The most tries of a cell whose answer is a time, until two agree: a busy machine is hardly late twice by as much."""
 AGREE: Final = 0.005
-"""Seconds by which those two may differ."""
+"""Seconds by which two agreeing times may differ."""
 
 
 @final
 class World:
-    """A lab as `cells.World`."""
+    """A lab with the interface of `programs.World`."""
 
     def __init__(self, lab: Lab) -> None:
         home, away = lab.homes
@@ -95,20 +95,20 @@ async def ask(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def settled(tries: Sequence[tuple[str, float]]) -> bool:
-    """Whether more tries would not say anything else: two of the earliest agree."""
+    """Whether no more tries are needed: the two earliest ones of the usual answer agree."""
     word, when = usual(tries)
     near = [each for each, other in tries if each == word and other - when <= AGREE]
     return len(tries) >= MOST_TRIES or word == "pending" or len(near) > 1
 
 
 def commonest(tries: Sequence[Any]) -> Any:
-    """What happened most often."""
+    """The most frequent answer."""
     ((answer, _),) = Counter(map(json.dumps, tries)).most_common(1)
     return json.loads(answer)
 
 
 def usual(tries: Sequence[tuple[str, float]]) -> tuple[str, float]:
-    """What happened most often, and when at the earliest."""
+    """The most frequent answer, and its earliest time."""
     ((word, _),) = Counter(word for word, _ in tries).most_common(1)
     return word, min(when for each, when in tries if each == word)
 

@@ -1,9 +1,9 @@
-"""Worlds in which a Pipe began by a relay, and things go wrong for a minute: is it on the best path afterwards?
+"""Worlds in which a Pipe begins over a relay and things go wrong for a minute: is it on the best path afterwards?
 
-`draw` makes one: two peers anywhere, what befalls them, their routers, the way between them and the servers, and where
-they go to.  `live` lets one call the other there, and both talk all along; when everything has been well for as long as
-the next search for a better path takes, it says what is wrong (laws 11 and 12 of live Links): the Pipe is not on a path
-of the class that theory promises (`best_class`), bytes are missing, or the path has changed too soon.
+`draw` makes a world: two peers anywhere, the faults of the peers, routers, paths and servers, and the places to which
+the peers move.  `live` lets one peer call the other there, and both talk all the time.  It waits until the faults are
+over and the next search for a better path has ended.  Then it reports what is wrong (laws 11 and 12 of live Links): the
+Pipe is not on a path of the class that theory promises (`best_class`), bytes are missing, or the path changed too soon.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ PEERS: Final[tuple[Who, Who]] = ("alice", "bob")
 WARM: Final = 3.0
 """Seconds of talk before anything goes wrong."""
 TROUBLE: Final = 40.0
-"""Seconds in which things begin to go wrong."""
+"""Seconds in which faults begin."""
 LONGEST: Final = 20.0
-"""Seconds that one of them lasts at most: all together less than a Link is kept without a path."""
+"""The longest fault in seconds: all together are shorter than the time for which a Link is kept without a path."""
 PATIENCE: Final = 120.0
-"""Seconds until there is a path again, once all is well: searches come each 30 s by then."""
+"""Seconds until there is a path again after the last fault: by then a search runs every 30 s."""
 SETTLED: Final = 5.0
-"""Seconds from a better path to the same one at both ends, with nothing left to say again."""
+"""Seconds from a better path to the same one at both ends, with nothing left to retransmit."""
 STAYS: Final = 10.0
-"""Seconds on the best path until it counts: what died in the trouble is noticed, and left, by then."""
+"""Seconds on the best path until it counts: a path that died in the trouble has been noticed and left by then."""
 NOTICED: Final = 1.0
-"""Seconds in which the keeper of a Link has noted that its path has changed."""
+"""Seconds in which the keeper of a Link has noticed a change of its path."""
 TALK: Final = 1.0
 """Seconds between two words of a talk."""
 WORD: Final = 100
@@ -63,9 +63,9 @@ class LiveWorld:
     """A world.
 
     Attributes:
-      cafes: the NATs of the places that alice and bob may go to.
-      faults: what goes wrong, in seconds from when it may.
-      restarts: machines of servers that are started again: when, which, and for how long they are away.
+      cafes: the NATs of the places to which alice and bob may move.
+      faults: the faults, with times in seconds from the end of `WARM`.
+      restarts: server machines that are restarted: when, which, and for how many seconds they are away.
       calls: who calls whom.
     """
 
@@ -83,13 +83,13 @@ class LiveWorld:
 
     @property
     def over_at(self) -> float:
-        """When all is well again, in the same seconds."""
+        """When the last fault is over, on the time scale of `faults`."""
         ends = [fault.until if fault.until < HOUR else fault.at for fault in self.faults]
         return max([0.0, *ends, *(at + pause for at, _, pause in self.restarts)])
 
     @property
     def in_the_end(self) -> PeerPair:
-        """Where the peers are by then."""
+        """The pair at the places where the peers are in the end."""
         pair = self.pair
         moved = [any(each.kind is Kind.MOVE and each.target == who for each in self.faults) for who in PEERS]
         if not any(moved):
@@ -104,13 +104,13 @@ class LiveWorld:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lived:
-    """What came of a world.
+    """The result of a world.
 
     Attributes:
       why: what is wrong, in sentences.
-      path: the plugin in the end.
-      changes: of the caller's path, and of the listener's.
-      waited: seconds from when all was well until the Pipe was on a path as good as is promised.
+      path: the plugin of the final path.
+      changes: the changes of the caller's path, and of the listener's.
+      waited: seconds from the end of the faults until the Pipe was on a path as good as promised.
     """
 
     why: tuple[str, ...] = ()
@@ -120,7 +120,7 @@ class Lived:
 
     @property
     def log(self) -> str:
-        """The changes, for people."""
+        """The changes in readable form."""
         found = []
         for who, changes in zip(("caller", "listener"), self.changes, strict=True):
             found += [f"{each.at:9.3f} {who:8} {each}" for each in changes]
@@ -128,10 +128,10 @@ class Lived:
 
 
 def best_class(world: LiveWorld) -> PathClass:
-    """The class of path that theory promises in the end; better ones may be found by luck.
+    """The class of path that theory promises in the end; a better one may be found by luck.
 
-    Upgrades never go to private addresses of networks that the dialling side is not in, so only who is in one network
-    has that; and punching is promised where `can_connect` says so.
+    Upgrades never go to private addresses of a network that the dialling side is not in, so a private path is promised
+    only to peers in one network.  Punching is promised if `can_connect` says so.
     """
     pair = world.in_the_end
     if pair.shared and not (pair.alice.nats or pair.bob.nats):
@@ -171,7 +171,7 @@ _TROUBLES: Final = (
 
 
 def draw(random: Chooser) -> LiveWorld:
-    """Two peers anywhere, and up to four things that go wrong."""
+    """Two peers anywhere, and up to four faults."""
     shared = random.choice(((), (), (), (), (), (presets.LINUX,), _CARRIERS[:1]))
     rtt = random.choice((0.05, 0.02, 0.15))
     pair = PeerPair.between(
@@ -256,7 +256,7 @@ def _with_trouble(random: Chooser, world: LiveWorld) -> LiveWorld:
 
 
 def _outermost(world: LiveWorld, who: Who) -> str:
-    """Whose address a peer at home has, for the other one."""
+    """The name of the router (or host) whose address the other peer sees for a peer at home."""
     place = world.pair.alice if who == "alice" else world.pair.bob
     return f"{who}-nat0" if place.nats else who
 
@@ -291,7 +291,7 @@ class _Chat:
 
 
 def live(world: LiveWorld) -> Lived:
-    """Let them call, talk, and suffer; and say what is wrong when all has been well for long enough."""
+    """Let the peers call and talk through the faults; report what is wrong long enough after the last one."""
     return simulate(partial(_live, world), seed=world.pair.seed)
 
 
@@ -332,7 +332,7 @@ async def _suffer(world: LiveWorld, net: Network, restarts: Restarts, ours: Pipe
         why = await _wait_for_the_best(world, ours, theirs)
         waited = trio.current_time() - well_at - STAYS
         await trio.sleep(SETTLED)
-        with trio.move_on_after(SETTLED):  # one may just be changing over
+        with trio.move_on_after(SETTLED):  # an end may be changing over at this moment
             while _way(ours) != _way(theirs):
                 await theirs.wait_path_change()
         why += _what_is_wrong(chats, ours, theirs)
@@ -365,14 +365,14 @@ async def _wait_live(*pipes: Pipe) -> None:
 
 
 def search_time(pair: PeerPair) -> float:
-    """Seconds of a search until it has tried all that theory promises: its direct and punch phases, and a handshake."""
+    """Seconds until a search has tried all that theory promises: its direct and punch phases, and a handshake."""
     to_server = [place.link.latency + pair.server.latency for place in (pair.alice, pair.bob)]
     signal = 2 * sum(to_server)
     return 5.0 + min(max(3 * signal, 0.3), 2.0) + max(1.5, 4 * signal + 0.5)
 
 
 async def _wait_for_the_best(world: LiveWorld, ours: Pipe, theirs: Pipe) -> list[str]:
-    """Until the Pipe is on a path as good as is promised; a sentence where it should be by now."""
+    """Wait until the Pipe is on a path as good as promised; returns a complaint if it should be by now, but is not."""
     best = best_class(world)
     while True:
         with trio.move_on_after(PATIENCE) as scope:
@@ -385,11 +385,11 @@ async def _wait_for_the_best(world: LiveWorld, ours: Pipe, theirs: Pipe) -> list
                     await ours.wait_path_change()
             if _class_of(ours) <= best and all(pipe.path.state is PathState.LIVE for pipe in (ours, theirs)):
                 return []
-            continue  # it was one by name alone, or is suspected: one that has paused may be for half a minute
+            continue  # the path was left or is suspected; a path that paused may be suspected for half a minute
         await trio.sleep(NOTICED)
         kept = getattr(link_of(ours).migrator, "__self__", None)
         assert isinstance(kept, _Kept)
-        while kept._searching.locked():  # noqa: ASYNC110 - one that began in the trouble proves nothing
+        while kept._searching.locked():  # noqa: ASYNC110 - a search that began during the faults proves nothing
             await trio.sleep(NOTICED)
         if _class_of(ours) <= best:
             continue
@@ -413,15 +413,15 @@ def _what_is_wrong(chats: Sequence[_Chat], ours: Pipe, theirs: Pipe) -> list[str
 
 
 def _way(pipe: Pipe) -> tuple[PathClass, str, PathState]:
-    """A punch that is tried again beside the sprays is one of them to who has called."""
+    """Both ends must agree on these; phases may differ: the caller counts a punch retried beside sprays as a spray."""
     return _class_of(pipe), pipe.path.plugin, pipe.path.state
 
 
 def flaps(changes: Sequence[PathChange]) -> list[str]:
     """Upgrades that came too soon after another upgrade.
 
-    One that comes soon after a flight is none: a search that was under way when the path died may find a relay first
-    and something better a moment later, and who is to wait 10 s for that would speak by a relay for nothing.
+    An upgrade soon after the loss of a path does not count.  A search that was under way then may find a relay first
+    and a better path a moment later; to wait 10 s for it would use the relay for nothing.
     """
     upgrades = [each for each in changes if each.switched and each.cause is PathCause.BETTER]
     found = []

@@ -1,7 +1,7 @@
-"""What theory says of whole worlds and of sprays, written without a look at the code that connects.
+"""What theory says of whole worlds and of sprays, independent of the code that connects.
 
-Who can dial whom (`expected`), who is sure to meet directly (`direct_for_sure`) and who by a relay (`relay_for_sure`),
-and how long that may take (`time_bound`); how likely a spray hits (`birthday`).
+It says who can dial whom (`expected`), who certainly connects directly (`direct_for_sure`) or through a relay
+(`relay_for_sure`), how long that may take (`time_bound`), and how likely a spray hits (`birthday`).
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Expected:
 
 
 def expected(pair: PeerPair) -> Expected:
-    """Who can dial whom.  Equal NATs that are not the same one do not make one network, hence the markers.
+    """Who can dial whom.  Two equal NATs are not the same network, hence the markers.
 
-    Asked to dial back, a node goes only to public addresses and to those of its own network: whoever asks could
-    otherwise let it knock on doors in its neighbourhood.
+    A node that is asked to dial back dials only public addresses and those of its own network.  Otherwise a peer could
+    make it probe other private addresses near it.
     """
     alice = (*pair.shared, *(replace(nat, source="alice's") for nat in pair.alice.nats))
     bob = (*pair.shared, *(replace(nat, source="bob's") for nat in pair.bob.nats))
@@ -45,7 +45,7 @@ def expected(pair: PeerPair) -> Expected:
 
 
 def _reaches_forwarded(dialler: Sequence[NatConfig], target: Sequence[NatConfig], shared: Sequence[NatConfig]) -> bool:
-    """Whether it can dial a port that all of the target's NATs forward: from behind one of them only by hairpinning."""
+    """Whether a peer can dial a port that all NATs of the target forward; behind a shared one, only if it hairpins."""
     return (
         bool(target)
         and lets_out(dialler[len(shared) :], PORT)
@@ -69,18 +69,18 @@ def sends_udp(world: Anywhere, who: Who) -> bool:
 
 
 def sends_tcp(world: Anywhere, who: Who, port: int) -> bool:
-    """Whether a peer's network lets TCP out to a port, by itself or through the proxy that it has been told of."""
+    """Whether a peer's network lets TCP out to a port, by itself or through the configured proxy."""
     proxied = (world.alice if who == "alice" else world.bob).proxy
     return proxied or _passes([nat.tcp for nat in world.layers(who)], port)
 
 
 def signals(world: Anywhere) -> bool:
-    """Whether alice's signals reach bob: by a server of his, to which she connects too."""
+    """Whether alice's signals reach bob, through a server of his to which she also connects."""
     return sends_tcp(world, "alice", 443) and sends_tcp(world, "bob", 443)
 
 
 def _turn_servers(world: Anywhere, who: Who) -> set[str]:
-    """The TURN servers that a peer has and reaches."""
+    """The configured TURN servers that a peer reaches."""
     side = world.alice if who == "alice" else world.bob
     return {
         name
@@ -92,9 +92,9 @@ def _turn_servers(world: Anywhere, who: Who) -> set[str]:
 def relay_for_sure(world: Anywhere) -> bool:
     """Whether there is a relay for the two, whatever their NATs do.
 
-    A rendezvous server that both have relays if it is open, or if one of them has its token.  By TURN the two meet from
-    relay to relay where each has a server, of which there is mostly one; where one alone has one, the other sends to
-    its relay, if its network lets UDP out and STUN servers tell it from where.
+    A rendezvous server of both relays if it is open, or if one of them has its token.  With TURN, if each peer has a
+    server (mostly the same one), the relayed addresses talk to each other.  If only one peer has a server, the other
+    one sends to the relayed address; its network must let UDP out, and STUN servers must tell it its reflexive address.
     """
     if not signals(world):
         return False
@@ -112,8 +112,8 @@ def relay_for_sure(world: Anywhere) -> bool:
 def direct_for_sure(world: Anywhere) -> bool:
     """Whether the two are sure to connect without a relay, and without luck.
 
-    What takes a punch takes two STUN servers, which tell what the NATs do.  Where packets are lost nothing is sure: a
-    dialler's SYN may be, and a punch may be late.
+    A punch needs two STUN servers, which reveal the NATs' behaviour.  If packets are lost nothing is sure: a dialler's
+    SYN may be lost, and a punch may be late.
     """
     if world.lossy:
         return False
@@ -130,21 +130,21 @@ def promised(world: Anywhere) -> bool:
 
 
 def verdict_without_a_way(world: Anywhere) -> Verdict:
-    """Why two do not connect to whom nothing is promised: the peer answers, and relays are missing, or do not help."""
+    """The verdict if nothing is promised: there are no signals, or the relays are missing or do not help."""
     if not signals(world):
         return Verdict.NO_SIGNAL
     return Verdict.RELAY_FAILED if world.alice.turn or world.bob.turn else Verdict.NO_RELAY_CONFIGURED
 
 
 def time_bound(world: Anywhere) -> float:
-    """Seconds of a walk at most, by docs/walk.md: the phases before the relay, and the slowest relay.
+    """The longest walk in seconds, by docs/walk.md: the phases before the relay, and the slowest relay.
 
-    That is one of TURN over TCP where it first has to turn out that the responder's UDP leads nowhere: 19 round trips
-    of the longest way, and a quarter of a second for each address of a dead server, on either side.  It is the whole
-    budget where nothing is promised, or packets are lost.
+    The slowest relay is TURN over TCP after the responder's UDP has failed: 19 round trips of the longest path, and a
+    quarter of a second for each address of a dead server, on either side.  If nothing is promised or packets are lost,
+    the bound is the whole budget.
     """
     if world.lossy or not promised(world):
-        return 30.0 + 5.0  # and what was committed in the last moment
+        return 30.0 + 5.0  # the budget, and a commit at its last moment
     pair = world.pair
     to_server = [place.link.latency + pair.server.latency for place in (pair.alice, pair.bob)]
     signal = 2 * sum(to_server)
@@ -154,7 +154,7 @@ def time_bound(world: Anywhere) -> float:
 
 
 def complaints(world: Anywhere, meeting: Meeting) -> list[str]:
-    """What is wrong with what came of a world, in sentences; nothing, where it is as it has to be."""
+    """What is wrong with the result of a world, in sentences; empty if nothing is."""
     found = []
     winner = meeting.report.winner
     if promised(world) and not meeting.connected:
@@ -169,7 +169,7 @@ def complaints(world: Anywhere, meeting: Meeting) -> list[str]:
 
 
 def networks(world: Anywhere) -> list[str]:
-    """Which of the hard kinds of networks one of the peers is in."""
+    """The difficult kinds of networks that a peer of this world is in."""
     found = []
     for who in ("alice", "bob"):
         if not sends_udp(world, who):
@@ -185,7 +185,7 @@ def networks(world: Anywhere) -> list[str]:
 
 
 def birthday(sockets: int, probes: int, ports: int) -> float:
-    """The chance that one of `probes` different ports is one of `sockets` different ones among `ports`."""
+    """The probability that one of `probes` different ports is one of `sockets` different ones among `ports`."""
     if sockets + probes > ports:
         return 1.0
 

@@ -1,7 +1,7 @@
-"""Small programs over plain trio.socket that show what a network does: run on simulated hosts and on real namespaces.
+"""Small programs over plain trio.socket that show what a network does, for simulated hosts and real namespaces.
 
-Hole punching here is a few lines, not the package's own: both sides know each other's endpoint as a server saw it (the
-signalling is a Python variable), send to it every so often, and answer to wherever a packet came from.
+Hole punching here is a few lines, not the package's code. Both sides know each other's endpoint as a server saw it (the
+signalling is a Python variable), send to it periodically, and answer to a packet's source.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from warpgate_trio.sim import Filtering, Host, Link, Mapping, NatConfig, Network
 Endpoint = tuple[str, int]
 EVERY = 0.1
 PATIENCE = 4.0
-LATENCY = 0.02  # of each end's access, so 0.04 s one way
+LATENCY = 0.02  # seconds of each end's access line, so 0.04 s one way
 LINK = Link(latency=LATENCY)
 
 
@@ -83,7 +83,7 @@ async def receive(sock: trio.socket.SocketType, within: float) -> tuple[bytes, E
 
 
 def reusable(host: Place) -> trio.socket.SocketType:
-    """A TCP socket that may share its port."""
+    """A TCP socket that can share its port."""
     with host:
         sock = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_STREAM)
     sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
@@ -92,13 +92,13 @@ def reusable(host: Place) -> trio.socket.SocketType:
 
 
 async def reaches(a: trio.socket.SocketType, b: trio.socket.SocketType, to: tuple[str, int]) -> bool:
-    """Whether a datagram gets there."""
+    """Whether a datagram to an endpoint arrives."""
     await a.sendto(b"?", to)
     return await receive(b, 5) is not None
 
 
 async def serve_addresses(host: Place, port: int, *, task_status: trio.TaskStatus[None]) -> None:
-    """Tell callers, over UDP and TCP, from where they come."""
+    """Tell clients, over UDP and TCP, their source endpoint."""
     sock = await bound(host, port)
     listener = reusable(host)
     await listener.bind(("0.0.0.0", port))
@@ -141,7 +141,7 @@ async def ask_udp(sock: trio.socket.SocketType, server: Endpoint) -> Endpoint:
 
 
 async def classify(client: Place, one: Place, two: Place, port: int, wait: float = 1.0) -> tuple[Mapping, Filtering]:
-    """What a client sees of its NAT with the help of two servers with two ports each."""
+    """The mapping and filtering of a client's NAT, measured with two servers of two ports each."""
     sock = await bound(client, port)
     servers = {(h.ip, port + n): await bound(h, port + n) for h in (one, two) for n in (0, 1)}
     seen = []
@@ -167,7 +167,7 @@ async def classify(client: Place, one: Place, two: Place, port: int, wait: float
 
 
 async def overload(clients: Sequence[Place], servers: Sequence[Place], port: int) -> list[bool]:
-    """Two clients on one port, each to both servers: for each of the four flows, whether the port was preserved."""
+    """Two clients on one port send to both servers: for each of the four flows, whether the port was preserved."""
     sockets = [await bound(client, port) for client in clients]
     targets = [await bound(server, port) for server in servers]
     preserved = []
@@ -190,14 +190,14 @@ class Side:
     """One of two peers."""
 
     host: Place
-    seen: Endpoint | None = None  # as a server saw it
-    heard: trio.Event = field(default_factory=trio.Event)  # got something from the peer
+    seen: Endpoint | None = None  # the endpoint that a server saw
+    heard: trio.Event = field(default_factory=trio.Event)  # set when something comes from the peer
     sockets: list[trio.socket.SocketType] = field(default_factory=list)
 
 
 @contextmanager
 def _sides(a: Place, b: Place) -> Generator[tuple[Side, Side]]:
-    """Both peers; whatever they opened is closed at the end."""
+    """Both peers; their sockets are closed at the end."""
     sides = (Side(a), Side(b))
     try:
         yield sides
@@ -217,7 +217,7 @@ async def punch_udp(
     openers: int | None = None,
     patience: float = PATIENCE,
 ) -> bool:
-    """Whether both hear from each other.  B begins `skew` seconds later; `openers` is the TTL of what is sent first."""
+    """Whether both receive from each other.  B begins `skew` seconds later; the first packets have TTL `openers`."""
     with _sides(a, b) as sides:
         return await _punch_udp(server, sides, port=port, skew=skew, openers=openers, patience=patience)
 
@@ -283,7 +283,7 @@ async def punch_tcp(
     listeners: bool = True,
     patience: float = PATIENCE,
 ) -> bool:
-    """Whether the two sides get a connection over which both can talk."""
+    """Whether the two sides get a connection that carries data both ways."""
     with _sides(a, b) as sides:
         return await _punch_tcp(server, sides, port=port, skew=skew, listeners=listeners, patience=patience)
 
@@ -330,7 +330,7 @@ async def _connect(side: Side, target: Endpoint, port: int, delay: float, nurser
         except OSError as error:
             sock.close()
             if error.errno == errno.EADDRNOTAVAIL:
-                return  # this very connection came in through the listener
+                return  # the same connection came in through the listener
             await trio.sleep(0.01)
         else:
             nursery.start_soon(_talk, side, sock)
@@ -356,7 +356,7 @@ async def _talk(side: Side, sock: trio.socket.SocketType) -> None:
 async def one_attempt(
     a: Place, outside_a: str, b: Place, outside_b: str, *, port: int = 40000, skew: float = 0.0, limit: float = 10.0
 ) -> tuple[str, float]:
-    """Both connect once, on preserved ports, B `skew` later: what A sees, and when after the start."""
+    """Both connect once, on preserved ports, B `skew` later; returns A's result and its seconds after the start."""
     results: dict[str, tuple[str, float]] = {}
 
     async def connect(me: Place, peer: str, name: str, delay: float) -> None:

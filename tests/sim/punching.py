@@ -1,4 +1,4 @@
-"""Worlds in which theory promises that two nodes can punch."""
+"""Worlds in which theory promises that two nodes connect by punching."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ _T = TypeVar("_T")
 def punchable(alice: Sequence[NatConfig], bob: Sequence[NatConfig]) -> bool:
     """Whether theory says that the two can punch, over UDP or over TCP; the preconditions are `draw_punchable`'s.
 
-    Besides what `promised` says, it counts NATs that move ports and let everybody in, for whom there is a way if
-    whoever is behind them is not the first to send.  For UDP and one such NAT we know when that is so; of a stack of
-    them only the strictest filter is seen, and over TCP nobody can measure filtering, as no server calls back.
+    Besides the pairs of `promised`, it counts NATs without endpoint-independent mapping that filter nothing.  Those can
+    be punched if the host behind them is not the first to send.  The order is known for UDP with one such NAT.  Of
+    several NATs in a row only the strictest filter is seen.  Over TCP filtering cannot be measured, since no server
+    connects back.
     """
     udp, tcp = ([[getattr(nat, each) for nat in nats] for nats in (alice, bob)] for each in ("udp", "tcp"))
     seen = not any(len(nats) > 1 and _moves_and_lets_in(nats) for nats in udp)
@@ -46,18 +47,18 @@ def _moves_and_lets_in(layers: Sequence[Behavior]) -> bool:
     return any(each.mapping is not Mapping.EIM and each.filtering is Filtering.EIF for each in layers)
 
 
-# Plain functions of a source of choices, which is Hypothesis' in a property and a seed's in `tests.sim.census`.
+# Plain functions of a source of choices: Hypothesis in a property, a seeded generator in `tests.sim.census`.
 
 
 class Chooser(Protocol):
-    """What the worlds are drawn by."""
+    """The source of choices that worlds are drawn with."""
 
     def choice(self, seq: Sequence[_T], /) -> _T: ...
     def randint(self, a: int, b: int, /) -> int: ...
 
 
 def _behavior(random: Chooser, *, tcp: bool) -> Behavior:
-    """One transport of a NAT that fulfils E.1's preconditions: symmetric NATs preserve nothing, ports are plenty."""
+    """One transport of a NAT under E.1's preconditions: symmetric NATs do not preserve ports, and ports are plenty."""
     mapping = random.choice(list(Mapping))
     ways: list[Uniform | Block | Hash | Sequential | Preserve] = [
         Uniform(),
@@ -87,7 +88,7 @@ def _nats(random: Chooser) -> tuple[NatConfig, ...]:
 
 
 def draw_punchable(random: Chooser, *, loss: float = 0.0) -> tuple[PeerPair, bool]:
-    """A pair for which theory promises a path, behind one or two NATs each, and whether there is a time server."""
+    """A pair for which theory promises a path, behind one or two NATs each, and whether there is an NTP server."""
     while True:
         alice, bob = _nats(random), _nats(random)
         if punchable(alice, bob):

@@ -1,4 +1,4 @@
-"""More small programs, about what NATs do at their edges: run on simulated hosts and on real namespaces."""
+"""More small programs, about edge cases of NATs, for simulated hosts and real namespaces."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from tests.sim.programs import Place, bound, receive, reusable
 
 
 async def poisoned(client: Place, outside: str, one: Place, two: Place, port: int, wait: float) -> list[bool]:
-    """Somebody's packet comes before ours to him: which ports we then have, for him and for others.
+    """A peer's packet comes before ours to that peer: which outside ports do we then have, for that peer and others?
 
-    Whether the port is preserved: to a server; to one whose packet came first; to a third endpoint, afterwards; to the
-    first server again; whether the third and the second are the same; and whether the first packet was delivered.
+    Returns whether the port is preserved to a server, to the early peer, then to a third endpoint, and to the first
+    server again; whether the ports to the early peer and to the third endpoint are equal; and whether the early packet
+    was delivered.
     """
     targets = [await bound(server, at) for server, at in ((one, port), (two, port), (one, port + 1))]
     sock = await bound(client, port)
@@ -35,7 +36,7 @@ async def poisoned(client: Place, outside: str, one: Place, two: Place, port: in
 
 
 async def hairpinned(client: Place, outside: str, port: int) -> list[str]:
-    """What a host sees that calls its own NAT's outside address, over TCP and over connected UDP."""
+    """The results of a host that connects to its own NAT's outside address, over TCP and over connected UDP."""
     with reusable(client) as sock:
         await sock.bind(("0.0.0.0", port))
         tcp = await _word(sock.connect((outside, port + 1)))
@@ -59,7 +60,7 @@ async def _word(call: object, limit: float = 0.5) -> str:
 async def retried(
     a: Place, outside_a: str, b: Place, outside_b: str, *, port: int, skew: float, period: float, patience: float
 ) -> bool:
-    """Both connect on preserved ports, B `skew` later, and again after a refusal: `period` after the last start."""
+    """Whether both connect on preserved ports, B `skew` later; a refused side retries `period` after its last start."""
     done: list[Place] = []
 
     async def connect(me: Place, peer: str, delay: float) -> None:
@@ -84,7 +85,7 @@ async def retried(
 
 
 async def survives(a: Place, outside_a: str, b: Place, outside_b: str, *, port: int, wait: float) -> list[str]:
-    """A connects to B's NAT for `wait` seconds and then listens: what A saw, and whether B's SYN then finds its way."""
+    """A connects to B's NAT for `wait` seconds and then listens; returns A's result, and that of B's connect to A."""
     with reusable(a) as sock:
         await sock.bind(("0.0.0.0", port))
         began = trio.current_time()
@@ -100,7 +101,7 @@ async def survives(a: Place, outside_a: str, b: Place, outside_b: str, *, port: 
 async def sprayed(
     easy: Place, outside_easy: str, hard: Place, outside_hard: str, *, port: int, ports: range, openers: int | None
 ) -> bool:
-    """Whether one of the hard side's few sockets is heard after the easy side sent to all of its NAT's ports."""
+    """Whether a probe from one of the hard side's few sockets arrives after openers to all ports of its NAT."""
     cone = await bound(easy, port)
     sockets = [await bound(hard, port + number) for number in range(3)]
     with ExitStack() as stack:

@@ -1,7 +1,7 @@
-"""Two nodes that talk while one of them changes its place: their worlds, and how long nothing comes through.
+"""Two nodes that talk while one of them moves to another network: their worlds, and the silence that follows.
 
-A `Place` world has two peers at `RTT` from each other and from the servers: each behind a home router, or the listener
-on the internet itself.  Beside each home there is a café, with a router of its own, to move to.
+A `Roaming` world has two peers, one round trip `rtt` apart from each other and from the servers.  Each is behind a home
+router, or the listener has a public address.  Beside each home there is a café with its own router, to move to.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ Family = Literal["v4", "v6", "dual"]
 Way = Literal["direct", "punched"]
 Who = Literal["alice", "bob"]
 Silence = tuple[float, float]
-"""Seconds in which nothing came through: to the listener, and to the caller."""
+"""Seconds without data: at the listener, and at the caller."""
 PACE: Final = 0.02
 WARM: Final = 1.0
-"""Seconds of talk before something happens: the round trip is known by then."""
+"""Seconds of talk before something happens: the round-trip time is measured by then."""
 SETTLED: Final = 1.0
-"""Seconds of talk after which it flows again."""
+"""Seconds of talk after the silence, at whose end data must still flow."""
 _STUN: Final = [
     WorldServer(
         key="stun", url=f"stun:{name}:3478", machine=name, open=lambda _: open_stun_server(host=None, port=3478)
@@ -61,11 +61,11 @@ class Roaming:
     """A world.
 
     Attributes:
-      alice, bob: of which families they have addresses.
-      way: whether the listener, bob, is on the internet itself, or both are behind routers and only a punch over UDP
-        leads from one to the other.
-      rtt: seconds between any two machines and back.
-      strict: whether the routers let no flow go on that they do not know, in mid-stream.
+      alice, bob: the address families that each has.
+      way: whether the listener, bob, has a public address, or both are behind routers and only a UDP punch connects
+        them.
+      rtt: seconds of a round trip between any two machines.
+      strict: whether the routers drop packets of TCP connections whose start they did not see.
     """
 
     alice: Family = "v4"
@@ -78,7 +78,7 @@ class Roaming:
         return f"{self.alice} to {self.bob}, {self.way}, {1000 * self.rtt:.0f} ms"
 
     def build(self) -> Network:
-        """Make it."""
+        """Make the network."""
         net, link = Network(0, ipv6=True, time_limit=1e6), Link(latency=self.rtt / 4)
         for server in ("server", "stun", "stun2", "ntp"):
             net.host(server, link=link)
@@ -92,7 +92,7 @@ class Roaming:
 
     @property
     def plugins(self) -> list[str]:
-        """By what the caller calls."""
+        """The plugins that the caller may use."""
         meet = ["tcp_punch", "udp_punch"] if self.way == "direct" else ["udp_punch"]
         return ["direct_connect", "reverse_connect", *meet]
 
@@ -102,7 +102,7 @@ def _strict(box: NatConfig) -> NatConfig:
 
 
 def keep_family(host: Host, family: Family) -> None:
-    """Take the addresses of the other one away."""
+    """Remove the host's addresses of the other family."""
     for address in list(host.addresses):
         if family == ("v4" if is_v6(address) else "v6"):
             host.interfaces[0].segment.take_away(address)
@@ -118,7 +118,7 @@ def numbered(start: int, size: int) -> bytes:
 
 @final
 class Talk:
-    """Numbered bytes one way, some each 20 ms, and when they came."""
+    """Sends numbered bytes one way, some every 20 ms, and records when they came."""
 
     def __init__(self, sender: Pipe, receiver: Pipe, *, size: int = 100) -> None:
         self.sender, self.receiver = sender, receiver
@@ -142,13 +142,13 @@ class Talk:
             self._came.unpark_all()
 
     async def wait_through(self) -> None:
-        """Wait until something comes that was said later than now."""
+        """Wait until something arrives that is sent from now on."""
         said = self.sent
         while self.got <= said:
             await self._came.park()
 
     def silence_after(self, time: float) -> float:
-        """The longest pause from shortly before a time on."""
+        """The longest pause between arrivals, from a second before `time` on."""
         times = [at for at in self.arrivals if at >= time - 1.0]
         return max((b - a for a, b in pairwise(times)), default=float("inf"))
 
@@ -172,7 +172,7 @@ async def connected(
 
 @asynccontextmanager
 async def talking(world: Roaming) -> AsyncGenerator[tuple[NodePair, list[Talk]]]:
-    """Two nodes that talk, both ways, by a path that has been there for a while."""
+    """Two nodes that have talked both ways for `WARM` seconds."""
     async with connected(world) as (nodes, ours, theirs), trio.open_nursery() as nursery:
         talks = [Talk(ours, theirs), Talk(theirs, ours)]
         for talk in talks:
@@ -184,11 +184,11 @@ async def talking(world: Roaming) -> AsyncGenerator[tuple[NodePair, list[Talk]]]
 
 
 def survive(world: Roaming, happens: Callable[[Network, Pipe], object], *, lasts: float = 0.0) -> Silence:
-    """How long nothing comes through, each way, from when something has happened to a talking Pipe.
+    """The silence each way after something has happened to a Pipe that both ends use.
 
     Args:
-      happens: lets it happen; is given the caller's end.
-      lasts: seconds that it takes, which do not count.
+      happens: makes it happen; it gets the network and the caller's end.
+      lasts: seconds that it takes, which do not count as silence.
     """
     silences: list[float] = []
 

@@ -1,7 +1,7 @@
-"""Scripts of random small steps, for whatever nobody thought of: run on simulated hosts and on real namespaces.
+"""Scripts of random small steps, to find unforeseen differences between simulated hosts and real namespaces.
 
-A script is a number.  What comes of it is told without the ports that a NAT drew at random, so that two runs can be
-compared: a port that is one of the script's own is named by it, any other by the order in which it was first seen.
+A script is a seed.  Its result contains no random ports of NATs, so that two runs can be compared: a port of the script
+itself has a name, and any other is named by the order in which it was first seen.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import trio
 from tests.sim.programs import World, bound, reusable
 
 STEPS = 12
-PAUSE = 0.12  # seconds; a packet takes 0.04, and its answer as long
-LAST_PAUSE = 0.5  # so that a packet of the last step that is late is seen to be so
+PAUSE = 0.12  # seconds; a packet takes 0.04, and so does its answer
+LAST_PAUSE = 0.5  # so that a late packet of the last step is noticed
 TCP_STEPS = 7
-PATIENCE = 0.3  # seconds of one connect; the longest that comes to an end needs SKEWS[-1] + 0.12
-SKEWS = (0.0, 0.02, 0.1)  # seconds between two starts: far from the times that decide, 0.04 and 0.08
+PATIENCE = 0.3  # seconds of one connect; the longest one that ends by itself takes SKEWS[-1] + 0.12
+SKEWS = (0.0, 0.02, 0.1)  # seconds between two starts: not near 0.04 and 0.08, where the result changes
 
 Endpoint = tuple[str, int]
 
 
 async def udp_script(world: World, seed: int, port: int, *, neighbour: bool) -> list[str]:
-    """Hosts behind two NATs and outside send datagrams to where they may or may not be heard: who heard what, whence.
+    """Hosts behind two NATs and outside send datagrams to each other; returns what each received, and from where.
 
-    With `neighbour` there are two hosts behind the first NAT that use the same port.
+    With `neighbour` two hosts behind the first NAT use the same port.
     """
     random = Random(seed)
     places = {"a": world.a, "a2": world.a2, "b": world.b, "one": world.one, "two": world.two}
@@ -38,7 +38,7 @@ async def udp_script(world: World, seed: int, port: int, *, neighbour: bool) -> 
     names: dict[Endpoint, str] = {}
     for name, address in (("A", world.outside_a), ("B", world.outside_b), ("one", world.one.ip), ("two", world.two.ip)):
         names |= {(address, port + number): f"{name}:{number}" for number in (0, 1)}
-    seen = list(names)  # everything that a script may send to
+    seen = list(names)  # all endpoints that a script may send to
     heard: list[str] = []
 
     async def listen(label: str, sock: trio.socket.SocketType) -> None:
@@ -73,7 +73,7 @@ async def udp_script(world: World, seed: int, port: int, *, neighbour: bool) -> 
 
 
 def was_late(told: Sequence[str]) -> bool:
-    """Whether a datagram of a `udp_script` came later than in its own step, which is the machine's doing."""
+    """Whether a datagram of a `udp_script` came after its own step, because the machine is busy."""
     step = ""
     for line in told:
         before, _, heard = line.partition(" heard ")
@@ -85,9 +85,9 @@ def was_late(told: Sequence[str]) -> bool:
 
 
 async def tcp_script(world: World, seed: int, port: int) -> list[str]:
-    """Hosts listen, connect and connect to each other, again and again on the same ports: what each connect says.
+    """Hosts listen and connect to each other repeatedly on the same ports; returns the result of each connect.
 
-    A connect that has no answer is given up, which leaves what NATs think of it; connections stay open to the end.
+    A connect without an answer is given up, and the NATs keep its state; connections stay open to the end.
     """
     random = Random(seed)
     places = {"a": world.a, "b": world.b, "one": world.one}

@@ -1,6 +1,6 @@
-"""Two whole nodes in a simulated internet with every server, behind NATs or not.
+"""Two whole nodes in a simulated internet with every kind of server, behind NATs or not.
 
-`meet` lets one connect to the other, and tells who met, how and how fast; `in_world` runs what a test says.
+`meet` lets one connect to the other and returns whether, how and how fast; `in_world` runs a test's own function.
 """
 
 from __future__ import annotations
@@ -29,36 +29,36 @@ from warpgate_trio.testing.worlds import PeerPair
 
 RTT = 0.05
 CONES = PeerPair.between(presets.LINUX, presets.LINUX, rtt=RTT)
-WARM = 60.0  # more than clocks differ: a node takes what is stamped before its start for replayed
-LINGER = 1000.0  # TIME-WAIT is a minute, and TCP gives an orphan's last bytes up within minutes
+WARM = 60.0  # more than clocks differ: a node treats messages stamped before its start as replays
+LINGER = 1000.0  # TIME-WAIT is a minute, and TCP gives up the last bytes of an orphaned socket within minutes
 PAYLOAD = bytes(range(256)) * 64
 
 Connect = Callable[[Node, PeerAddress], Awaitable[Pipe]]
 OpenServers = Callable[[Network], AbstractAsyncContextManager[tuple[NodeConfig, NodeConfig]]]
-"""Opens a world's servers; what the two nodes are told, alice first."""
+"""Opens a world's servers; yields the configurations of the two nodes, alice's first."""
 
 
 def open_stun(host: Host) -> AbstractAsyncContextManager[object]:
-    """With two addresses of IPv4, in worlds that have IPv6 too."""
+    """Run a STUN server on two IPv4 addresses, also in worlds with IPv6."""
     first, second = [address for address in host.addresses if ":" not in address][:2]
     return open_stun_server(host=first, second_host=second, port=3478)
 
 
 def stun_url(host: Host) -> str:
-    """By address, as these servers have IPv4 alone, and names are those of IPv6 addresses too."""
+    """A URL with the IPv4 address, because these servers lack IPv6, and a name would also resolve to IPv6 addresses."""
     return f"stun:{host.ip}:3478"
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """What came of one walk.
+    """The result of one walk.
 
     Attributes:
-      report: `ConnectReport`, of a success or a failure.
+      report: the `ConnectReport` of a success or a failure.
       walk: seconds from the call to the Pipe or the error.
-      echoed: seconds from the call to the first echoed byte; None where none came.
-      phase_to_echo: the same from the start of the phase that won.
-      digest: of all packets.
+      echoed: seconds from the call to the first echoed byte; None if none came.
+      phase_to_echo: seconds from the start of the phase that won to the first echoed byte.
+      digest: a digest of all packets.
     """
 
     connected: bool
@@ -80,7 +80,7 @@ class Meeting:
 
 
 def rows(meeting: Meeting) -> str:
-    """The report for people, of a test that fails."""
+    """The report in readable form, for a failing test."""
     lines = [
         f"{row.plugin} {row.route} {row.likelihood}: {row.outcome.value} {row.error or ''}"
         for row in meeting.report.combos
@@ -90,7 +90,7 @@ def rows(meeting: Meeting) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Walk:
-    """What `meet` is asked for."""
+    """The arguments of `meet`."""
 
     connect: Connect
     warm: float
@@ -120,11 +120,11 @@ def meet(
 ) -> Meeting:
     """Open both nodes and all servers, let alice connect to bob, echo some data, close; nothing may be left.
 
-    Both have been open for `warm` seconds by then; where that is 0, alice alone is cold, or `both_cold`.  The `faults`
-    begin with the call.  `early` is what `connect` sends as early data.  `servers` are others than those of `SERVERS`.
+    Both nodes have been open for `warm` seconds at the call.  With 0, only alice's is cold, or both with `both_cold`.
+    The `faults` begin with the call.  `early` is the early data of `connect`.  `servers` replaces `SERVERS`.
 
-    Where the world is `lossy`, a Pipe may break at its end; where it `breaks` Pipes, and with any faults, at any time.
-    In both, bob may have accepted what alice has given up by then.
+    In a `lossy` world a Pipe may break at its end; with `breaks` or any faults, at any time.  In both cases bob may
+    have accepted a Pipe that alice has given up.
     """
     wanted = _Walk(
         connect=connect,
@@ -161,7 +161,7 @@ def meet(
 
 @asynccontextmanager
 async def _open_servers(net: Network, *, ntp: bool) -> AsyncGenerator[tuple[NodeConfig, NodeConfig]]:
-    """Every kind of those that tell a node where it is, and none that relays."""
+    """Run every kind of server except relays."""
     async with AsyncExitStack() as stack:
         urls: dict[str, list[str]] = {}
         for server in (RENDEZVOUS, replace(STUN, open=open_stun), STUN2, *([NTP] if ntp else [])):
@@ -224,9 +224,9 @@ async def _walk(alice: Node, target: PeerAddress, accepted: Sequence[Pipe], want
 
 
 async def _first_echo(pipe: Pipe, wanted: _Walk) -> float | None:
-    """Send everything, check that it comes back, and close; when the first of it came.
+    """Send everything, check that it comes back, and close; returns when the first byte came back.
 
-    Of a Pipe that breaks, what came must be right as far as it goes.
+    If the Pipe breaks, the bytes that came must still be right.
     """
     expected = wanted.early + wanted.data
     received = bytearray()
@@ -253,13 +253,13 @@ async def _first_echo(pipe: Pipe, wanted: _Walk) -> float | None:
 
 
 def path_of(pipe: Pipe) -> tuple[str | None, str, int, str]:
-    """What both ends must agree on; endpoints, and so the kind of route, look different from the two sides of a NAT."""
+    """What both ends must agree on; endpoints, and so the kind of route, differ between the two sides of a NAT."""
     path = pipe.path
     return path.phase, path.plugin, path.af, path.carrier
 
 
 def with_mapped(address: PeerAddress, ip: str) -> PeerAddress:
-    """Bob's address with the port that his router forwards, which a user has typed into it."""
+    """Bob's address record with the port that his router forwards, as if the user had configured it."""
     (interface,) = address.interfaces
     mapped = Endpoint.make(transport=Transport.TCP, kind=EndpointKind.MAPPED, ip=ip, port=PORT, base=0)
     return PeerAddress.issue(
@@ -284,7 +284,7 @@ def in_world(
     accepting: bool = True,
     plugins: Sequence[str | type[Plugin]] | None = None,
 ) -> None:
-    """Run `main` between two nodes, of which bob echoes; nothing may be left afterwards."""
+    """Run `main` with two nodes; bob echoes, and nothing may be left afterwards."""
 
     async def run() -> None:
         async with pair.build(time_limit=36000) as net, simulated_hosts():
@@ -314,12 +314,12 @@ async def serve(node: Node) -> None:
 
 @asynccontextmanager
 async def echoing(nodes: NodePair) -> AsyncGenerator[None]:
-    """Bob sends back what comes, for the time of the body."""
+    """Bob echoes for the time of the body."""
 
     async def serve() -> None:
         while True:
             async with await nodes.bob.listener.accept() as pipe:
-                with suppress(trio.BrokenResourceError):  # a call that is cut in its last step
+                with suppress(trio.BrokenResourceError):  # a call that is cancelled in its last step
                     async for data in pipe:
                         await pipe.send_all(data)
 

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def run(world: Callable[[Network], Awaitable[T]], *, seed: int = 0, limit: float = 86400.0, ipv6: bool = False) -> T:
-    """Run `world(net)` in a network of its own, which must leave no socket and no task behind."""
+    """Run `world(net)` in a new network; it must leave no socket and no task behind."""
 
     async def main() -> T:
         async with Network(seed, time_limit=limit, ipv6=ipv6) as net:
@@ -28,7 +28,7 @@ def run(world: Callable[[Network], Awaitable[T]], *, seed: int = 0, limit: float
 
 @contextmanager
 def may_break(possible: bool) -> Iterator[None]:
-    """Let a Pipe break in the body where that is `possible`, whether its error comes bare or out of a nursery.
+    """Let a Pipe break in the body if that is `possible`, whether the error comes bare or in an exception group.
 
     `contextlib.suppress` looks into groups from Python 3.12 on only.
     """
