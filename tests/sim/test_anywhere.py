@@ -1,6 +1,6 @@
-"""Whole nodes anywhere, with servers of every kind: whoever has a way connects, in time, and no relay is used in vain.
+"""Whole nodes anywhere, with servers of every kind: pairs with a path connect in time, and relay only if necessary.
 
-Here a sample runs; ``python -m tests.sim.census any 5000`` asks the same of thousands of worlds.
+A sample runs here; ``python -m tests.sim.census any 5000`` runs thousands of worlds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from warpgate_trio.report import ComboReport, ConnectReport, Outcome, Verdict
 from warpgate_trio.sim import NatConfig, presets
 from warpgate_trio.testing.worlds import PeerPair
 
-PHASES = [phase for phase in Phase if phase is not Phase.explain]  # it would run a failing world 300 times more
+PHASES = [phase for phase in Phase if phase is not Phase.explain]  # this phase would run a failing world 300 times more
 RTT = 0.05
 CONE, HARD = presets.LINUX, presets.LINUX_SYMMETRIC
 TURN: tuple[tuple[str, Form], ...] = (("turn", "udp"),)
@@ -44,7 +44,7 @@ def test_whoever_has_a_way_connects() -> None:
 
 @pytest.mark.slow("8 worlds with 5 % loss")
 def test_whoever_has_a_relay_connects_over_a_bad_network_too() -> None:
-    """At the second try at the latest: one call in hundreds loses what it cannot do without."""
+    """At the second try at the latest: one call in hundreds loses a packet that it cannot do without."""
 
     @settings(max_examples=8, phases=PHASES)
     @given(anywhere(loss=0.05))
@@ -77,7 +77,7 @@ NESTED = (presets.CGN, presets.LINUX_SYMMETRIC)
 @pytest.mark.parametrize("turn", ["alice", "bob"])
 @pytest.mark.parametrize("nested", ["alice", "bob", "both"])
 def test_who_shares_a_carriers_ports_twice_has_some_left_for_a_relay(nested: str, turn: str) -> None:
-    """Behind one address both, by a second carrier's NAT, which has less ports than the first one shows."""
+    """Both peers share one address of a second carrier's NAT, which has fewer ports than the first one shows."""
     pair = between(CONE, CONE, Side()).pair
     alice, bob = (
         replace(place, nats=NESTED if nested in (who, "both") else place.nats)
@@ -95,7 +95,7 @@ def test_who_shares_a_carriers_ports_twice_has_some_left_for_a_relay(nested: str
 
 
 def between(alice: NatConfig | None, bob: NatConfig | None, side: Side, *, relays: str = "none") -> Anywhere:
-    """A world in which both have been told the same, and who is behind a proxy, of that."""
+    """A world in which both have the same configuration, with the proxy for a peer behind `PROXY_ONLY`."""
     pair = PeerPair.between(alice, bob, rtt=RTT)
     sides = [replace(side, proxy=nat is PROXY_ONLY) for nat in (alice, bob)]
     return Anywhere(pair=with_machines(pair), alice=sides[0], bob=sides[1], relays=relays)

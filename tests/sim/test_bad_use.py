@@ -1,4 +1,4 @@
-"""What bad use gets: a clear error, and a way to see what happened."""
+"""Misuse of the simulator gets a clear error, and a way to see what happened."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_building_mistakes() -> None:
         with pytest.raises(ValueError, match="does not appear"):
             net.host("d", address="nonsense")
         assert list(net.hosts) == ["a"]
-        assert net.host("d").ip == "11.0.0.1"  # and as if nothing had been
+        assert net.host("d").ip == "11.0.0.1"  # as if nothing had happened
         with pytest.raises(ValueError, match="no host has"):
             net.add_name("x", "11.7.7.7")
         with pytest.raises(LookupError, match="no IPv6"):
@@ -78,7 +78,7 @@ def test_building_mistakes() -> None:
 
 
 async def beat() -> None:
-    while True:  # noqa: ASYNC110 - the clock shall have somewhere to go
+    while True:  # noqa: ASYNC110 - so that the clock has a next deadline
         await trio.sleep(1)
 
 
@@ -121,7 +121,7 @@ REALITY: list[tuple[Callable[[], Awaitable[object]], str]] = [
 def test_threads_and_real_descriptors_are_named_at_once(
     real: Callable[[], Awaitable[object]], said: str, quiet: bool
 ) -> None:
-    """Also where no packet moves and no timer runs, and before the clock has."""
+    """Also if no packet moves and no timer runs, and before the clock advances."""
 
     async def main() -> None:
         async with Network() as net:
@@ -238,7 +238,7 @@ def test_real_sockets_of_the_standard_library_are_back_too() -> None:
                 assert simulated.fileno() > 1000
             return net.hosts["a"]
 
-    with simulate(main):  # whose network was left
+    with simulate(main):  # its network was left
         left, right = socket.socketpair()
         with left, right, socket.socket() as sock:
             assert max(left.fileno(), right.fileno(), sock.fileno()) < 1000

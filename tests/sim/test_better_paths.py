@@ -1,4 +1,4 @@
-"""Pipes that change over to a better path while bytes flow, between two whole nodes."""
+"""Pipes between two whole nodes that change over to a better path while bytes flow."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Closed:
 
 @final
 class Talking:
-    """A Pipe by punching, and numbered bytes both ways on it."""
+    """A punched Pipe with numbered bytes both ways."""
 
     def __init__(self, net: Network, nodes: NodePair, closed: Closed, ours: Pipe, theirs: Pipe) -> None:
         self.net, self.nodes, self.closed = net, nodes, closed
@@ -58,7 +58,7 @@ class Talking:
         self.talks = [Talk(ours, theirs), Talk(theirs, ours)]
 
     def check(self, since: float, *, silence: float) -> None:
-        """It flows, and never stopped for longer."""
+        """Check that data flows, and never paused for longer than `silence` seconds."""
         for talk in self.talks:
             assert talk.arrivals[-1] >= trio.current_time() - 1.0
             assert talk.silence_after(since) <= silence
@@ -71,7 +71,7 @@ async def talking(
     phases: tuple[str, ...] = ("direct", "punch"),
     quiet: bool = False,
 ) -> AsyncGenerator[Talking]:
-    """Two nodes with a Pipe by punching; the plugins `closed` of the caller (all direct ones) find nothing."""
+    """Two nodes with a punched Pipe; the caller's plugins `closed` (the direct ones if none are named) find nothing."""
     async with pair.build(time_limit=1e6) as net, simulated_hosts(), open_nodes(net) as nodes:
         await trio.sleep(5.0)
         plugins = Closed(nodes.alice, *(closed or ("direct_connect", "reverse_connect")))
@@ -89,7 +89,7 @@ async def talking(
 
 
 async def changes_within(pipe: Pipe, seconds: float) -> str | None:
-    """The phase of the path that a Pipe changes over to, if it does."""
+    """The phase of the path to which a Pipe changes within some seconds; None if it does not."""
     before = pipe.path
     with trio.move_on_after(seconds):
         while pipe.path.phase == before.phase:
@@ -100,7 +100,7 @@ async def changes_within(pipe: Pipe, seconds: float) -> str | None:
 
 @pytest.mark.slow("half a minute of talk")
 def test_a_punched_pipe_becomes_public_without_a_pause() -> None:
-    """Law 11: once a better class is walkable, and bytes move, the Pipe is on it after the next search."""
+    """Law 11: if a path of a better class is possible and carries data, the Pipe is on it after the next search."""
 
     async def main() -> None:
         async with talking() as both:
@@ -112,7 +112,7 @@ def test_a_punched_pipe_becomes_public_without_a_pause() -> None:
             await trio.sleep(2.0)
             assert both.theirs.path.phase == "direct"
             assert both.ours.path.state is both.theirs.path.state is PathState.LIVE
-            both.check(began, silence=0.02 + 2 * RTT)  # two ways of different length may be RTT apart
+            both.check(began, silence=0.02 + 2 * RTT)  # the delays of the two paths may differ by RTT
             assert [each.cause for each in both.ours.path_log] == [PathCause.BETTER]
             assert [each.cause for each in both.theirs.path_log] == [PathCause.FOLLOWED]
 
@@ -122,10 +122,10 @@ def test_a_punched_pipe_becomes_public_without_a_pause() -> None:
 @pytest.mark.slow("a few seconds of bulk both ways")
 @pytest.mark.parametrize(("rtt", "queue"), [(0.05, 1), (0.05, 8), (0.2, 2)])
 def test_bulk_both_ways_changes_over_without_a_silence(rtt: float, queue: int) -> None:
-    """Law 7, where both paths go over one full line: no longer one than a round trip of the new path, as loaded.
+    """Law 7, with both paths over one full line: the silence is at most a round trip of the new path under load.
 
-    The line's queue holds what is on its way, so many times.  Where that is once, TCP loses packets as it does before,
-    and takes a round trip more to say them again.
+    The line's queue holds `queue` times the data in flight.  With 1, TCP loses packets, as it does before the change,
+    and takes another round trip to retransmit them.
     """
 
     async def bulk(sender: Pipe) -> None:
@@ -148,7 +148,7 @@ def test_bulk_both_ways_changes_over_without_a_silence(rtt: float, queue: int) -
             assert path.phase == "direct"
             while both.theirs.path.phase != "direct":
                 await both.theirs.wait_path_change()
-            await trio.sleep(3 * rtt)  # what is on its way by the old path
+            await trio.sleep(3 * rtt)  # until the data in flight on the old path has arrived
             loaded = max(pipe.path.rtt or 0.0 for pipe in (both.ours, both.theirs))
             for talk in both.talks:
                 silence = talk.silence_after(began)
@@ -193,7 +193,7 @@ def test_a_better_path_that_carries_no_bulk_is_not_changed_over_to(caplog: pytes
         async with talking() as both:
             await trio.sleep(1.0)
             both.closed.open()
-            # The talk is of small packets; of a new path the handshake's large ones pass, and those behind it vanish.
+            # The talk has small packets only.  On a new path the handshake's large packets pass; later ones vanish.
             began = trio.current_time()
             hole = Fault(at=0.0, until=200.0, target="bob", kind=Kind.PAYLOAD_HOLE, value=1000, after=5)
             both.net.schedule([hole])
@@ -226,7 +226,7 @@ def test_migrate_looks_for_a_better_path_now(phases: tuple[str, ...] | None) -> 
 
 @pytest.mark.slow("some seconds of talk")
 def test_a_link_needs_no_server_to_find_a_better_path() -> None:
-    """Its signals go on the Link: a reverse connection is asked for by one."""
+    """Its signals travel on the Link, such as the request for a reverse connection."""
 
     async def main() -> None:
         async with talking(REVERSED, "reverse_connect") as both:
@@ -241,7 +241,7 @@ def test_a_link_needs_no_server_to_find_a_better_path() -> None:
 
 @pytest.mark.slow("some seconds of talk")
 def test_who_was_dialled_at_once_learns_where_the_caller_is() -> None:
-    """And can search for it: the caller has said so on the Link, and nothing by a signal."""
+    """The callee can search for paths to the caller, which sends its address on the Link, and no signal."""
 
     async def main() -> None:
         async with CONE_TO_PUBLIC.build(time_limit=1e6) as net, simulated_hosts(), open_nodes(net) as nodes:
@@ -265,7 +265,7 @@ def test_who_was_dialled_at_once_learns_where_the_caller_is() -> None:
 @pytest.mark.slow("a few seconds of talk for each checkpoint, and for one of 149 steps of any task")
 @pytest.mark.parametrize("steps", [cuts(), step_cuts(stride=149)], ids=["own", "any"])
 def test_migrate_can_be_cancelled_at_any_moment(steps: Iterator[AnyCut]) -> None:
-    """Law 17: the Pipe goes on as if nothing had been asked, and another search finds what there is."""
+    """Law 17: the Pipe goes on as if `migrate` had not been called, and another search finds the better path."""
     cancelled = 0
 
     async def main(each: AnyCut) -> None:

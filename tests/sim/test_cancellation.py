@@ -1,7 +1,7 @@
-"""A walk cancelled at every step that any task of a whole world makes: nothing stays, on either node or the server.
+"""A walk that is cancelled at any step of any task of its world leaves nothing, on either node or the server.
 
-In virtual time all of them fit into seconds.  Each step is one walk in a world that goes on: a minute later the sockets
-and the tasks must be those from before, and the next walk must work.
+Each step is one walk in a world that goes on.  A minute later the sockets and tasks must be those from before, and the
+next walk must work.  Virtual time makes that fast.
 
 A test run takes some of the steps, others for each kind of walk; ``python -m tests.sim.test_cancellation`` takes all.
 """
@@ -26,13 +26,13 @@ LATER = 61.0  # seconds; rates are per minute, and TCP's TIME-WAIT is one
 
 
 def still_there(found: Netstat) -> tuple[Counter[str], Counter[str]]:
-    """Without ports, since a node has others mapped in place of those that a walk has used up."""
+    """The sockets and tasks without port numbers, because a node replaces warm ports that a walk has used up."""
     sockets, tasks = (Counter(re.sub(r"\d+", "", line) for line in lines) for lines in (found.sockets, found.tasks))
     return sockets, tasks
 
 
 def sweep(pair: PeerPair, stride: int) -> tuple[int, int]:
-    """How many walks were cut, and how many of them when bob had a Pipe already."""
+    """Returns how many walks were cancelled, and how many Pipes bob accepted in them."""
 
     async def main() -> tuple[int, int]:
         walks = given = 0
@@ -44,7 +44,7 @@ def sweep(pair: PeerPair, stride: int) -> tuple[int, int]:
                     while True:
                         async with await nodes.bob.listener.accept() as pipe:
                             given += 1
-                            with suppress(trio.BrokenResourceError):  # a call that is cut in its last step
+                            with suppress(trio.BrokenResourceError):  # a call that is cancelled in its last step
                                 async for _ in pipe:
                                     pass
 
@@ -89,7 +89,7 @@ WALKS: dict[str, tuple[NatConfig | None, NatConfig | None, int]] = {
     "cone-cone": (presets.LINUX, presets.LINUX_LOCAL, 13),
     "cone-symmetric": (presets.LINUX, presets.LINUX_SYMMETRIC, 101),  # a spray is thousands of packets, each time
 }
-"""Who calls whom, and of how many steps a test run takes one."""
+"""The NATs of caller and listener, and the stride: a test run takes one step in so many."""
 
 
 @pytest.mark.slow("dozens of walks, each cancelled some task steps later than the one before")
@@ -104,7 +104,7 @@ def test_a_walk_can_be_cancelled_at_any_step_of_any_task(
 
 
 def main() -> None:
-    """Every step of every walk: many minutes, for who changes what a walk does."""
+    """Runs every step of every walk, for many minutes; meant for changes of what a walk does."""
     for name, (alice, bob, _) in WALKS.items():
         steps, given = sweep(PeerPair.between(alice, bob, rtt=0.05), 1)
         print(f"{name}: {steps} walks cut, of which the peer had {given}", flush=True)

@@ -1,4 +1,4 @@
-"""Programs and libraries that the simulator carries unchanged."""
+"""Programs and libraries that run unchanged in the simulator."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_anyio_by_udp() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what it imports
 def test_hypercorn() -> None:
-    """With its own sockets, which it makes with the standard library."""
+    """It makes its own sockets with the standard library."""
     config = hypercorn.Config()
     config.bind = ["0.0.0.0:80"]
     config.errorlog = config.accesslog = None

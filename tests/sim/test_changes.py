@@ -26,7 +26,7 @@ def down(begin: float, end: float) -> Fault:
 
 
 def listed(host: Host) -> dict[str, list[str]]:
-    """What a program finds there, without loopback."""
+    """The interfaces and addresses that a program finds on a host, without loopback."""
     with host:
         return {
             each.name: [str(address.ip) for address in each.addresses]
@@ -36,7 +36,7 @@ def listed(host: Host) -> dict[str, list[str]]:
 
 
 def test_an_interface_that_is_down_is_none() -> None:
-    """Both ways and for new programs; afterwards all is as before, for two faults that overlap too."""
+    """Nothing passes in either direction, and programs do not see it; it comes back, even after overlapping faults."""
 
     async def world(net: Network) -> None:
         alice, bob = net.host("alice", link=LINK), net.host("bob")
@@ -77,7 +77,7 @@ def test_a_connection_outlives_an_interface_that_was_down() -> None:
         there, _ = await listener.accept()
         net.schedule([down(1, 10)])
         await trio.sleep(2)
-        await stream.send_all(b"x")  # no error: the kernel has it
+        await stream.send_all(b"x")  # no error: the kernel buffers it
         assert await there.recv(10) == b"x"
         assert 10 < trio.current_time() < 12  # by its timer, as on Linux
         await stream.aclose()
@@ -114,7 +114,7 @@ def test_another_address(ipv6: bool) -> None:
 
 
 def test_a_move_to_another_network() -> None:
-    """From a LAN behind a NAT to a carrier's, and to the internet itself."""
+    """From a LAN behind a NAT to a carrier's network, and to a public address."""
 
     async def world(net: Network) -> None:
         home, cellular = net.lan("home", nat=presets.LINUX), net.lan("cellular", nat=presets.CGN, link=LINK)
@@ -124,7 +124,7 @@ def test_a_move_to_another_network() -> None:
         net.schedule(
             [
                 Fault(at=10, target="alice", kind=Kind.MOVE, to="cellular"),
-                Fault(at=10, until=20, target="alice:down", kind=Kind.BLACKHOLE),  # of the link that she has by then
+                Fault(at=10, until=20, target="alice:down", kind=Kind.BLACKHOLE),  # for the link that she has by then
                 Fault(at=30, target="alice", kind=Kind.MOVE, to="internet"),
             ]
         )
@@ -153,7 +153,7 @@ def test_a_move_to_another_network() -> None:
 
 
 def test_a_move_by_hand_within_ipv6() -> None:
-    """Who did without IPv6 does so there too; who had none to do without gets it."""
+    """A host that is configured without IPv6 stays without; one whose network had no IPv6 gets it."""
 
     async def world(net: Network) -> None:
         plain, home = net.lan("plain", ipv6=False, nat=presets.LINUX), net.lan("home", nat=presets.LINUX)

@@ -1,4 +1,4 @@
-"""Shared time in simulated worlds: skewed and drifting clocks, uneven ways, servers that are dead or lie; two peers."""
+"""Shared time in simulated worlds: skewed and drifting clocks, asymmetric paths, dead and lying servers, two peers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def urls(*hosts: Host | str) -> list[ServerUrl]:
 
 
 async def time_server(nursery: trio.Nursery, net: Network, name: str, **of_host: object) -> Host:
-    """A host with the embedded server on port 123."""
+    """A host with the embedded NTP server on port 123."""
     host = net.host(name, **of_host)  # type: ignore[arg-type]
     with host:
         await nursery.start(partial(serve_ntp, host=host.ip, port=123))
@@ -59,7 +59,7 @@ async def time_server(nursery: trio.Nursery, net: Network, name: str, **of_host:
 
 
 async def liar(nursery: trio.Nursery, net: Network, name: str, say: Say, **of_host: object) -> Host:
-    """A host that answers what `say` makes of the right answer."""
+    """A host that answers with the right answer as changed by `say`."""
     host = net.host(name, **of_host)  # type: ignore[arg-type]
     sock = await bound(host, 123)
 
@@ -154,7 +154,7 @@ def test_a_name_with_two_families_of_which_one_is_dead() -> None:
 
 
 def test_dead_servers_cost_nothing() -> None:
-    """One has no listener, one is a black hole, one has no name; two agree, and two of five are no majority."""
+    """One has no listener, one is a black hole, one name does not resolve; two agree, but are no majority of five."""
 
     async def body(net: Network, nursery: trio.Nursery) -> None:
         link = Link(latency=0.02)
@@ -245,7 +245,7 @@ def test_a_server_that_limits_its_clients_is_used_all_the_same() -> None:
 
 
 def shifted(right: bytes, seconds: int) -> bytes:
-    """The same answer in the name of another time."""
+    """The answer with all its times shifted."""
     parts = [right[:32]]
     for start in (32, 40):
         parts.append((int.from_bytes(right[start : start + 4], "big") + seconds & 0xFFFFFFFF).to_bytes(4, "big"))
@@ -262,7 +262,7 @@ def unsynchronised(right: bytes) -> bytes:
 
 
 def initialising(right: bytes) -> bytes:
-    """As ntpd answers before it has a time, and chronyd without a code."""
+    """The answer of an unsynchronised ntpd; chronyd's has no code."""
     return bytes([right[0] | 0xC0, 0]) + right[2:12] + b"INIT" + right[16:]
 
 
@@ -458,7 +458,7 @@ def test_no_more_servers_are_asked_than_agreed() -> None:
 
 
 def test_a_clock_that_is_kept_measured() -> None:
-    """Wrong by 30 s and drifting, a dead server at first; moved by hand; right within its uncertainty throughout."""
+    """A drifting clock, 30 s off, with a dead server at first, and then set by hand, stays within its uncertainty."""
 
     async def body(net: Network, nursery: trio.Nursery) -> None:
         server = net.host("server", link=Link(latency=0.02))
@@ -546,7 +546,7 @@ def test_a_worse_measurement_changes_nothing() -> None:
 def test_two_peers_act_at_one_instant(
     seed: int, offsets: tuple[float, float], latencies: tuple[float, ...], ntp: tuple[bool, bool]
 ) -> None:
-    """With time servers or without: after one round trip both are there within the uncertainty that they computed."""
+    """With NTP servers or without, after one round trip both act at one instant, within the computed uncertainty."""
 
     async def body(net: Network, nursery: trio.Nursery) -> None:
         server = await time_server(nursery, net, "server")
@@ -586,7 +586,7 @@ def test_two_peers_act_at_one_instant(
 
 
 def test_two_peers_who_cannot_talk_meet_at_a_boundary() -> None:
-    """The request was lost on its way back: Bob knows the secret and his own clock, no more."""
+    """Without an answer to the request, Bob knows only the secret and his own clock."""
     period, lead, secret = 3.0, 0.5, bytes(16)
 
     async def body(net: Network, nursery: trio.Nursery) -> None:
@@ -624,7 +624,7 @@ def test_open_ntp_leaves_nothing_behind() -> None:
 
 
 def test_what_nobody_foresaw_in_a_measurement_ends_no_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A panic of a library derives from BaseException alone."""
+    """The panic of a Rust library derives from BaseException only."""
 
     async def body(net: Network, nursery: trio.Nursery) -> None:
         server = await time_server(nursery, net, "server")

@@ -1,4 +1,4 @@
-"""A Pipe that is closed while its path is dying, between two whole nodes: the other end reads all, and then the end."""
+"""A Pipe that is closed while its path dies: the other end still reads all data, and then the end."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from warpgate_trio.testing.worlds import PeerPair
 
 RTT: Final = 0.05
 SIZE: Final = 8_000
-"""Bytes that a carrier takes at once, into a hole as well."""
+"""Bytes that a carrier accepts at once, even if the path is a black hole."""
 PAIRS: Final = {
     "direct": (partial(PeerPair.between, presets.LINUX, None), "direct_connect"),
     "punched": (partial(PeerPair.between, presets.FULL_CONE, presets.LINUX), "udp_punch"),
 }
 FAR: Final = 0.4
-"""A round trip by which a search takes a second and more."""
+"""Seconds of a round trip with which a search takes more than a second."""
 MAX_SEARCHES: Final = 4
-"""One for each pause up to 19 s, and one where the peer can be reached again."""
+"""One search for each pause up to 19 s, and one when the peer can be reached again."""
 
 
 def numbered(size: int) -> bytes:
@@ -43,7 +43,7 @@ async def read_all(pipe: Pipe) -> bytes:
 def closes(
     where: str, by: str, happens: Callable[[Network], object], *, rtt: float = RTT, within: float = 100.0
 ) -> None:
-    """Something happens to a path; then an end says all it has to say, and closes."""
+    """Something happens to a path; then an end sends all its data and closes, and the other end must get all of it."""
     between, plugin = PAIRS[where]
 
     async def main() -> None:
@@ -55,7 +55,7 @@ def closes(
             await theirs.ping()
             await trio.sleep(5.0)
             happens(net)
-            await trio.sleep(0.001)  # before anybody has noticed
+            await trio.sleep(0.001)  # before either node has noticed
             closing, reading = (ours, theirs) if by == "alice" else (theirs, ours)
             began = trio.current_time()
             async with closing:
@@ -92,6 +92,6 @@ def test_a_machine_has_just_got_another_address(where: str, by: str) -> None:
 @pytest.mark.parametrize("where", PAIRS)
 @pytest.mark.parametrize("by", ["alice", "bob"])
 def test_the_same_far_away(where: str, by: str) -> None:
-    """The search of a Link that only has something left to say has the time that any has."""
+    """The search of a Link that only has unacknowledged data left may take as long as any other."""
     moves = Fault(at=0.0, target=by, kind=Kind.NEW_ADDRESS)
     closes(where, by, lambda net: net.schedule([moves]), rtt=FAR, within=3 * FAR + 4.0)

@@ -1,4 +1,4 @@
-"""One seed, one run: in this process, in others, whatever their hash seeds."""
+"""Equal seeds make equal runs, in this process and in others, whatever their hash seeds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROGRAM = "from tests.sim.test_determinism import digest; print(digest(int({seed
 
 
 async def busy_world(net: Network) -> None:
-    """Punching over bad links, transfers, many tasks that wake at one time, cancellations."""
+    """A world with punching over bad links, transfers, many tasks that wake at one time, and cancellations."""
     bad = Link(latency=0.02, jitter=0.01, loss=0.05, duplicate=0.05, reorder=0.1, bandwidth=1e7)
     a = behind(net, "a", [presets.CGN, presets.LINUX])
     b = behind(net, "b", [presets.LINUX_SYMMETRIC])
@@ -28,7 +28,7 @@ async def busy_world(net: Network) -> None:
     server = net.host("server", link=bad)
 
     async def serve(stream: trio.SocketStream) -> None:
-        with suppress(trio.BrokenResourceError):  # of those that gave up
+        with suppress(trio.BrokenResourceError):  # from clients that gave up
             async for chunk in stream:
                 await stream.send_all(chunk)
 
@@ -124,7 +124,7 @@ def test_a_trio_without_the_switch_is_noticed(monkeypatch: pytest.MonkeyPatch, n
 
 
 def test_the_switch_still_does_something() -> None:
-    """Trio may keep the names and stop using them: then two seeds schedule tasks in one order, or one seed in two."""
+    """Trio could keep these names but ignore them: then two seeds would give one order of tasks, or one seed two."""
 
     def order(seed: int) -> list[int]:
         async def main() -> list[int]:

@@ -1,4 +1,4 @@
-"""Peers that are called by their keys: two homes, a peer that has moved, servers that lie, and what nobody is told."""
+"""Peers that are called by their keys: two homes, a peer that has moved, lying servers, and what stays private."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ async def scene(net: Network) -> AsyncGenerator[Scene]:
 
 
 def lie(server: RendezvousServer, record: Callable[[Lookup], bytes | None]) -> None:
-    """Have a server answer lookups as a liar wants."""
+    """Make a server answer each lookup with the record that `record` returns, or with none."""
     records = server._rendezvous._core.key_records
     honest = records.receive
 
@@ -164,7 +164,7 @@ def test_who_is_absent_or_not_findable_is_not_found(known: bool) -> None:
 
 
 def test_three_round_trips_to_the_server_are_what_it_costs() -> None:
-    """One for the record, and two for the question to the peer and its answer; nothing once the peer has answered."""
+    """One for the key record, and two for the question to the peer and its answer; none once the peer has answered."""
 
     async def body(net: Network) -> tuple[float, float]:
         far = Link(latency=0.025)
@@ -214,7 +214,7 @@ def test_without_a_server_nobody_is_found() -> None:
 
 
 def test_the_peers_other_server_is_visited() -> None:
-    """The caller's server knows the peer; the peer's answer comes by whichever does."""
+    """The record names a second server; the peer's answer comes through whichever server reaches the peer."""
 
     async def body(net: Network) -> None:
         async with scene(net) as here:
@@ -338,7 +338,7 @@ LIES: Final[dict[LookupOutcome, Callable[[float], bytes | None]]] = {
 
 @pytest.mark.parametrize("outcome", LIES)
 def test_a_server_that_lies_hides_a_peer_at_worst(outcome: LookupOutcome) -> None:
-    """An honest server beside it is enough."""
+    """One honest server beside it suffices to find the peer."""
 
     async def body(net: Network) -> None:
         async with scene(net) as here:
@@ -357,7 +357,7 @@ def test_a_server_that_lies_hides_a_peer_at_worst(outcome: LookupOutcome) -> Non
 
 
 def test_a_record_that_was_put_back_is_noticed(tmp_path: Path) -> None:
-    """By a node that has seen a newer one, and by the next node of who has the peer as a contact."""
+    """A node that has seen a newer record notices it, and so does a later node with the same contacts."""
     contacts = Contacts.load(tmp_path / "contacts.toml")
 
     async def body(net: Network) -> None:

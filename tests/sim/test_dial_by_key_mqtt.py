@@ -1,4 +1,4 @@
-"""Peers that are called by their keys where nodes have a broker alone, at which anybody may publish."""
+"""Peers that are called by their keys when nodes have only an MQTT broker, at which anybody may publish."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ async def outcome(alice: Node) -> LookupOutcome:
 
 
 def said(broker: MemoryBroker) -> int:
-    """How often something was published at Bob's topic."""
+    """How many messages were published to Bob's topic."""
     return sum(topic == TOPIC.name for topic, _ in broker.published)
 
 
 def test_three_round_trips_to_the_broker_are_what_it_costs(memory_broker: MemoryBroker) -> None:
-    """As by a rendezvous server: one for the record, and two for the question to the peer and its answer."""
+    """As with a rendezvous server: one for the key record, and two for the question to the peer and its answer."""
 
     async def body(net: Network) -> list[float]:
         async with scene(net) as here:
@@ -74,7 +74,7 @@ def test_three_round_trips_to_the_broker_are_what_it_costs(memory_broker: Memory
 
 
 def test_a_look_up_leaves_nothing_behind(memory_broker: MemoryBroker) -> None:
-    """However it ends, and however many ask at once."""
+    """However it ends, and however many look-ups run at once."""
 
     async def body(net: Network) -> None:
         async with scene(net) as here:
@@ -106,7 +106,7 @@ def test_a_look_up_leaves_nothing_behind(memory_broker: MemoryBroker) -> None:
 
 
 def test_look_ups_that_follow_one_another_at_once_find_it_each_time(memory_broker: MemoryBroker) -> None:
-    """The end of a subscription comes between them, or not at all."""
+    """Between two look-ups the subscription may end, or continue."""
 
     async def body(net: Network) -> None:
         async with scene(net) as here:
@@ -120,7 +120,7 @@ def test_look_ups_that_follow_one_another_at_once_find_it_each_time(memory_broke
 
 
 def test_a_record_that_comes_behind_what_is_none_is_found(memory_broker: MemoryBroker) -> None:
-    """Its owner has published it again, while somebody was asking."""
+    """The owner publishes its record again during a look-up, which has received junk so far."""
 
     async def body(net: Network) -> None:
         async with scene(net) as here:
@@ -160,7 +160,7 @@ def test_what_a_stranger_has_published_in_the_place_of_who_is_absent(
 
 
 def test_a_record_that_is_put_back_is_noticed_by_both(memory_broker: MemoryBroker) -> None:
-    """By its owner, who puts his own there again, and by who has seen a newer one."""
+    """The owner publishes its own record again, and a node that has seen a newer record rejects the old one."""
 
     async def body(net: Network) -> None:
         async with scene(net) as here:

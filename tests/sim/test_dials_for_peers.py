@@ -1,7 +1,7 @@
-"""Where everybody is let in, peers cost nothing to make: what many of them have a node connect to, at somebody else's.
+"""A node that lets everybody in dials a bystander on behalf of many made-up peers only at a bounded rate.
 
-`authorize=anyone`, and each request comes from a new identity, so that no rate of a peer's holds.  Somebody who has
-nothing to do with it takes every connection, and either ends it at once, so that the next one may follow, or holds it.
+With `authorize=anyone`, each request comes from a new identity, so limits per peer do not help.  The bystander accepts
+every connection, and either ends it at once, so that the next one may follow, or holds it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Request = Callable[[str], tuple[str, PathRequest]]
 
 
 def fresh_peer(ip: str) -> tuple[Identity, PeerAddress]:
-    """Somebody whom nobody has heard of, who signs that the address is his."""
+    """A new identity, and its signed address record with this IP address."""
     identity, now = Identity.from_seed(current().entropy(32)), int(current().wall_time())
     endpoint = Endpoint.make(transport=Transport.TCP, kind=EndpointKind.EXT, ip=ip, port=PORTS[0])
     record = PeerAddress.issue(
@@ -73,7 +73,7 @@ def fresh_peer(ip: str) -> tuple[Identity, PeerAddress]:
 
 
 async def ask_bob(world: World, request: Request, seconds: float) -> Counter[str]:
-    """Requests of new peers, a hundred a second, all for the bystander's address; what Bob refused them for."""
+    """Send requests of new peers, a hundred a second, all for the bystander's address; returns Bob's refusals."""
     bob = world.nodes.bob
     with world.net.hosts["bob"]:
         await bob._runtime.nat.wait_looked("tcp", 4)
@@ -95,20 +95,20 @@ async def ask_bob(world: World, request: Request, seconds: float) -> Counter[str
                 attempt=current().entropy(16),
                 time_ms=int(current().wall_time() * 1000),
             )
-            via = f"ws://127.0.0.1:{next(channels)}"  # what strangers say by one channel has a rate of its own
+            via = f"ws://127.0.0.1:{next(channels)}"  # signals of strangers are also limited per channel
             bob._runtime.router.handle(Incoming(blob, via))
             await trio.sleep(PAUSE)
         return Counter(bob.stats().refused) - before
 
 
 async def taken(*_: object, **__: object) -> Delivery:
-    """What the peers' server says to all that Bob answers."""
+    """Stands in for Bob's sending of answers, which the server always accepts."""
     await trio.lowlevel.checkpoint()
     return Delivery.DELIVERED
 
 
 async def take_all(counts: Counter[int], *, hold: bool) -> None:
-    """The bystander: takes every connection, and ends or holds it."""
+    """The bystander: accepts every connection, and ends or holds it."""
 
     async def serve(port: int) -> None:
         listener = trio.socket.socket()
@@ -163,7 +163,7 @@ def test_what_one_bystander_gets_of_a_node_that_lets_everybody_in(
 @pytest.mark.slow("fifty calls")
 @pytest.mark.parametrize("commits", [True, False])
 def test_who_is_where_it_says_is_dialled_as_often_as_it_asks(commits: bool) -> None:
-    """What leads to the peer has troubled nobody else, and does not count, though another path may have won."""
+    """A dial that reaches the peer has disturbed nobody else, and does not count, even if another path wins."""
     dialled = 0
 
     async def run(self: Plugin, _: Message | None) -> object:

@@ -34,7 +34,7 @@ CELLS = [
     ("symmetric", "Linux"),
     ("symmetric", "mobile"),
 ]
-"""Of each phase one: all of them take minutes (`python tools/what_connects.py --check`)."""
+"""One cell for each phase: all cells take minutes (`python tools/what_connects.py --check`)."""
 
 
 def test_the_table_has_every_kind() -> None:
@@ -59,7 +59,7 @@ def test_the_readmes_table_is_a_part_of_it() -> None:
 def test_a_cell_is_what_happens(caller: str, listener: str) -> None:
     (row,) = [row for row in table(PAGE, "", *what_connects.KINDS) if row[""] == f"**{caller}**"]
     found = what_connects.cell(caller, listener)
-    if found.startswith("spray "):  # when chance meets is a matter of the seed, and of every draw before
+    if found.startswith("spray "):  # the time of a hit depends on the seed and on every draw before
         assert row[listener].startswith("spray ")
     else:
         assert row[listener] == found, "run python tools/what_connects.py"

@@ -1,4 +1,4 @@
-"""The programs of `examples/`, as they are, in two homes behind NATs of the simulator."""
+"""The unchanged programs of `examples/`, in two simulated homes behind NATs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _numbers = itertools.count()
 class Program:
     """An example that is started once on a host.
 
-    What it prints comes into `out`, and what is put into `keys` is typed.
+    `out` gets its output, and data sent to `keys` is typed.
     """
 
     def __init__(self, name: str, host: Host) -> None:
@@ -56,7 +56,7 @@ class Program:
             return b""
 
     async def run(self, *args: str, config: NodeConfig = CONFIG) -> None:
-        """Until it ends by itself."""
+        """Run it until it ends by itself."""
         await self.host.run(self.module.main, config, *args)
 
 
@@ -136,7 +136,7 @@ def test_file_drop(tmp_path: Path) -> None:
 
 
 class Capitals:
-    """A process whose stdout is its stdin in capitals: real ones have no place in a simulation."""
+    """Stands in for a process: its stdout is its stdin in capitals.  A simulation cannot have real processes."""
 
     def __init__(self) -> None:
         self.stdin, self._in = trio.testing.memory_stream_one_way_pair()
@@ -156,7 +156,7 @@ async def open_capitals(nursery: trio.Nursery) -> Capitals:
 
 
 async def open_deaf(_nursery: trio.Nursery) -> Capitals:
-    """A process that has said its last word before anybody has typed one."""
+    """A process that ends its output before anything is typed."""
     process = Capitals()
     await process._out.send_all(b"bye")
     await process._out.aclose()
@@ -181,17 +181,17 @@ def test_remote_shell(tmp_path: Path) -> None:
                 calling.start_soon(partial(alice.run, address, config=config))
                 await alice.keys.send(b"ls\n")
                 assert await out.receive() == b"LS\n"
-                await alice.keys.aclose()  # Ctrl-D, which ends the shell, and that ends the program
+                await alice.keys.aclose()  # Ctrl-D ends the shell, which ends the program
             bob.module.open_shell = open_deaf
             alice = Program("remote_shell", homes.alice)
             alice.module.show = shown.send
             async with trio.open_nursery() as calling:
                 calling.start_soon(partial(alice.run, address, config=config))
                 assert await out.receive() == b"bye"  # it has exited by itself
-                await alice.keys.send(b"too late")  # and that ends the program, with success
+                await alice.keys.send(b"too late")  # this ends the program, with success
             with pytest.raises(ConnectError) as caught:
                 await Program("remote_shell", homes.alice).run(address)  # with another key
-            assert caught.value.verdict is Verdict.PEER_SILENT  # whom it does not know it does not answer
+            assert caught.value.verdict is Verdict.PEER_SILENT  # it does not answer unknown peers
             nursery.cancel_scope.cancel()
 
     in_two_homes(main)
@@ -231,7 +231,7 @@ def test_pubsub() -> None:
             address = await hub.out.receive()
             for program, topic in ((alice, "tea"), (carol, "tea"), (other, "coffee")):
                 nursery.start_soon(program.run, address, topic)
-            await trio.sleep(30)  # of the simulation: all have called
+            await trio.sleep(30)  # simulated seconds, in which all have called
             await alice.keys.send(b"it is ready\n")
             assert await carol.out.receive() == "'it is ready'"
             await carol.keys.send(b"thanks\n")

@@ -1,4 +1,4 @@
-"""What a world says of itself: topology, ladder, captures; and schedules that shrink."""
+"""How a world explains itself: topology, ladder and captures; and how fault schedules shrink."""
 
 from __future__ import annotations
 
@@ -209,10 +209,10 @@ def all_arrive(schedule: list[Fault]) -> bool:
 
 @pytest.mark.slow("Hypothesis runs some hundred worlds")
 def test_a_failing_schedule_shrinks_to_the_faults_that_matter() -> None:
-    """Ten datagrams, and many things that may go wrong: what is left loses some of them, and is little."""
+    """Ten datagrams and many possible faults: the shrunk schedule is small, and still loses some of them."""
     schedules = st.lists(faults, max_size=5)
     thorough = settings(max_examples=2000, derandomize=False, database=None)
     found = find(schedules, lambda schedule: not all_arrive(schedule), settings=thorough, random=Random(1))
-    assert len(found) <= 2  # Hypothesis does not promise the least
+    assert len(found) <= 2  # Hypothesis does not promise the smallest one
     assert {fault.kind for fault in found} <= {Kind.LOSS, Kind.BLACKHOLE}
     assert eval(repr(found)) == found

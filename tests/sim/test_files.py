@@ -1,4 +1,4 @@
-"""Files at a distance: what a transfer takes more than its bytes, in a simulated network."""
+"""Files over a distance: the time that a transfer takes beyond its bytes, in a simulated network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZE = 6 << 20
 @pytest.mark.usefixtures("threads_take_no_time")
 @pytest.mark.parametrize("small", [False, True])
 def test_a_transfer_takes_two_round_trips_and_its_bytes(tmp_path: Path, small: bool) -> None:
-    """One large file, or hundreds of small ones: beside a bare Pipe of as many bytes on the same Link."""
+    """One large file, or hundreds of small ones, compared with the same number of bytes on a bare Pipe of the Link."""
     root = tmp_path / "root"
     root.mkdir()
     count = 400 if small else 1
@@ -43,7 +43,7 @@ def test_a_transfer_takes_two_round_trips_and_its_bytes(tmp_path: Path, small: b
     async def alice(address: str) -> None:
         async with open_node(WORLD_CONFIG, identity=Identity.from_seed(b"a" * 32), authorize=anyone) as node:
             async with await node.auto_connect(address), await node.listener.accept() as bare:
-                for _ in range(4):  # in the first ones TCP's window grows
+                for _ in range(4):  # TCP's congestion window grows in the first ones
                     began = trio.current_time()
                     for _piece in range(SIZE >> 20):
                         await bare.send_all(bytes(1 << 20))

@@ -28,18 +28,18 @@ PORT = 8000
 
 
 async def answer(stream: trio.SocketStream) -> None:
-    """Who is asked."""
+    """A service that answers a request."""
     async for data in stream:
         await stream.send_all(data.upper())
 
 
 async def greet(stream: trio.SocketStream) -> None:
-    """Who speaks first."""
+    """A service that sends first."""
     await stream.send_all(b"HELLO")
 
 
 async def first_bytes(port: int, asked: bytes) -> tuple[bytes, float]:
-    """What a new connection has for an answer, and how long that took."""
+    """The first answer on a new connection, and the seconds until it came."""
     began = trio.current_time()
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(asked)
@@ -91,7 +91,7 @@ def test_a_port_of_the_peers_has_its_first_byte_after_one_round_trip(service: Se
 
 
 def test_a_name_is_looked_up_at_the_host_that_exposes() -> None:
-    """Where it leads to that host itself, for instance."""
+    """So `localhost` leads to the exposing host itself."""
 
     async def main(nodes: NodePair) -> None:
         async with await nodes.alice.auto_connect(nodes.bob.address) as pipe, trio.open_nursery() as nursery:

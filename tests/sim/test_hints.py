@@ -1,4 +1,4 @@
-"""Servers that a stranger's address names, in a simulated internet: public ones are visited, and none inside."""
+"""Servers that a stranger's address names: a node visits public ones, and none in its own network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A new direct path that turns into a hole costs nothing up to its trial, and little after that (law 8)."""
+"""A new direct path that turns into a black hole costs nothing up to its trial, and little after that (law 8)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ pytestmark = pytest.mark.slow("whole nodes with TLS, and seconds of bulk")
 
 RTT: Final = 0.05
 EVEN: Final = 0.001
-"""Seconds by which two runs may differ: packets that arrive at one time have an order."""
+"""Seconds by which two runs may differ, because packets that arrive at one time have some order."""
 
 
 @cache
 def without_a_hole(plugin: Plugin, load: Load, *, search: bool) -> float:
-    """Seconds in which nothing comes in the same world where the new path is good, or is never looked for."""
+    """Seconds of silence in the same world without a hole, or without any search for a new path."""
     return fall(plugin, load, None, rtt=RTT, search=search).worst
 
 

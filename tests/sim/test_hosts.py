@@ -126,7 +126,7 @@ def test_latency_adds_up() -> None:
 
 
 def test_ttl_ends_where_it_should() -> None:
-    """Two NATs and six routers between them: who answers, for each TTL."""
+    """With two NATs and six routers between them: which hop answers, for each TTL."""
 
     async def world(net: Network) -> None:
         alice = net.lan("home", nat=presets.OPEN).host("alice")
@@ -180,9 +180,9 @@ def test_big_datagrams_are_cut_up_or_refused() -> None:
         a.setsockopt(socket.IPPROTO_IP, 10, do)  # IP_MTU_DISCOVER, IP_PMTUDISC_DO
         with pytest.raises(OSError, match="Message too long"):
             await a.sendto(bytes(1473), to)
-        await a.sendto(bytes(1200), to)  # fits the first link and not the second
+        await a.sendto(bytes(1200), to)  # fits the first link, but not the second
         assert await receive(b, 1) is None
-        with pytest.raises(OSError, match="Message too long"):  # which is known by now
+        with pytest.raises(OSError, match="Message too long"):  # the path MTU is known by now
             await a.sendto(bytes(1200), to)
         await a.sendto(bytes(900), to)
         assert await receive(b, 1) is not None
@@ -373,7 +373,7 @@ def test_names_with_a_trailing_dot_are_the_same_names() -> None:
 
 
 def test_lookups_that_look_at_the_host() -> None:
-    """At the simulated one, also for what Trio asks the standard library: addresses to listen on."""
+    """They use the simulated host, even when Trio asks the standard library for addresses to listen on."""
 
     async def world(net: Network) -> None:
         both, old = net.host("both"), net.host("old", ipv6=False)

@@ -1,4 +1,4 @@
-"""Machines with several interfaces and addresses, in the simulator: what a whole node makes of them."""
+"""How a whole node uses simulated machines with several interfaces and addresses."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_what_is_excluded_is_neither_published_nor_measured(exclude: Sequence[st
 
 
 def test_the_states_of_ipv6_addresses() -> None:
-    """As the kernel has it: what is deprecated starts nothing, what is temporary starts all, and is not published."""
+    """As in the kernel: deprecated addresses are avoided as sources, temporary ones preferred, and not published."""
 
     async def world(net: Network) -> None:
         home = net.lan("home", nat=presets.LINUX)

@@ -1,4 +1,4 @@
-"""A sender that is interrupted in mid-transfer, over paths that lose packets: nobody takes it for the end."""
+"""A sender is interrupted in mid-transfer over a lossy path: the receiver does not mistake that for the end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from warpgate_trio.testing.worlds import PeerPair
 
 
 def interrupted(plugin: str, *, seed: int, loss: float) -> Exception | None:
-    """Why Bob's reading broke."""
+    """The cause of the error that ends Bob's reading."""
 
     async def main() -> Exception | None:
         failure: Exception | None = None

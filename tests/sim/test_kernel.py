@@ -1,4 +1,4 @@
-"""The simulator against a Linux kernel: the same programs between the same NATs, cell by cell."""
+"""The simulator agrees with a Linux kernel: the same programs between the same NATs, cell by cell."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DRAWS = 16
 
 
 class Simulated:
-    """The lab's world in the simulator."""
+    """The simulator's counterpart of the lab's world."""
 
     def __init__(self, net: Network, cell: Cell) -> None:
         home = net.lan("nata", nat=config(cell.nat_a), uplink=LINK)
@@ -44,7 +44,7 @@ def simulated(cell: Cell, seed: int = 0) -> Any:
 
 
 def ask_kernel(*words: str) -> dict[str, Any]:
-    """What the kernel says to drawn cells."""
+    """The kernel's answers to drawn cells."""
     done = subprocess.run(enclosed("tests.sim.kernel_lab", *words), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     answers: dict[str, Any] = json.loads(done.stdout)
@@ -52,11 +52,11 @@ def ask_kernel(*words: str) -> dict[str, Any]:
 
 
 def difference(cell: Cell, kernel: Any) -> tuple[Any, Any] | None:
-    """What the simulator says that the kernel does not say, and the other way round; None when they agree.
+    """The differing parts of the simulator's and the kernel's answers; None if they agree.
 
-    After some TCP scripts, what the kernel says depends on the initial sequence numbers that it draws (whether the RST
-    of a closed port, with number 0, passes a connection tracker that has seen SYNs cross).  So does what the simulator
-    says, and one of its draws must agree.
+    For some TCP scripts the kernel's answer depends on its random initial sequence numbers: they decide whether the RST
+    of a closed port, with number 0, passes a connection tracker that has seen SYNs cross.  The same holds for the
+    simulator, and one of its draws must agree.
     """
     simulator = simulated(cell)
     if cell.ask == "attempt":
@@ -90,7 +90,7 @@ def test_a_script_is_asked_again_where_the_machine_was_late() -> None:
 
 
 def main() -> None:
-    """``python -m tests.sim.test_kernel COUNT SEED``: as many scripts more, by root, for who changes the simulator."""
+    """``python -m tests.sim.test_kernel COUNT SEED`` (root) runs more scripts; meant for changes of the simulator."""
     count, seed = sys.argv[1:]
     answers = ask_kernel(count, seed)
     differences = 0

@@ -1,4 +1,4 @@
-"""A path that dies under a Pipe, between two whole nodes: when each side notices, by what it is doing."""
+"""A path dies under a Pipe between two whole nodes: when does each side notice, depending on its traffic?"""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ INTERVALS: Final = {"tls": tls.IDLE_INTERVAL, "quic": quic.IDLE_INTERVAL}
 
 
 def the_way(carrier: str, rtt: float) -> tuple[PeerPair, Fault, str]:
-    """A world with a path of that carrier, the hole that swallows it, and the plugin that finds it."""
+    """A world with a path of that carrier, the black hole that kills it, and the plugin that finds it."""
     if carrier == "tls":
         return PeerPair.between(presets.LINUX, None, rtt=rtt), HOLE, "direct_connect"
-    # Of UDP only a punched path is there behind two such NATs, of TCP one that was dialled.
+    # Between two such NATs a UDP path has to be punched; the TCP path above is dialled.
     pair = PeerPair.between(presets.FULL_CONE, presets.FULL_CONE, rtt=rtt)
     return pair, replace(HOLE, target="bob-nat0"), "udp_punch"
 
@@ -40,19 +40,19 @@ PLACES: Final[list[tuple[Family, float]]] = [("v4", 0.05), ("v4", 0.2), ("v6", 0
 
 
 def the_world(carrier: str, family: Family, rtt: float) -> tuple[Roaming, Fault]:
-    """The same where both have addresses of these families."""
+    """A world with a path of that carrier where both have addresses of these families, and the black hole."""
     world = Roaming(alice=family, bob=family, way="direct" if carrier == "tls" else "punched", rtt=rtt)
     return world, HOLE if carrier == "tls" else replace(HOLE, target="bob-home")
 
 
 async def noticed(pipe: Pipe) -> float:
-    """When a path is first suspected, in seconds of the clock."""
+    """Wait until the path is suspected; returns the time."""
     assert (await pipe.wait_path_change()).state is PathState.SUSPECT
     return trio.current_time()
 
 
 async def broken(pipe: Pipe, use: Callable[[Pipe], Awaitable[object]]) -> float:
-    """When it breaks."""
+    """Use a Pipe until it breaks; returns the time."""
     with pytest.raises(trio.BrokenResourceError):
         while True:
             await use(pipe)
@@ -73,7 +73,7 @@ async def receive(pipe: Pipe) -> None:
 @pytest.mark.parametrize("carrier", ["tls", "quic"])
 @pytest.mark.parametrize("work", ["busy", "idle"])
 def test_a_path_that_dies_is_suspected_and_then_given_up(work: Work, carrier: str, family: Family, rtt: float) -> None:
-    """Within three round trips and 1.5 s of what was said last; 15 s later it is dead, and there is no other one."""
+    """It is suspected within three round trips and 1.5 s of the last sending, and dead 15 s later."""
 
     async def main() -> None:
         world, hole = the_world(carrier, family, rtt)
@@ -96,7 +96,7 @@ def test_a_path_that_dies_is_suspected_and_then_given_up(work: Work, carrier: st
                 await wait_until(lambda: theirs.path.rtt is not None)
                 use = send if work == "busy" else receive
                 times: dict[str, tuple[float, float]] = {}
-                if work == "busy":  # until something of each is on its way
+                if work == "busy":  # each has unacknowledged data when the hole opens
                     await ours.send_all(b"x")
                     await theirs.send_all(b"x")
                 nodes.net.schedule([hole])
@@ -117,7 +117,7 @@ def test_a_path_that_dies_is_suspected_and_then_given_up(work: Work, carrier: st
                 interval = 0.0 if work == "busy" else INTERVALS[carrier]
                 for name, (suspected, dead) in times.items():
                     waits = interval * (RESPONDER_WAITS if name == "bob" else 1.0)
-                    assert suspected <= waits + 3 * rtt + SLACK + 0.1, times  # and the pace of the talk
+                    assert suspected <= waits + 3 * rtt + SLACK + 0.1, times  # plus the interval of the talk
                     assert suspected + DEATH - 0.1 <= dead <= suspected + DEATH + 0.1, times
 
     simulate(main, seed=0)
@@ -156,7 +156,7 @@ def test_a_path_that_dies_idle_is_suspected_within_the_time_that_was_asked_for(
 @pytest.mark.slow("a minute of bulk, packet by packet")
 @pytest.mark.parametrize("way", ["up", "down"])
 def test_a_path_that_dies_in_one_direction_is_noticed_by_who_sends_there(way: str) -> None:
-    """What comes from the other side goes on coming."""
+    """Data from the other side keeps arriving."""
 
     async def main() -> None:
         pair = PeerPair.between(presets.LINUX, None, rtt=0.05)
@@ -204,7 +204,7 @@ def test_a_path_that_comes_back_is_forgiven() -> None:
 async def idle_pipe(
     carrier: str, rtt: float, *, config: NodeConfig | None = None
 ) -> AsyncGenerator[tuple[NodePair, Pipe]]:
-    """Alice's end of a Pipe over which nobody says anything, half way between two questions."""
+    """Alice's end of an idle Pipe, half way between two PINGs."""
     pair, _, plugin = the_way(carrier, rtt)
     async with (
         pair.build(time_limit=1e6) as net,
@@ -219,7 +219,7 @@ async def idle_pipe(
 
 
 def questions(pipe: Pipe) -> int:
-    """How often its Link has asked its peer."""
+    """How many PINGs its Link has sent."""
     return link_of(pipe).protocol.life._asked
 
 
@@ -227,7 +227,7 @@ def questions(pipe: Pipe) -> int:
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("carrier", ["tls", "quic"])
 def test_who_moves_to_another_address_closes_its_paths_at_once(carrier: str, kept: bool) -> None:
-    """Where that would be the end of the Pipe, it asks: a machine may get an address back."""
+    """If that would end the Pipe, the Link only sends a PING, because a machine may get its address back."""
 
     async def main() -> None:
         config = None if kept else NodeConfig(paths=PathsConfig(resume_timeout=0))
@@ -245,7 +245,7 @@ def test_who_moves_to_another_address_closes_its_paths_at_once(carrier: str, kep
 @pytest.mark.slow("half a minute of two idle nodes, packet by packet")
 @pytest.mark.parametrize("carrier", ["tls", "quic"])
 def test_a_link_that_is_down_for_a_moment_closes_nothing(carrier: str) -> None:
-    """The addresses stay; what is asked in that moment may be lost, and then it is suspected."""
+    """The addresses stay; a PING at that moment may be lost, and then the path is suspected."""
 
     async def main() -> None:
         async with idle_pipe(carrier, 0.05) as (nodes, pipe):
@@ -278,7 +278,7 @@ def test_a_node_that_is_told_suspects_dead_paths_at_once(carrier: str, rtt: floa
 
 @pytest.mark.slow("half a minute of two idle nodes, packet by packet")
 def test_a_udp_path_for_which_there_is_no_route_any_more_is_suspected_when_three_sends_have_failed() -> None:
-    """The addresses stay, as where a VPN takes the default route away."""
+    """The addresses stay, as when a VPN removes the default route."""
 
     async def main() -> None:
         async with idle_pipe("quic", 0.05) as (nodes, pipe), trio.open_nursery() as nursery:

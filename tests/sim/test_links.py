@@ -1,4 +1,4 @@
-"""Links and their luck, and schedules of faults."""
+"""Links with their random losses and delays, and schedules of faults."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_links_that_make_no_sense(wrong: dict[str, float], text: str) -> None:
 
 
 async def burst(net: Network, link: Link, count: int) -> list[tuple[float, int]]:
-    """(Arrival, number) of datagrams that set out together."""
+    """(Arrival, number) of datagrams that are sent together."""
     a, b = await bound(net.host("a", link=(link, Link())), 1), await bound(net.host("b"), 1)
     b.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
     for number in range(count):
@@ -75,12 +75,12 @@ def test_loss_and_duplication_come_in_the_share_that_was_asked_for() -> None:
 
 
 def runs_of_losses(passed: list[int], count: int) -> list[int]:
-    """How many are lost in a row, each time, of packets that are numbered."""
+    """The lengths of the runs of lost packets, from the numbers of those that passed."""
     return [after - before - 1 for before, after in pairwise([-1, *passed, count]) if after - before > 1]
 
 
 def in_bursts(link: Link, fault: Fault | None = None, seed: int = 0) -> list[int]:
-    """The numbers of those of 20,000 packets that pass."""
+    """The numbers of the packets that pass, of 20,000."""
 
     async def world(net: Network) -> list[int]:
         way = net.host("a", link=(link, Link())).interfaces[0].tx
@@ -94,7 +94,7 @@ def in_bursts(link: Link, fault: Fault | None = None, seed: int = 0) -> list[int
 
 @pytest.mark.parametrize(("loss", "burst"), [(0.02, 8), (0.12, 25), (0.25, 40), (0.6, 2)])
 def test_losses_in_bursts_keep_their_share(loss: float, burst: int) -> None:
-    """On links, and as faults; within four standard deviations of both, of a geometric distribution's mean."""
+    """On links and as faults, share and mean length are within four standard deviations of a geometric distribution."""
     by_link = in_bursts(Link(loss=loss, burst=burst))
     by_fault = in_bursts(Link(), Fault(at=0, target="a:up", kind=Kind.LOSS, value=loss, burst=burst))
     for passed in (by_link, by_fault):
@@ -137,7 +137,7 @@ def test_bandwidth_queues_and_drops() -> None:
 
 # Luck
 def test_bystanders_change_nobodys_luck() -> None:
-    """Streams of random numbers are named after what they are for."""
+    """Each purpose has its own named stream of random numbers."""
 
     async def lonely(net: Network) -> list[tuple[float, int]]:
         return await burst(net, Link(latency=0.1, jitter=0.1, loss=0.3, duplicate=0.2), 100)
@@ -235,7 +235,7 @@ def test_faults_of_links(kind: Kind, value: float, expected: list[int]) -> None:
 
 
 def test_a_payload_hole_lets_the_first_large_packets_pass() -> None:
-    """Each way has its own count, each fault too, and small packets pass always."""
+    """Each direction and each fault has its own count, and small packets always pass."""
 
     async def world(net: Network) -> None:
         way = net.host("a").interfaces[0]
@@ -258,7 +258,7 @@ def test_a_payload_hole_lets_the_first_large_packets_pass() -> None:
 
 
 def test_a_fault_may_concern_one_path_alone() -> None:
-    """What goes to a router's other peers passes; the addresses are those that the peer has by then."""
+    """Packets to a router's other peers pass; the peer's current addresses count."""
 
     async def world(net: Network) -> None:
         lan = net.lan("home", nat=presets.LINUX)
@@ -266,7 +266,7 @@ def test_a_fault_may_concern_one_path_alone() -> None:
         a, b, c = [await bound(host, 1000) for host in (lan.host("a"), net.host("b"), net.host("c"))]
 
         async def passing(way: str) -> list[bool]:
-            """Whether a datagram comes from a to b and back, and to c and back."""
+            """Whether datagrams pass in direction `way` between a and b, and between a and c."""
             found = []
             for other in (b, c):
                 await a.sendto(b"?", (other.host.ip, 1000))  # type: ignore[attr-defined]
@@ -362,14 +362,14 @@ async def round_trip(net: Network, link: Link) -> float:
     ],
 )
 def test_the_nine_links(name: str, mbit: float, rtt: float, loss: float, burst: int) -> None:
-    """Their round trip is that to a peer without delay, and their queue holds what they carry in it."""
+    """The named round trip is that to a peer without delay, and the queue holds the data of one round trip."""
     link = presets.LINKS[name]
     assert (link.bandwidth, link.loss, link.burst) == (mbit * 1e6, loss, burst)
     kind = replace(link, loss=0, burst=1)
     assert run(lambda net: round_trip(net, kind)) == pytest.approx(rtt, abs=2.1 * 28 * 8 / link.bandwidth)
 
     async def flood(net: Network) -> int:
-        """How many full packets that set out together pass."""
+        """How many full packets of a burst pass."""
         way = net.host("a", link=kind).interfaces[0].tx
         return sum(not isinstance(way.carry(1500, 0.0), str) for _ in range(2000))
 

@@ -1,6 +1,6 @@
-"""Pipes that began by a relay, after a minute of trouble: on the best path that there is, and not back and forth.
+"""Relayed Pipes are on the best path after a minute of trouble, without flapping (laws 11 and 12 of live Links).
 
-Laws 11 and 12 of live Links.  Here a sample runs; ``python -m tests.sim.census live 5000`` asks thousands of worlds.
+A sample runs here; ``python -m tests.sim.census live 5000`` runs thousands of worlds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from warpgate_trio.link.path import PathClass
 from warpgate_trio.sim import Fault, Kind, NatConfig, presets
 from warpgate_trio.testing.worlds import PeerPair
 
-PHASES = [phase for phase in Phase if phase is not Phase.explain]  # it would run a failing world 300 times more
+PHASES = [phase for phase in Phase if phase is not Phase.explain]  # this phase would run a failing world 300 times more
 CONE, HARD = presets.LINUX, presets.LINUX_SYMMETRIC
 
 

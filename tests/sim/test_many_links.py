@@ -1,4 +1,4 @@
-"""A machine that moves, and many Links with it: who speaks again first, and how many searches are under way."""
+"""A machine moves with many Links: which of them work again first, and how many searches run at once."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from warpgate_trio.walk.walk import Walk
 PEERS: Final = 4
 LINKS: Final = 40
 LIMIT: Final = 4
-"""Searches at a time, so that forty take their turns."""
+"""Searches at a time, so that forty have to take turns."""
 WITHIN: Final = 10.0
 
 
 async def open_links(net: Network, stack: AsyncExitStack) -> list[tuple[Pipe, Pipe]]:
-    """Links from alice to several peers, all on the internet: each one's ends."""
+    """Links from alice to several peers with public addresses; both ends of each."""
     link = Link(latency=0.0125)
     for name in ("server", "alice", *(f"bob{number}" for number in range(PEERS))):
         net.host(name, link=link)

@@ -1,4 +1,4 @@
-"""Measuring simulated NATs, over packets, with the servers that there are: the profile is what was configured."""
+"""Measuring simulated NATs, by packets to servers: the profile is what was configured."""
 
 from __future__ import annotations
 
@@ -143,10 +143,11 @@ def test_every_combination_of_the_axes(mapping: Axis, filtering: SimFiltering, a
 @given(nats(), st.integers(0, 99))
 @pytest.mark.slow("thirty whole measurements, a dozen milliseconds each")
 def test_any_nat_is_measured_as_it_behaves(config: NatConfig, seed: int) -> None:
-    """Of a NAT that keeps one port for several mappings, each with its own remote, outside sees one mapping.
+    """Exceptions: some NATs do not look as configured.
 
-    And one that drops or degrades on a conflict, and whose second mapping of a socket always is one, is not as
-    configured any more; nor is any but one that takes the next port, where a block of a few makes conflicts likely.
+    * If several mappings of a socket share one port, each with its own remote, only one mapping is seen from outside.
+    * If the second mapping of a socket always conflicts, a NAT that drops or degrades on conflicts changes.
+    * If a small block of ports makes conflicts likely, so does every NAT that does not take the next port.
     """
     assume(config.udp.ports is None)
     profile, _ = measure(config, seed=seed)
@@ -169,7 +170,7 @@ def test_any_nat_is_measured_as_it_behaves(config: NatConfig, seed: int) -> None
 def test_two_plain_servers_give_the_mapping_and_honest_unknowns() -> None:
     for config in (presets.LINUX, presets.LINUX_SYMMETRIC):
         profile, _ = measure(config, [(PLAIN, PORT), (SECOND, PORT + 7), (DEAD, PORT)])
-        assert profile.udp.mapping is Mapping.UNKNOWN  # the second is none
+        assert profile.udp.mapping is Mapping.UNKNOWN  # the second server does not exist
         assert profile.udp.filtering is Filtering.UNKNOWN
         assert profile.udp.allocation is not Allocation.UNKNOWN
         profile, _ = measure(config, [(PLAIN, PORT), (FIRST, PORT)])
@@ -179,7 +180,9 @@ def test_two_plain_servers_give_the_mapping_and_honest_unknowns() -> None:
 def test_a_dead_server_costs_next_to_nothing() -> None:
     without = measure(presets.FULL_CONE, [(PLAIN, PORT), (FIRST, PORT)])[1]
     assert measure(presets.FULL_CONE, [(DEAD, PORT), (PLAIN, PORT), (FIRST, PORT)])[1] < without + 0.6
-    assert measure(presets.FULL_CONE, [(DEAD, PORT), (PLAIN, PORT)])[1] < 2  # it may only be late: it is asked again
+    assert (
+        measure(presets.FULL_CONE, [(DEAD, PORT), (PLAIN, PORT)])[1] < 2
+    )  # the dead one may be late only, so it is asked again
 
 
 def test_in_the_open() -> None:
@@ -224,7 +227,7 @@ Lie = Callable[[bytes, TransportAddress, Random], list[bytes]]
 
 
 def lying(request: bytes, _source: TransportAddress, random: Random) -> list[bytes]:
-    """Another address and port each time, and itself for the other address."""
+    """Answer with another mapped address and another OTHER-ADDRESS each time."""
     token = decode(request).transaction_id
     where = (f"11.77.{random.randrange(256)}.9", random.randint(1, 65535))
     other = OTHER_ADDRESS((f"11.78.0.{random.randrange(1, 255)}", random.randint(1, 65535)))
@@ -277,7 +280,7 @@ def test_servers_that_lie_make_unknowns_at_worst(lie: Lie, honest: int) -> None:
 
 
 def test_a_server_that_names_an_address_of_ours_is_not_asked_there() -> None:
-    """Packets to it would come in through the loopback interface, at services that mean to talk to this machine."""
+    """Packets there would arrive through the loopback interface, at services that expect local clients only."""
     heard: list[bytes] = []
 
     async def liar(sock: trio.socket.SocketType) -> None:
@@ -305,7 +308,7 @@ def test_a_server_that_names_an_address_of_ours_is_not_asked_there() -> None:
 
 
 def test_a_refusal_is_not_taken_for_silence_whatever_its_words() -> None:
-    """The server refuses from its other address and port, in the words of a timeout; it is not known what is let in."""
+    """The server refuses CHANGE-REQUEST with an error whose text is that of a timeout; the filtering stays unknown."""
     found: list[NatProfile] = []
     refused: list[bytes] = []
     socks: dict[TransportAddress, trio.socket.SocketType] = {}
@@ -399,7 +402,7 @@ def test_losses(seed: int) -> None:
 
 
 def test_three_losses_in_a_row_do_not_make_a_filter() -> None:
-    """The server is asked at 0.07 s to answer from elsewhere, and hears that 0.03 s later."""
+    """At 0.07 s the server is asked to answer from elsewhere; the request arrives 0.03 s later."""
     profile, _ = measure(presets.FULL_CONE, faults=[Fault(at=0.09, until=0.72, target="full", kind=Kind.BLACKHOLE)])
     assert profile.udp.filtering is Filtering.ENDPOINT_INDEPENDENT
 

@@ -1,4 +1,4 @@
-"""A machine that moves to another network: its subscribers hear of it when it does, and not when TCP does."""
+"""A machine that moves to another network reconnects to its servers at once, and not when TCP notices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONFIG = NodeConfig(servers=Servers(websocket=["ws://server:443"]))
 
 
 def test_who_has_moved_is_reached_again_within_seconds() -> None:
-    """Pings alone would take forty: thirty to the next one, and ten for its answer."""
+    """Pings alone would take forty seconds: thirty to the next one, and ten to wait for its answer."""
 
     async def body(net: Network) -> float:
         server, bobs, alices = (net.host(name) for name in ("server", "bob", "alice"))
@@ -45,11 +45,11 @@ def test_who_has_moved_is_reached_again_within_seconds() -> None:
                     assert await alice.refresh_address(text, timeout=1) == bob.address
                     return trio.current_time() - moved_at
 
-    assert run(body) < 1.1  # what is asked before its connection stands anew is asked again after a second
+    assert run(body) < 1.1  # a question before Bob's new connection is up is repeated after a second
 
 
 def test_a_connection_from_an_address_that_is_gone_is_none_from_that_moment_on() -> None:
-    """Nothing is said at its end, nor waited for; and what is sent meanwhile goes by the next one."""
+    """It is ended without a closing handshake, and the next connection follows at once."""
 
     async def body(net: Network) -> float:
         server, bobs = net.host("server"), net.host("bob")
@@ -73,7 +73,7 @@ def test_a_connection_from_an_address_that_is_gone_is_none_from_that_moment_on()
 
 
 def test_a_connection_that_is_being_made_when_the_machine_moves_is_begun_anew() -> None:
-    """What goes out from the old address finds no way back, and TCP repeats it for ever longer."""
+    """Answers to the old address are lost, and TCP would retransmit at growing intervals."""
 
     async def body(net: Network) -> float:
         server, bobs = net.host("server"), net.host("bob")

@@ -1,4 +1,4 @@
-"""Paths that carry less than their ends' links and say nothing: TCP's segments fit, or the path does not win."""
+"""Paths that silently drop packets that fit their ends' links: TCP's segments fit, or the path does not win."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def connected(
     ("dialler", "listener", "largest"), [(0, 0, 1500), (1240, 0, 1280), (0, 1240, 1280), (1000, 1240, 1040)]
 )
 def test_one_end_that_asks_for_small_segments_bounds_both(dialler: int, listener: int, largest: int) -> None:
-    """As on Linux, where payload is what is left beside the timestamps; packets are as large here as there."""
+    """As on Linux, timestamps reduce the payload of a segment; packets have the same sizes here and there."""
 
     async def world(net: Network) -> None:
         ends = await connected(net.host("a"), net.host("b"), dialler=dialler, listener=listener)
@@ -114,7 +114,7 @@ def test_what_is_asked_for(ip: str, value: int) -> None:
 
 
 def test_a_rendezvous_server_asks_for_small_segments() -> None:
-    """Signals are longer than a packet, and its clients may be behind such a path."""
+    """Signals are longer than a packet, and clients may be behind such a path."""
 
     async def world(net: Network) -> None:
         server, client = net.host("server"), net.host("client")
@@ -138,7 +138,7 @@ def hole(net: Network, size: int, *lines: str) -> None:
 
 
 async def transfer(node: Node, address: PeerAddress, *, phases: Sequence[PhaseName] = PHASES) -> Pipe:
-    """Connect, and see 300 kB there and back; `meet` goes on with the Pipe."""
+    """Connect, and send 300 kB there and back; `meet` goes on with the Pipe."""
     pipe = await node.auto_connect(address, phases=phases)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
@@ -161,7 +161,7 @@ def test_a_path_of_1280_bytes_carries_what_tcp_has_won(line: str, nats: bool) ->
 
 @pytest.mark.slow("whole nodes, and a handshake that gets no answer")
 def test_a_path_that_carries_no_full_segment_does_not_win() -> None:
-    """QUIC's packets are 52 bytes smaller."""
+    """QUIC's packets are 52 bytes smaller than full segments."""
     meeting = meet(
         PeerPair.between(None, None, rtt=RTT),
         transfer,
