@@ -180,9 +180,7 @@ def test_two_plain_servers_give_the_mapping_and_honest_unknowns() -> None:
 def test_a_dead_server_costs_next_to_nothing() -> None:
     without = measure(presets.FULL_CONE, [(PLAIN, PORT), (FIRST, PORT)])[1]
     assert measure(presets.FULL_CONE, [(DEAD, PORT), (PLAIN, PORT), (FIRST, PORT)])[1] < without + 0.6
-    assert (
-        measure(presets.FULL_CONE, [(DEAD, PORT), (PLAIN, PORT)])[1] < 2
-    )  # the dead one may be late only, so it is asked again
+    assert measure(presets.FULL_CONE, [(DEAD, PORT), (PLAIN, PORT)])[1] < 2  # asked again, as it may only be late
 
 
 def test_in_the_open() -> None:

@@ -1,4 +1,4 @@
-"""Walks of nodes whose servers' names hang, fail, or lead to servers that are dead: whole nodes in simulated worlds."""
+"""Walks of whole nodes whose servers' names hang, fail, or lead to dead servers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from warpgate_trio.testing.worlds import PeerPair
 
 Spoil = Callable[[Network], object]
 Trouble = Callable[..., object]
-"""What happens to names: the network, and which."""
+"""Breaks the resolution of names; its arguments are the network and the names."""
 
 pytestmark = pytest.mark.slow("two whole nodes, some of them for virtual minutes")
 
 OLD = 120.0
-"""Seconds after which everything that is remembered has been looked up again."""
+"""Seconds after which every cached name has been looked up again."""
 
 
 @asynccontextmanager
@@ -56,10 +56,10 @@ def connect(
     age: float = 0.0,
     nat: NatConfig = presets.LINUX,
 ) -> ConnectReport:
-    """The report of a walk between two nodes that have been open for a while.
+    """The report of a walk between two nodes that have been open for `age` seconds.
 
-    `before` the nodes open, and `after` they have been open for `age`, something happens to the names.  Fresh ones,
-    of no age, call as soon as they have signals.
+    `before` changes the names before the nodes open, `after` when they have been open for `age`.  With no age, they
+    call as soon as they have signals.
     """
 
     async def scene() -> ConnectReport:
@@ -167,7 +167,7 @@ def test_the_report_says_dns_when_it_says_nothing_at_all() -> None:
 
 
 def test_a_signal_server_is_found_again_while_dns_is_away() -> None:
-    """By the address that it had."""
+    """The node uses the last known address of the server."""
 
     async def scene() -> None:
         pair = PeerPair.between(presets.LINUX, presets.LINUX, seed=3)
@@ -187,7 +187,7 @@ def test_a_signal_server_is_found_again_while_dns_is_away() -> None:
 
 
 def test_a_name_that_fails_beside_others_is_a_note_and_no_verdict() -> None:
-    """What failed is the NATs', as it does with all names in order."""
+    """The walk fails because of the NATs, as it does if all names resolve."""
     options = {"nat": presets.LINUX_SYMMETRIC, "servers": (SIGNALS, STUN, STUN2)}
     assert connect(**options).verdict is Verdict.NO_RELAY_CONFIGURED  # type: ignore[arg-type]
     report = connect((SIGNALS, STUN, STUN2, named("nobody.example")), nat=presets.LINUX_SYMMETRIC)
@@ -201,7 +201,7 @@ TROUBLES = ("hangs", "fails", "unknown", "slow", "dead", "dead first", "well")
 @settings(max_examples=25)
 @given(st.lists(st.sampled_from(TROUBLES), max_size=6), st.integers(0, 6), st.sampled_from([0.0, 15.0]))
 def test_one_name_that_is_well_is_enough_whatever_the_others_are(troubles: list[str], at: int, age: float) -> None:
-    """Up to `MAX_NAMES` servers, in any order, of which one works and is among the first addresses that are asked."""
+    """Up to `MAX_NAMES` servers, in any order; one works, and is among the first addresses that are asked."""
     names = {f"name{number}": trouble for number, trouble in enumerate(troubles)}
     order = [*names]
     order.insert(min(at, 3 if not age else 6), "works")

@@ -63,7 +63,7 @@ def out(nat: Nat, src: Endpoint, dst: Endpoint, now: float = 0.0) -> Endpoint:
 
 
 def comes_in(nat: Nat, src: Endpoint, dst: Endpoint, now: float = 0.0) -> Endpoint | None:
-    """Where a UDP packet from outside goes."""
+    """The host to which a UDP packet from outside goes; None if it is not let in."""
     verdict = nat.inbound(udp(src, dst), now)
     return verdict.packet.dst if verdict.action is Action.FORWARD else None
 
@@ -217,7 +217,7 @@ def test_ports_of_the_router_itself_are_left_alone() -> None:
 
 
 def test_conflict_overload_is_what_linux_does() -> None:
-    """Two hosts with one source port, as measured on Linux 6.18; test_oracles.py asks the same of a whole world."""
+    """Two hosts with one source port, as measured on Linux 6.18; test_oracles.py tests the same in a whole world."""
     nat = make(Behavior(conflict=Conflict.OVERLOAD))
     assert out(nat, H1, S1)[1] == 40000
     assert out(nat, H2, S2)[1] == 40000  # shared
@@ -238,7 +238,7 @@ def test_conflict_degrade() -> None:
     nat = make(Behavior(conflict=Conflict.DEGRADE))
     out(nat, H1, S1)
     assert out(nat, H2, S1) != out(nat, H2, S2)  # symmetric from now on
-    assert out(nat, H1, S1) == out(nat, H1, S2)  # the one that was first is not
+    assert out(nat, H1, S1) == out(nat, H1, S2)  # the first host's mapping is not
 
 
 def test_conflict_drop() -> None:
@@ -248,13 +248,13 @@ def test_conflict_drop() -> None:
 
 
 def test_local_poison() -> None:
-    """An early packet of the peer takes the port away for that peer, for as long as it keeps coming, as on Linux."""
+    """As on Linux, an early packet of the peer takes the port for flows to that peer, as long as such packets come."""
     nat = Nat(presets.LINUX_LOCAL, [WAN], Random(1))
     assert out(nat, H1, S2) == (WAN, 40000)  # the STUN server sees 40000
     early = nat.inbound(udp(S1, (WAN, 40000)), 1.0)
     assert early.action is Action.LOCAL
     assert out(nat, H1, S1, 2.0)[1] != 40000
-    assert out(nat, H1, S2, 2.0) == (WAN, 40000)  # others do not notice
+    assert out(nat, H1, S2, 2.0) == (WAN, 40000)  # flows to others are not affected
     for now in (20.0, 40.0, 60.0):
         assert nat.inbound(udp(S1, (WAN, 40000)), now).action is Action.LOCAL
     # Silence for thirty seconds cures it.
@@ -270,7 +270,7 @@ def test_drop_does_not_poison() -> None:
 
 
 def test_an_endpoint_with_several_ports_uses_that_of_its_newest_flow() -> None:
-    """After an early packet has taken the port away for its sender, others see the new port too (measured)."""
+    """After an early packet has taken the port for its sender, new flows to others use the new port too (measured)."""
     nat = Nat(presets.LINUX_LOCAL, [WAN], Random(1))
     assert out(nat, H1, S2) == (WAN, 40000)
     nat.inbound(udp(S1, (WAN, 40000)), 1.0)
@@ -278,8 +278,8 @@ def test_an_endpoint_with_several_ports_uses_that_of_its_newest_flow() -> None:
     assert moved[1] != 40000
     third, fourth = ("11.1.0.8", 8), ("11.1.0.9", 9)
     assert out(nat, H1, third, 3.0) == moved
-    nat.inbound(udp(fourth, moved), 4.0)  # which takes that one away too
-    assert out(nat, H1, fourth, 5.0) == (WAN, 40000)  # preserved: a second try before chance
+    nat.inbound(udp(fourth, moved), 4.0)  # takes the new port for its sender, too
+    assert out(nat, H1, fourth, 5.0) == (WAN, 40000)  # preserved: it is tried before a random port
     assert len(nat.mappings(5.0)) == 2
 
 
@@ -306,14 +306,14 @@ def test_quota() -> None:
     assert refused.packet.error is Icmp.ADMIN_PROHIBITED
     assert refused.packet.dst[0] == H1[0]
     out(nat, H2, S1)  # each host has its own
-    assert out(nat, H1, ("11.1.0.1", 1))  # and flows that exist go on
+    assert out(nat, H1, ("11.1.0.1", 1))  # existing flows go on
     assert out(nat, H1, ("11.1.0.1", 4), 10_000)
 
 
 def test_hold_down() -> None:
     nat = make(Behavior(allocation=Preserve(otherwise=Uniform(ports=(2000, 2000)))), hold_down=120)
     out(nat, H1, S1)
-    assert out(nat, H2, S1, 301) == (WAN, 2000)  # 40000 is resting
+    assert out(nat, H2, S1, 301) == (WAN, 2000)  # 40000 is held down
     assert out(nat, H1, S1, 1000) == (WAN, 40000)
 
 
@@ -340,7 +340,7 @@ def test_udp_timers_of_linux() -> None:
     nat = Nat(presets.LINUX, [WAN], Random(1))
     mapped = out(nat, H1, S1)
     assert comes_in(nat, S1, mapped, 29.9) == H1
-    assert comes_in(nat, S1, mapped, 29.9 + 119) == H1  # answered, so it is a stream now
+    assert comes_in(nat, S1, mapped, 29.9 + 119) == H1  # an answered flow has the longer timeout of a stream
     nat = Nat(presets.LINUX, [WAN], Random(1))
     mapped = out(nat, H1, S1)
     assert comes_in(nat, S1, mapped, 30.0) is None
@@ -382,7 +382,7 @@ def test_a_reset_does_not_refresh() -> None:
     assert nat.mappings(101) == []
 
 
-# What is unsolicited
+# Unsolicited packets
 
 
 def test_unsolicited_policies() -> None:
@@ -430,11 +430,11 @@ def test_simultaneous_open(allowed: bool) -> None:
 
 
 def test_a_side_whose_syn_crossed_another_is_held_to_its_number() -> None:
-    """Measured: a listener whose host had called the peer before cannot answer it; the host's own SYN can."""
+    """Measured: a listener cannot answer a peer if its host had sent a SYN to it before; the host's own SYN can."""
     for strict in (True, False):
         nat = make(Behavior(filtering=Filtering.APDF, strict_isn=strict))
         nat.outbound(tcp(H1, S1, SYN, seq=100), 0)
-        nat.outbound(tcp(H1, S1, SYN, seq=5000), 0)  # called again, which nobody has answered: that replaces it
+        nat.outbound(tcp(H1, S1, SYN, seq=5000), 0)  # a new SYN replaces the unanswered one
         assert nat.inbound(tcp(S1, (WAN, 40000), SYN, seq=7), 0).action is Action.FORWARD
         foreign = nat.outbound(tcp(H1, S1, SYN | ACK, seq=9000), 0)
         assert foreign.action is (Action.DROP if strict else Action.FORWARD)
@@ -450,7 +450,7 @@ def test_a_closed_ports_reset_after_crossing_passes_or_not_as_the_numbers_lie(is
     nat.outbound(tcp(H1, S1, SYN, seq=isn), 0)
     nat.inbound(tcp(S1, (WAN, 40000), SYN, seq=7), 0)
     assert (nat.outbound(tcp(H1, S1, RST | ACK, seq=0), 0).action is Action.FORWARD) is passes
-    assert len(nat.mappings(0)) == 1  # either way it ends nothing
+    assert len(nat.mappings(0)) == 1  # either way the mapping stays
     assert nat.outbound(tcp(H1, S1, RST, seq=isn + 1), 0).action is Action.FORWARD
     assert nat.mappings(0) == []
 
@@ -548,7 +548,7 @@ def test_hairpin_internal_and_none() -> None:
 
 
 def test_hairpin_local() -> None:
-    """What Linux does without more rules: its own stack refuses at once (measured)."""
+    """Linux without hairpin rules: its own stack refuses at once (measured)."""
     nat = Nat(presets.LINUX, [WAN], Random(1))
     out(nat, H1, S1)
     for packet in (udp(H2, (WAN, 40000)), tcp(H2, (WAN, 40000))):

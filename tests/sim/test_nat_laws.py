@@ -1,6 +1,6 @@
-"""Laws of RFC 4787 over random traffic, judged by a model that knows nothing but the history of packets.
+"""Laws of RFC 4787 over random traffic, checked by a model that knows only the history of packets.
 
-The NAT keeps tables and timers; the model keeps a list of what has passed and derives every answer from it.
+The NAT keeps tables and timers; the model keeps a list of the packets that passed, and derives everything from it.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ class Seen:
 @final
 @dataclass
 class History:
-    """All packets that passed, and what follows from them."""
+    """All packets that passed, and the state that follows from them."""
 
     refresh: Refresh
     seen: list[Seen] = field(default_factory=list)
 
     def alive(self, now: float) -> list[Seen]:
-        """The first packet of each flow that has not run out."""
+        """The first packet of each flow that has not timed out."""
         flows: dict[tuple[Endpoint, Endpoint, Endpoint], tuple[Seen, float]] = {}
         for one in self.seen:
             flow = (one.inside, one.outside, one.remote)
@@ -145,7 +145,7 @@ def check_history(
     quota: int | None,
     seed: int,
 ) -> Counter[str]:
-    """Check the laws at every step of one history; how often each of them was asked."""
+    """Check the laws at every step of one history; returns how often each law was checked."""
     tally: Counter[str] = Counter()
     behavior = Behavior(mapping=mapping, filtering=filtering, refresh=refresh, allocation=allocation, conflict=conflict)
     timers = Timers(udp=LIFETIME, udp_stream=LIFETIME)
@@ -195,7 +195,7 @@ def check_history(
 def check_mapping(
     alive: list[Seen], host: Endpoint, source: Endpoint, remote: Endpoint, mapping: Mapping, conflict: Conflict
 ) -> str:
-    """REQ-1 and REQ-3: who shares an outside endpoint with whom; which of the laws was asked."""
+    """REQ-1 and REQ-3: which flows share an outside endpoint; returns the law that was checked."""
     asked = "new"
     mine = [one for one in alive if one.inside == host]
     strict = conflict is Conflict.NEXT
@@ -207,7 +207,7 @@ def check_mapping(
         assert source in {one.outside for one in mine}
         asked = "eim"
     elif mapping is Mapping.ADM and strict:
-        # A flow that a stranger began is in the mapping that it found, whatever address it was made for.
+        # A flow that was begun from outside belongs to the mapping that let it in, whatever its remote address.
         near = {one.outside for one in mine if one.remote[0] == remote[0] and one.outbound}
         if near:
             assert source in near
@@ -219,7 +219,7 @@ def check_mapping(
 
 
 def check_allocation(alive: list[Seen], host: Endpoint, source: Endpoint, allocation: object, pooling: Pooling) -> None:
-    """REQ-2, REQ-3a and REQ-4: which address and port."""
+    """REQ-2, REQ-3a and REQ-4: which address and port are allocated."""
     assert source[0] in POOL
     assert RANGE[0] <= source[1] <= RANGE[1] or (isinstance(allocation, Preserve) and source[1] == host[1])
     if pooling is Pooling.PAIRED:

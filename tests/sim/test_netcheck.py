@@ -1,4 +1,4 @@
-"""`Node.netcheck` in simulated worlds: what it says of each kind of NAT, and what bad servers can do to it."""
+"""`Node.netcheck` in simulated worlds: its report on each kind of NAT, and the effect of bad servers."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_both_families() -> None:
 
 
 def test_a_machine_on_two_networks() -> None:
-    """The way to the servers is the main one; what is sent from the other's address may come to nothing."""
+    """The interface with the route to the servers is the main one; packets from the other's address may be lost."""
 
     async def alter(net: Network, _: trio.Nursery) -> None:
         net.lan("other", nat=presets.LINUX_SYMMETRIC).attach(net.hosts["alice"])
@@ -201,7 +201,7 @@ def test_without_any_server() -> None:
 
 @pytest.mark.parametrize("everything", [False, True])
 def test_dead_servers_cost_their_rows(everything: bool) -> None:
-    """Nobody is at the addresses, or nobody listens, or the name is none."""
+    """There is no host, no listener, or no such name; only the rows of these servers say so."""
 
     async def alter(net: Network, _: trio.Nursery) -> None:
         net.host("dead", address="11.77.0.1")
@@ -343,7 +343,7 @@ def test_all_dead() -> None:
 
 
 def test_stun_servers_that_are_down_are_no_blocked_udp() -> None:
-    """A time server answers over UDP."""
+    """An NTP server answers over UDP, so UDP is not blocked."""
     config = servers(stun=("stun:11.99.0.1", "stun:11.99.0.2"))
     report, _ = run(presets.LINUX, config)
     (path,) = report.paths
@@ -355,7 +355,7 @@ def test_stun_servers_that_are_down_are_no_blocked_udp() -> None:
 
 
 def test_lying_servers_are_rows_too() -> None:
-    """Whoever answers with noise is not reached, and changes nothing that the others say."""
+    """A server that answers with noise counts as unreachable, and does not affect the others' results."""
 
     async def noise(port: int) -> None:
         with trio.socket.socket(type=trio.socket.SOCK_DGRAM) as sock:
@@ -437,7 +437,7 @@ def test_two_at_a_time_do_not_disturb_each_other() -> None:
         assert first.paths == second.paths
         return first
 
-    # Not the world of seed 0: there the second one draws a port that the first has had, whose mapping still stands.
+    # Not seed 0: there the second socket draws a port of the first one, whose mapping still exists.
     report, _ = run(presets.SYMMETRIC_SEQUENTIAL, call=call, seed=1)
     (path,) = report.paths
     assert (path.udp.allocation, path.udp.delta) == ("sequential", 1)

@@ -1,4 +1,4 @@
-"""Pipes on bad links, both directions full: what a sender's own bulk holds up, and what is taken for dead."""
+"""Pipes on bad links with both directions full: how much a sender's own bulk delays, and which paths seem dead."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from warpgate_trio.testing.walks import SERVERS, NodePair, open_nodes
 from warpgate_trio.testing.worlds import PeerPair
 
 WINDOW: Final = 5.0
-"""Seconds in which such a talk has said what may be on its way without an acknowledgement."""
+"""Seconds in which such a talk fills the window of unacknowledged data."""
 
 
 async def call(nodes: NodePair) -> tuple[Pipe, Pipe]:
@@ -28,13 +28,13 @@ async def call(nodes: NodePair) -> tuple[Pipe, Pipe]:
             ours = await nodes.alice.auto_connect(nodes.bob.address, phases=["direct"])
     while True:
         theirs = await nodes.bob.listener.accept()
-        with suppress(trio.BrokenResourceError):  # that was a call that alice has given up
+        with suppress(trio.BrokenResourceError):  # alice has given up that call
             await theirs.ping()
             return ours, theirs
 
 
 def on(link: Link, nat: NatConfig | None = None, *, who: Literal["alice", "bob"] = "alice") -> PeerPair:
-    """One of the two on that link, the other one without delay; each behind such a NAT."""
+    """A pair in which `who` is on that link and the other one has no delay, each behind such a NAT."""
     pair = PeerPair.between(nat, nat, rtt=0.001)
     if who == "bob":
         return replace(pair, bob=replace(pair.bob, link=link))
@@ -51,7 +51,7 @@ async def receive(pipe: Pipe, size: int) -> None:
 
 
 async def both_ways(ours: Pipe, theirs: Pipe, size: int) -> list[PathState]:
-    """Send so much each way at once; the states that the two paths had meanwhile."""
+    """Send `size` bytes each way at once; returns the states that the two paths had meanwhile."""
     states: list[PathState] = []
 
     async def watch(pipe: Pipe) -> None:
@@ -72,7 +72,7 @@ async def both_ways(ours: Pipe, theirs: Pipe, size: int) -> list[PathState]:
 def transfer(
     name: str, size: int, *, seed: int = 1, who: Literal["alice", "bob"] = "alice"
 ) -> tuple[list[PathState], bool]:
-    """What the paths were on one of the nine links, losses one by one, and whether each end kept to its carrier."""
+    """The states of the paths on one of the nine links, with single losses, and whether each end kept its carrier."""
 
     async def main() -> tuple[list[PathState], bool]:
         pair = replace(on(replace(presets.LINKS[name], burst=1), who=who), seed=seed)
@@ -88,7 +88,7 @@ def transfer(
 
 @pytest.mark.slow("128 KiB each way over 0.5 Mbit/s of which an eighth is lost, packet by packet, three times")
 def test_a_bad_link_that_is_full_both_ways_is_hardly_suspected() -> None:
-    """Where several packets are lost in a row TCP pauses for seconds: no fault of what waits in front of it."""
+    """After several losses in a row TCP pauses for seconds, whatever is queued in front of it."""
     for seed in range(1, 4):
         states, same = transfer("fading", 128 * 1024, seed=seed)
         assert same
@@ -109,7 +109,7 @@ RUNS: Final = [
 def test_what_progresses_is_never_closed(
     name: str, seed: int, who: Literal["alice", "bob"], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """On one carrier, even where a pause of TCP's own has it suspected for a while."""
+    """The Link stays on one carrier, even if a pause of TCP makes it suspected for a while."""
     with caplog.at_level(logging.DEBUG, "warpgate_trio.link.link"):
         states, same = transfer(name, 1 << 20, seed=seed, who=who)
     assert same
@@ -120,7 +120,7 @@ def test_what_progresses_is_never_closed(
 @pytest.mark.slow("nine minutes of a full link, four times")
 @pytest.mark.parametrize("who", ["alice", "bob"])
 def test_nor_on_the_worst_link_where_tcp_pauses_for_half_a_minute(who: Literal["alice", "bob"]) -> None:
-    """Where a quarter of all is lost each way; it was one transfer in three."""
+    """A quarter of all packets is lost each way; at least three of four transfers keep their carrier."""
     kept = [transfer("last-bar", 1 << 20, seed=seed, who=who)[1] for seed in range(1, 5)]
     print(f"{sum(kept)} of {len(kept)} on one carrier")
     assert sum(kept) >= len(kept) - 1
@@ -129,7 +129,7 @@ def test_nor_on_the_worst_link_where_tcp_pauses_for_half_a_minute(who: Literal["
 @pytest.mark.slow("seconds of a full link, packet by packet")
 @pytest.mark.parametrize("carrier", ["tls", "quic"])
 def test_an_answer_does_not_wait_behind_a_senders_own_bulk(carrier: str) -> None:
-    """Some chunks of 50 ms are before it, what is in flight, and what is sent again, as the link's queue overflows."""
+    """Before it go some chunks of 50 ms, the data in flight, and retransmissions, as the link's queue overflows."""
     rtt, mbit = 0.2, 1.0
     link = Link(latency=rtt / 2, bandwidth=mbit * 1e6, queue=round(mbit * 1e6 * rtt / 8))
 
@@ -150,19 +150,17 @@ def test_an_answer_does_not_wait_behind_a_senders_own_bulk(carrier: str) -> None
             return trips
 
     trips = simulate(main, seed=0)
-    assert max(trips) < 2.5, (
-        trips
-    )  # it was five seconds and more; at 24 moments of such a start at most 2.3, 1.5 mostly
+    assert max(trips) < 2.5, trips  # measured at 24 moments of such a start: at most 2.3 s, mostly 1.5 s
 
 
-# --- a hole in one direction: the bytes of the peer that still come are no progress, and end ---
+# --- a hole in one direction: the peer's bytes that still come are no progress, and end ---
 
 
 @pytest.mark.slow("half a minute of talk, packet by packet")
 @pytest.mark.parametrize("deaf", ["alice", "bob"])
 @pytest.mark.parametrize("carrier", ["tls", "quic"])
 def test_a_hole_in_one_direction_is_noticed_in_time_and_ends_in_death_on_both_sides(carrier: str, deaf: str) -> None:
-    """Both sides talk.  Who is heard no more hears the other one for a window, no longer; one end's death is both's."""
+    """Both sides send.  The peer of the deaf side receives at most a window more; the death of one end ends both."""
     rtt = 0.2
 
     async def main() -> dict[str, tuple[float, float]]:
@@ -196,7 +194,9 @@ def test_a_hole_in_one_direction_is_noticed_in_time_and_ends_in_death_on_both_si
 
     times = simulate(main, seed=0)
     for suspected, dead in times.values():
-        assert suspected <= rtt + 3 * rtt + SLACK + 0.1, times  # what was on its way is answered; and the talk's pace
+        assert suspected <= rtt + 3 * rtt + SLACK + 0.1, (
+            times
+        )  # data in flight is still answered; plus the talk's interval
         assert suspected + DEATH - rtt <= dead <= suspected + DEATH + WINDOW, times
 
 

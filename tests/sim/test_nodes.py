@@ -1,7 +1,7 @@
-"""Whole nodes, TLS and signals and all, in simulated worlds: who connects, how fast, and what is left.
+"""Whole nodes, with TLS and signals, in simulated worlds: who connects, how fast, and what is left.
 
-The nodes here are those that users run; only `simulated_hosts` tells that the machine is not real.  As many worlds run
-here as a test run bears; ``python -m tests.sim.census`` has thousands.
+The nodes are those that users run; only `simulated_hosts` replaces the machine.  A sample of worlds runs here;
+``python -m tests.sim.census`` runs thousands.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ BUDGETS = Budgets()
 
 
 async def dial(node: Node, address: PeerAddress) -> Pipe:
-    """By the phase that the oracle is about; whom the later ones bring together is for `tests.sim.test_punching`."""
+    """Connect in the direct phase, which the oracle is about; `tests.sim.test_punching` tests the later phases."""
     return await node.auto_connect(address, phases=["direct"])
 
 
-PHASES = [phase for phase in Phase if phase is not Phase.explain]  # it would run a failing world 300 times more
+PHASES = [phase for phase in Phase if phase is not Phase.explain]  # this phase would run a failing world 300 times more
 QUIET = links(max_latency=0.1, noisy=False)
 BEHIND = st.lists(nats(), min_size=1, max_size=2).map(tuple)
 REVERSIBLE = st.builds(  # rare among all pairs
@@ -47,12 +47,12 @@ REVERSIBLE = st.builds(  # rare among all pairs
 )
 EXAMPLES = 100
 FAILED_WITHIN = BUDGETS.signal + BUDGETS.direct_max + 0.001  # the phase, which waits for an answer, and the last round
-BROKEN_OFF_WITHIN = FAILED_WITHIN + BUDGETS.commit  # what was committed in the last moment may still be accepted
+BROKEN_OFF_WITHIN = FAILED_WITHIN + BUDGETS.commit  # a commit in the last moment may still be accepted
 NO_PATH = (
     Verdict.NO_RELAY_CONFIGURED,
     Verdict.NOTHING_TO_TRY,  # both have the same private address
     Verdict.UNREACHABLE,  # nothing to ask the peer for
-    Verdict.PEER_SILENT,  # asked to dial, and still dialling when the time is up
+    Verdict.PEER_SILENT,  # the peer was asked to dial, and still dials when the time is up
 )
 
 
@@ -115,7 +115,7 @@ def test_nothing_is_left_whatever_goes_wrong(data: st.DataObject, pair: PeerPair
 
 
 def test_a_pipe_that_its_faults_break_is_no_fault_of_the_walk() -> None:
-    """The walk wins between two restarts of the router, the second of which resets what was won: as it should."""
+    """The walk wins between two restarts of the router; the second one resets the connection, as it should."""
     pair = PeerPair(
         alice=Place(),
         bob=Place(nats=(presets.CGN, presets.NATS["linux-local"]), forwarded=True),
@@ -153,7 +153,7 @@ BEHIND_NAT = Place(link=NEAR, nats=(presets.LINUX,))
 def test_the_first_echoed_byte_is_there_in_time(
     alice: Place, bob: Place, plugin: str, early: bytes, round_trips: float, data: bytes
 ) -> None:
-    """However much is written at first, be it more than TCP sends in its first round trip."""
+    """This holds even if more is written at first than TCP sends in its first round trip."""
 
     async def connect(node: Node, address: PeerAddress) -> Pipe:
         return await node.auto_connect(address, early_data=early)
@@ -171,7 +171,7 @@ def test_the_first_echoed_byte_is_there_in_time(
 def test_the_first_call_of_a_node_that_was_just_opened(
     alice: Place, bob: Place, plugin: str, round_trips: float
 ) -> None:
-    """To reach the signal server takes two more round trips, TCP's and the upgrade; to register with it, none."""
+    """Connecting to the signal server takes two more round trips, TCP and the upgrade; registration takes none."""
     result = meet(PeerPair(alice=alice, bob=bob, server=NEAR), data=bytes(64 * 1024), warm=0, both_cold=True)
     assert result.report.winner is not None
     assert result.report.winner.plugin == plugin

@@ -1,4 +1,4 @@
-"""What an old address of the peer's made hopeless, and its present one does not, is tried in the same walk."""
+"""Combos that an old address record of the peer rules out, but its present one allows, are tried in the same walk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RELAYS: Final = (server(OPEN), STUN, STUN2, NTP)
 
 
 def as_of_yesterday(address: PeerAddress) -> PeerAddress:
-    """Bob's, from a network that let nothing out, and of a release that took no calls by a relay."""
+    """Bob's address of yesterday, from a network that let nothing out, and of a release that took no relayed calls."""
     return PeerAddress.issue(
         BOB,
         seq=address.seq - 1,
@@ -67,7 +67,7 @@ def in_world(
 
 
 def assert_judged_once(report: ConnectReport) -> None:
-    """No combo is in the report as what it was taken for at first."""
+    """The report has each combo once, without its first judgement."""
     rows = [(row.plugin, row.af, row.route, row.target) for row in report.combos if row.phase != "spray"]
     assert len(rows) == len(set(rows)), report.combos
 
@@ -85,7 +85,7 @@ def test_a_punch_that_the_old_address_made_hopeless_is_made_in_its_phase(rtt: fl
         began = trio.current_time()
         async with await call(nodes) as pipe:
             assert pipe.path.phase == "punch"
-            assert trio.current_time() - began < 0.1 + 8 * rtt  # the question, the answer, and a punch's five
+            assert trio.current_time() - began < 0.1 + 8 * rtt  # the question, the answer, and five for the punch
             assert pipe.report is not None
             assert_judged_once(pipe.report)
             assert [row.outcome for row in pipe.report.combos if row.plugin == "direct_connect"] == [Outcome.LOST]
@@ -126,7 +126,7 @@ def test_and_in_its_phase_otherwise(rtt: float) -> None:
 
 
 def test_a_dial_under_way_is_not_cut_short_by_what_follows_it_now() -> None:
-    """The signal server is near and the peer far, so the direct phase is over before the dial is."""
+    """The signal server is near and the peer far, so the direct phase ends before the dial does."""
 
     async def main(nodes: NodePair) -> None:
         began = trio.current_time()

@@ -49,7 +49,7 @@ CASES = settings(max_examples=60)
 
 
 def allocations(mapping: Mapping) -> st.SearchStrategy[Behavior]:
-    """Behaviours whose symmetric NATs do not preserve ports, which the oracle presupposes."""
+    """Behaviours in which symmetric NATs do not preserve ports, as the oracle presupposes."""
     ways = [Uniform(), Sequential(delta=3), Hash(remote=True)]
     if mapping is Mapping.EIM:
         ways.insert(0, Preserve())
@@ -66,8 +66,8 @@ def allocations(mapping: Mapping) -> st.SearchStrategy[Behavior]:
 behaviors = st.sampled_from(Mapping).flatmap(allocations)
 layers = st.lists(behaviors, max_size=2)
 
-# Over TCP, a SYN that comes in on the announced port of a NAT that is not EIM meets a connecting socket whose answer
-# leaves from another port: no theory says who wins.  NATs of the classic kinds have no such ports.
+# Without EIM, a SYN to the announced port of a NAT meets a connecting socket, whose answer leaves from another port:
+# theory does not say which connection wins.  NATs of the classic kinds do not let such a SYN in.
 classic = st.lists(
     behaviors.filter(lambda one: one.mapping is Mapping.EIM or one.filtering is Filtering.APDF), max_size=2
 )
@@ -147,10 +147,10 @@ def test_an_endpoint_independent_mapping_never_hurts(a: list[Behavior], b: list[
 @pytest.mark.slow("160 worlds")
 @pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
 def test_peers_anywhere_punch_exactly_when_theory_says(tcp: bool) -> None:
-    """Over all that a `PeerPair` can be: stacks, one CGN for both, every policy, ports that do not pass."""
+    """For every `PeerPair`: NATs in a row, one CGN for both, every policy, blocked ports."""
     met: Counter[bool | None] = Counter()
 
-    # On a wire without length SYNs do not cross: the first one finds a NAT that is not open yet, which may say so.
+    # Without delay SYNs cannot cross: the first one always meets a NAT that is not open yet, and may refuse it.
     link = links(max_latency=0.05, noisy=False).map(lambda link: replace(link, latency=link.latency + 0.001))
     known = peer_pairs(link=link, nat=nats_that_exist(composed=False), max_nats=1)
 
@@ -183,7 +183,7 @@ def test_peers_anywhere_punch_exactly_when_theory_says(tcp: bool) -> None:
     assert met[False], met
 
 
-# Routers that take what is unsolicited for their own (`Unsolicited.LOCAL`)
+# Routers whose own stack receives unsolicited packets (`Unsolicited.LOCAL`)
 
 LOCAL = [presets.LINUX_LOCAL.udp]
 DROP = [presets.LINUX.udp]
@@ -197,7 +197,7 @@ def test_local_nats_let_punches_cross_that_set_out_in_time(skew: float) -> None:
 @pytest.mark.parametrize("skew", [ONE_WAY + 0.01, 0.5, 1.0])
 def test_local_nats_are_poisoned_by_what_comes_first(skew: float) -> None:
     assert not try_udp(LOCAL, LOCAL, skew)
-    assert not try_udp(DROP, LOCAL, skew)  # B's NAT is the one that is met too early
+    assert not try_udp(DROP, LOCAL, skew)  # A's first packet meets B's NAT too early
     assert try_udp(LOCAL, DROP, skew)
     assert try_udp(DROP, DROP, skew)
 
@@ -211,7 +211,7 @@ def test_low_ttl_openers_save_local_nats(skew: float) -> None:
 
 
 def attempt(a: NatConfig, b: NatConfig, skew: float) -> tuple[str, float]:
-    """Two hosts that each connect once, B `skew` later: what A sees, and when after the start."""
+    """Two hosts connect once each, B `skew` later; returns A's result and its seconds after the start."""
 
     async def world(net: Network) -> tuple[str, float]:
         hosts = behind(net, "a", [a]), behind(net, "b", [b])
@@ -264,7 +264,7 @@ def test_a_held_syn_is_refused_after_six_seconds() -> None:
 
 
 def test_full_cone_against_symmetric_over_tcp_needs_a_listener() -> None:
-    """Measured: refused 61 times and never connected without one."""
+    """Measured: without a listener, it was refused 61 times and never connected."""
     cone = [Behavior(filtering=Filtering.EIF)]
     symmetric = [Behavior(mapping=Mapping.APDM, filtering=Filtering.APDF, allocation=Uniform())]
     assert try_tcp(cone, symmetric)

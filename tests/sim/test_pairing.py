@@ -1,4 +1,4 @@
-"""Two homes behind NATs that know nothing of each other but a code: they pair by a server, and connect."""
+"""Two homes behind NATs that share only a code: they pair through a server, and connect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RTT = 0.05
 
 
 async def typed(nodes: NodePair, code: str, *, again: bool = False) -> Paired:
-    """Alice types a code, at home; `again`: as a person does who is told to try again."""
+    """Alice types a code at home; with `again` she retries when asked to, as a person does."""
     with nodes.net.hosts["alice"]:
         while True:
             try:
@@ -31,7 +31,7 @@ async def typed(nodes: NodePair, code: str, *, again: bool = False) -> Paired:
 @pytest.mark.parametrize("nats", [(presets.LINUX, presets.LINUX), (presets.LINUX, presets.LINUX_SYMMETRIC)])
 @pytest.mark.parametrize("skew", [0.0, 3600.0])
 def test_two_homes_pair_and_connect(nats: tuple[NatConfig, NatConfig], skew: float) -> None:
-    """Also where one of the two has a clock that is an hour wrong."""
+    """Also if one of the clocks is an hour wrong."""
     pair = PeerPair.between(*nats, rtt=RTT, clock_offsets=(0.0, skew))
 
     async def main() -> float:

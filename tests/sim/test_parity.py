@@ -1,7 +1,7 @@
-"""One suite of behaviours, on the kernel's loopback and on the simulator: what passes on one passes on the other.
+"""One suite of behaviours that must pass both on the kernel's loopback and on the simulator.
 
-A behaviour is an async function that talks to 127.0.0.1 or ::1 through trio.socket and asserts what it sees.  Those
-that rest on errnos of Linux run on the kernel only there.
+A behaviour is an async function that uses 127.0.0.1 or ::1 through trio.socket and asserts what it sees.  Those that
+depend on Linux's errnos run against the kernel only on Linux.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ async def pair() -> tuple[trio.socket.SocketType, trio.socket.SocketType]:
 async def on_one_port(
     *wanted: tuple[Callable[[], trio.socket.SocketType], str],
 ) -> AsyncGenerator[list[trio.socket.SocketType]]:
-    """Sockets that have one port, on an address each; on some, somebody else may have the one that we hit on."""
+    """Sockets on one port, each on its own address; retries if the port is taken on one of the addresses."""
     for _ in range(100):
         with ExitStack() as stack:
             found: list[trio.socket.SocketType] = []
@@ -100,13 +100,13 @@ async def on_one_port(
 
 
 async def until_readable(sock: trio.socket.SocketType) -> None:
-    """Until there is something on a socket: bytes, an end, an error.  Even on loopback it need not come at once."""
-    while not sock.is_readable():  # noqa: ASYNC110 - nothing tells that both the kernel and the simulator have
+    """Wait until a socket has bytes, an end or an error.  Even on loopback that may take a moment."""
+    while not sock.is_readable():  # noqa: ASYNC110 - there is no event that both the kernel and the simulator have
         await trio.sleep(0.001)
 
 
 async def blocks(fn: Callable[[], Awaitable[object]], seconds: float = 0.05) -> bool:
-    """Whether it does, and not the machine, which may be busy."""
+    """Whether a call blocks, as opposed to being slow on a busy machine."""
     ended = trio.Event()
 
     async def call() -> None:
@@ -194,7 +194,7 @@ async def tcp_takes_no_more_than_it_may_hold_unsent() -> None:
         a.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 16384)
         with b:
             taken = await a.send(bytes(1 << 20))
-            assert 16384 <= taken <= 32768  # with what the peer has room for
+            assert 16384 <= taken <= 32768  # with the peer's receive buffer
             with trio.move_on_after(0.01) as scope:
                 await a.send(b"x")
             assert scope.cancelled_caught
@@ -211,7 +211,7 @@ async def tcp_connection_refused() -> None:
         assert sock.fileno() != -1
         with fails_with(errno.ECONNABORTED):
             await sock.connect(nobody.getsockname())
-        with fails_with(errno.ECONNREFUSED):  # as good as new
+        with fails_with(errno.ECONNREFUSED):  # the socket can be used again
             await sock.connect(nobody.getsockname())
 
 
@@ -221,13 +221,13 @@ async def tcp_socket_may_try_again_after_a_refusal() -> None:
         for each in (first, sock):
             each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         await first.bind((L4, 0))
-        await sock.bind(first.getsockname())  # by its number: then the socket keeps it
+        await sock.bind(first.getsockname())  # an explicit port, which the socket keeps
         await nobody.bind((L4, 0))
         name = sock.getsockname()
         with fails_with(errno.ECONNREFUSED):
             await sock.connect(nobody.getsockname())
         with await listening() as listener:
-            with fails_with(errno.ECONNABORTED):  # Linux: this one only clears the socket
+            with fails_with(errno.ECONNABORTED):  # Linux: this call only resets the socket
                 await sock.connect(listener.getsockname())
             await sock.connect(listener.getsockname())
             assert sock.getsockname() == name
@@ -632,7 +632,7 @@ async def tcp_v6only() -> None:
 
     async with on_one_port((v6only, "::"), (stream, "0.0.0.0")) as (listener, other):
         listener.listen()
-        with stream() as sock, fails_with(errno.ECONNREFUSED):  # since the other one does not listen
+        with stream() as sock, fails_with(errno.ECONNREFUSED):  # because the other socket does not listen
             await sock.connect((L4, other.getsockname()[1]))
         with fails_with(errno.EINVAL):
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -762,7 +762,7 @@ async def udp_connected() -> None:
 async def udp_refusal_shows_on_connected_sockets_only() -> None:
     with datagram() as nobody, datagram() as connected, datagram() as plain:
         await nobody.bind((L4, 0))
-        await nobody.connect(nobody.getsockname())  # has the port, and takes nothing but its own
+        await nobody.connect(nobody.getsockname())  # has the port, and accepts only its own packets
         await connected.connect(nobody.getsockname())
         await connected.send(b"x")
         with fails_with(errno.ECONNREFUSED):
@@ -796,7 +796,7 @@ async def udp_errors() -> None:
             sock.listen()
         with fails_with(errno.EOPNOTSUPP):
             await sock.accept()
-        with fails_with(errno.EACCES, errno.ENETUNREACH):  # the latter where there is no route at all
+        with fails_with(errno.EACCES, errno.ENETUNREACH):  # the latter without any route
             await sock.sendto(b"x", ("255.255.255.255", 9))
         with pytest.raises(ValueError, match="address"):
             await sock.sendto(b"x")  # type: ignore[call-overload]
@@ -853,7 +853,7 @@ async def udp_reuse() -> None:
                 await plain.bind(first.getsockname())
             if option == socket.SO_REUSEADDR:
                 await plain.sendto(b"x", first.getsockname())
-                await until_readable(second)  # the last one that was bound
+                await until_readable(second)  # the socket that was bound last
                 assert not first.is_readable()
 
 
@@ -956,7 +956,7 @@ async def names_of_this_machine() -> None:
 
 
 async def answers(*args: object, **more: int) -> list[object]:
-    """The addresses that a lookup has, or the error that it ends with."""
+    """The addresses that a lookup returns, or the error that it raises."""
     try:
         found = await trio.socket.getaddrinfo(*args, **more)  # type: ignore[arg-type]
     except socket.gaierror as error:
@@ -967,7 +967,7 @@ async def answers(*args: object, **more: int) -> list[object]:
 @behaviour
 async def lookups_and_their_flags() -> None:
     stream = {"type": socket.SOCK_STREAM}
-    assert await answers("localhost", 70000, **stream) == [(L4, 4464)]  # glibc looks at 16 bits of a port
+    assert await answers("localhost", 70000, **stream) == [(L4, 4464)]  # glibc uses 16 bits of a port
     assert await answers("localhost", -1, **stream) == [socket.EAI_SERVICE]
     assert await answers("localhost", "no-such-service", **stream) == [socket.EAI_SERVICE]
     assert await answers("localhost", "https", **stream) == [(L4, 443)]
@@ -1100,7 +1100,7 @@ async def closing_a_duplicate_wakes_its_own_reader() -> None:
 
 @behaviour
 async def plain_sockets_become_trios() -> None:
-    """As anyio and hypercorn make their listeners."""
+    """anyio and hypercorn make their listeners like this."""
     plain = socket.socket()
     plain.setblocking(False)
     plain.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -1195,7 +1195,7 @@ async def stream_laws() -> None:
         a, b = await pair()
         return trio.SocketStream(a), trio.SocketStream(b)
 
-    # No clogged maker: the kernel's buffers are elastic (test_carries.py has it, for the simulator).
+    # No clogged maker: the kernel's buffers are elastic (test_carries.py tests it for the simulator).
     await trio.testing.check_half_closeable_stream(maker, None)
 
 

@@ -1,4 +1,4 @@
-"""What sends come to when an address or a link goes: one program, in the simulator and in the kernel.
+"""The results of sends when an address or a link goes: one program, in the simulator and on the kernel.
 
 docs/simulator.md has the answers as a table.
 """
@@ -23,13 +23,13 @@ from warpgate_trio.sim import Link, Network
 
 NEW: Final = "203.0.113.77"
 PORT: Final = 7000
-SOON: Final = 1.0  # seconds in which what is sent arrives, and in which an error would come
+SOON: Final = 1.0  # seconds in which a packet arrives, or an error comes
 Answers = dict[str, str]
 CHANGES: Final = ("link down", "another address", "no address")
 
 
 async def sends(a: Place, b: Place, change: Callable[[], None]) -> Answers:
-    """What comes of what is sent on sockets that were opened before a change, and after it."""
+    """The results of sends on sockets that were opened before a change, and after it."""
     old, answers = a.ip, dict[str, str]()
     with b:
         sink = udp()
@@ -44,7 +44,7 @@ async def sends(a: Place, b: Place, change: Callable[[], None]) -> Answers:
             with trio.fail_after(SOON):
                 await call()
         except OSError as error:
-            # In its sources, IPv4 of older kernels says EINVAL of a source address that it has not.
+            # By their source code, older kernels return EINVAL for an IPv4 source address that the host lacks.
             return errno.errorcode[errno.ENETUNREACH if error.errno == errno.EINVAL else error.errno or 0]
         except trio.TooSlowError:
             return "waits"
@@ -94,7 +94,7 @@ def simulated(what: str) -> Answers:
             else:
                 net.internet.take_away(a.ip)
 
-        def start() -> None:  # in the system call's own instant, as `ip` does it
+        def start() -> None:  # at the instant of the system call, as `ip` does
             net.wire.act(change)
 
         return await sends(a, b, start)
@@ -168,7 +168,7 @@ async def test_in_the_kernel() -> None:
 
 @pytest.mark.parametrize("down", [False, True])
 def test_of_ipv6_the_source_is_not_looked_at(down: bool) -> None:
-    """Found in Linux 6.18: with an address that is gone a socket still sends, as long as there is a route."""
+    """Found in Linux 6.18: a socket whose address is gone still sends, as long as there is a route."""
 
     async def world(net: Network) -> None:
         a, b = net.host("a"), net.host("b")

@@ -1,4 +1,4 @@
-"""What two nodes say of a path that dies and is replaced: the history of each side, whole and with causes."""
+"""The path logs of two nodes when a path dies and is replaced: each side's is complete, with causes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAIRS: Final = {
 
 
 def check(pipe: Pipe, began: float) -> None:
-    """Each entry goes on where the one before it has ended, and the last one is how the Pipe travels."""
+    """Check that each entry continues the one before it, and that the last one has the Pipe's present path."""
     log = pipe.path_log
     assert log
     for before, after in pairwise(log):

@@ -59,11 +59,11 @@ async def explain(
                 return await _ping(settings, config, str(nodes.bob.address), count, 1.0, None, explaining=True)
             except ConnectError:
                 return PathKind.NONE
-    raise AssertionError("unreachable")  # for mypy, to which `async with` may swallow exceptions
+    raise AssertionError("unreachable")  # for mypy: `async with` might swallow exceptions
 
 
 def told(stdout: bytearray, *nats: NatConfig | None, **options: Any) -> Told:
-    """The same; its last line of JSON."""
+    """Run `ping --explain --json` from one home to another; returns the last line of JSON."""
     kind = simulate(lambda: explain(*nats, **options), seed=0)
     event = checked_event(bytes(stdout).splitlines()[-1])
     assert (event["event"], event["kind"]) == ("explained", kind.name.lower())
@@ -77,7 +77,7 @@ def step(event: Told, side: str, name: str) -> Told:
 
 
 def advised(event: Told) -> dict[tuple[str, str], str]:
-    """The advice by side and step: it is given for what failed, and none of it twice."""
+    """The advice by side and step; only failed steps have advice, and none occurs twice."""
     given = [each for each in event["steps"] if each["advice"] is not None]
     assert {each["outcome"] for each in given} <= {"failed"}
     assert len({each["advice"] for each in given}) == len(given)
@@ -100,7 +100,7 @@ def test_a_direct_path_needs_no_advice(stdout: bytearray) -> None:
 
 
 def test_a_pipe_that_has_left_its_relay_is_direct(stdout: bytearray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `ping --count 100` may see it: here the call takes the relay first."""
+    """As with `ping --count 100`; here the call takes the relay first."""
     call = Node.auto_connect
     monkeypatch.setattr(Node, "auto_connect", lambda *words, **options: call(*words, **options | {"relay_first": True}))
     event = told(stdout, HOME, HOME, count=3)
@@ -111,7 +111,7 @@ def test_a_pipe_that_has_left_its_relay_is_direct(stdout: bytearray, monkeypatch
 
 
 def test_two_symmetric_nats_that_let_no_udp_through_are_relayed_and_told_why(stdout: bytearray) -> None:
-    """The NATs are known by the time of the call: each side's is a cause, with advice of its own."""
+    """The NATs are measured before the call: each side's NAT is a cause with its own advice."""
     event = told(stdout, NO_UDP, NO_UDP, settle=30.0)
     assert (event["kind"], event["verdict"]) == ("relayed", "connected")
     assert advised(event) == {
@@ -174,7 +174,7 @@ def test_a_peer_that_refuses(stdout: bytearray) -> None:
 
 
 def test_a_server_that_is_gone(stdout: bytearray) -> None:
-    """Neither side's signals get out, and the peer is behind a NAT."""
+    """Neither side has signals, and the peer is behind a NAT."""
     event = told(stdout, HOME, HOME, faults=(Fault(at=0.0, until=1e5, target="server", kind=Kind.BLACKHOLE),))
     assert (event["kind"], event["verdict"]) == ("none", "no_signal")
     assert advised(event) == {("here", "signal server"): ADVICE[Verdict.NO_SIGNAL]}

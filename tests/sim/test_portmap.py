@@ -1,4 +1,4 @@
-"""Port mapping at gateways as there are: each has a fault that was seen on a real one."""
+"""Port mapping at gateways with faults, each of which was seen on a real one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def state(maps: PortMaps) -> GatewayState:
 
 
 def adds(home: Home) -> list[tuple[int, int]]:
-    """External port and lease of what was asked for by SOAP."""
+    """External port and lease of each mapping that was requested."""
     return [(external, lease) for _, _, external, lease in home.gateway.asked]
 
 
@@ -57,7 +57,7 @@ def test_a_port_is_open_while_it_is_wanted(protocol: ProtocolName) -> None:
 
 @pytest.mark.parametrize("code", [725, 402])
 def test_01_and_02_a_lease_is_refused(code: int) -> None:
-    """For ever then, and deleted by us."""
+    """The mapping is then permanent, and this side deletes it."""
 
     class Permanent(UpnpOnly):
         def soap_addportmapping(self, arguments: Values, client: str) -> Values | int:
@@ -80,7 +80,7 @@ def test_01_and_02_a_lease_is_refused(code: int) -> None:
 
 @pytest.mark.parametrize("code", [402, 501, 728, 200])
 def test_03_the_table_is_full(code: int) -> None:
-    """It may say 200 OK all the same; nothing of anybody's is deleted."""
+    """The gateway may answer 200 OK nevertheless; no mapping of others is deleted."""
 
     class Full(UpnpOnly):
         def soap_addportmapping(self, arguments: Values, client: str) -> Values | int:
@@ -100,7 +100,7 @@ def test_03_the_table_is_full(code: int) -> None:
 
 
 class _Jealous(UpnpOnly):
-    """It refuses whatever is there already, also to whom it belongs."""
+    """It refuses to change an existing mapping, even for its owner."""
 
     def put(self, port: int, client: str, internal: int, lifetime: float) -> int:
         known = self.entry(port)
@@ -171,7 +171,7 @@ def test_05_where_somebody_has_the_port_another_one_is_taken(code: int) -> None:
 
 
 class _Unread(UpnpOnly):
-    """It maps, and says nothing of it."""
+    """It maps, but does not show the mapping when asked."""
 
     code = 401
     full = False
@@ -199,7 +199,7 @@ class _UnreadForEver(_Unread):
 @pytest.mark.parametrize("kind", [_Unread, _Unread402, _Unread501, _UnreadForEver])
 @pytest.mark.parametrize("later", ["", "refused", "somebody else's"])
 def test_a_mapping_that_is_not_read_back_is_not_used_and_deleted(kind: type[Gateway], later: str) -> None:
-    """Also where it is refused when it is asked for again, since what was made stands; but nothing of anybody's is."""
+    """It is deleted even if a repeated request is refused, because it still exists; others' mappings are not."""
 
     async def body(home: Home) -> None:
         gateway: Any = home.gateway
@@ -217,7 +217,7 @@ def test_a_mapping_that_is_not_read_back_is_not_used_and_deleted(kind: type[Gate
 
 
 def test_a_gateway_without_an_address_of_its_own_has_mapped_all_the_same() -> None:
-    """It says NETWORK_FAILURE when it is asked for its address (RFC 6886 §3.5), which comes later."""
+    """It answers NETWORK_FAILURE to the question for its address (RFC 6886 §3.5), and has one later."""
 
     class Unplugged(Gateway):
         pcp = upnp = False
@@ -470,7 +470,7 @@ def test_14_http_of_its_own() -> None:
 
 @pytest.mark.parametrize("external", ["", "0.0.0.0", "10.7.7.7", "100.64.7.7", "nonsense"])
 def test_15_the_external_address_is_what_the_gateway_says_and_no_more(external: str) -> None:
-    """What is published of it is the node's to decide."""
+    """The node decides whether to publish it."""
 
     async def body(home: Home) -> None:
         home.gateway.external = external
@@ -528,7 +528,7 @@ def test_18_renewals_are_refused() -> None:
         async with mapping(home.host):
             for _ in range(6):
                 await trio.sleep(HOUR + 10)
-                assert await home.reaches()  # mapped anew when its lifetime was over
+                assert await home.reaches()  # mapped anew after its lifetime
         assert home.gateway.table == {}
 
     at_home(Moody, body)
@@ -561,7 +561,7 @@ def test_20_what_the_gateway_forgets_is_asked_for_again(protocol: ProtocolName) 
 
 
 class _Moves(UpnpOnly):
-    """Its HTTP server has another port after each start, as miniupnpd's that was given none."""
+    """Its HTTP server has another port after each start, as miniupnpd's without a configured port."""
 
     running: trio.CancelScope
 
@@ -619,7 +619,7 @@ def test_20_a_service_that_is_elsewhere_after_a_restart_is_found_there(kind: typ
 
 
 def test_20_what_stands_is_renewed_and_deleted_where_the_service_is_now() -> None:
-    """A service that was started anew by itself leaves the router's rules as they are."""
+    """The restart of the service alone leaves the router's rules as they are."""
 
     async def body(home: Home) -> None:
         gateway: Any = home.gateway
@@ -636,7 +636,7 @@ def test_20_what_stands_is_renewed_and_deleted_where_the_service_is_now() -> Non
 
 
 class _Deaf(UpnpOnly):
-    """It is found, and does nothing that it is asked."""
+    """It is found, but carries out no request."""
 
     answer: bytes | None = None
     searches = 0
@@ -655,7 +655,7 @@ class _Broken(_Deaf):
 
 @pytest.mark.parametrize("kind", [_Deaf, _Broken], ids=["silent", "not found"])
 def test_a_gateway_that_is_found_and_never_does_anything_is_left_alone(kind: type[Gateway]) -> None:
-    """It is asked, and searched for, after a minute, then after two, and so on."""
+    """It is asked again, after a new search, after one minute, then after two, and so on."""
 
     async def body(home: Home) -> None:
         gateway: Any = home.gateway
@@ -741,7 +741,7 @@ def test_20_who_is_not_the_gateway_announces_nothing() -> None:
 
 
 class _Multicast(Gateway):
-    """Its socket for requests lets others have the port, to announce from it."""
+    """Its socket for requests shares the port, so that announcements can be sent from it."""
 
     reusable = True
 
@@ -864,7 +864,7 @@ def test_bombs_cost_the_gateway_its_turn_alone(document: bytes) -> None:
 
 
 def test_two_routers() -> None:
-    """The one of our routes is asked first; a second one that answers to a search does not take its place."""
+    """The gateway of the host's routes is used; a second router that answers to a search does not replace it."""
 
     async def body(home: Home) -> None:
         heard: list[bytes] = []
@@ -892,7 +892,7 @@ def test_two_routers() -> None:
 
 
 def test_the_machine_slept() -> None:
-    """It has lost time of its leases: they are renewed at once."""
+    """Its leases went on during the sleep, so they are renewed at once."""
 
     async def body(home: Home) -> None:
         async with mapping(home.host) as maps:
@@ -903,7 +903,7 @@ def test_the_machine_slept() -> None:
             maps.look()
             await trio.sleep(1)
             assert len(home.gateway.asked) == before + 1
-            home.host.clock_offset -= 7200  # a clock that is set back is no reason
+            home.host.clock_offset -= 7200  # a clock set back causes no renewal
             maps.look()
             await trio.sleep(1)
             assert len(home.gateway.asked) == before + 1
@@ -916,8 +916,10 @@ def test_the_machine_slept() -> None:
 @pytest.mark.parametrize("protocol", ["pcp", "natpmp", "upnp"])
 @pytest.mark.parametrize("jump", [3600.0, 4e8])
 def test_a_clock_that_jumps_during_a_lease_changes_no_lease(jump: float, protocol: ProtocolName) -> None:
-    """One that goes on is a machine that slept, for all we know: one renewal too many.  One that goes back is nothing,
-    and after either all is renewed when it would have been."""
+    """A jump forward looks like a sleep of the machine, and costs one extra renewal; a jump back costs none.
+
+    After either, renewals come at the usual times.
+    """
 
     async def body(home: Home) -> None:
         async with mapping(home.host, protocols=(protocol,)) as maps:
@@ -932,7 +934,7 @@ def test_a_clock_that_jumps_during_a_lease_changes_no_lease(jump: float, protoco
                     await trio.sleep(7 * 60)
                     entry = home.gateway.entry(PORT)
                     assert entry is not None
-                    assert entry.expires - trio.current_time() >= 1790  # half of an hour that was given
+                    assert entry.expires - trio.current_time() >= 1790  # half of the granted hour
                 assert await home.reaches()
                 assert len(home.gateway.asked) - before <= (sign > 0) + 5
         assert home.gateway.table == {}

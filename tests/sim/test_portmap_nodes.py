@@ -35,7 +35,7 @@ def play(
     port: int = 0,
     seed: int = 3,
 ) -> Gateway:
-    """Run `body` with two nodes, the first of which has a gateway; the gateway, after the nodes were closed."""
+    """Run `body` with two nodes, the first of which has a gateway; returns the gateway after the nodes were closed."""
     made: list[Gateway] = []
 
     async def main() -> None:
@@ -114,7 +114,7 @@ def test_one_protocol_is_enough_and_the_others_are_not_asked() -> None:
 
 
 def test_pcp_knows_a_node_again_that_was_killed() -> None:
-    """Its mapping has the same nonce after each start."""
+    """The mapping's nonce is the same after each start of the node."""
 
     async def body(alice: Node, bob: Node, gateway: Gateway) -> None:
         assert list(gateway.nonces) == [listens_on(alice)]
@@ -151,7 +151,7 @@ def test_the_ports_are_closed_when_the_node_is_cancelled() -> None:
 
 
 class _SaysPublic(Gateway):
-    """It is told an address that is not where servers see us: it is behind another NAT."""
+    """It reports a public address from which no server sees the node, because another NAT is in front of it."""
 
     def __init__(self, router: Router) -> None:
         super().__init__(router)

@@ -1,4 +1,4 @@
-"""Whole nodes in networks out of which a proxy is the only way."""
+"""Whole nodes in networks that let nothing out but through a proxy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def server(relay: RelayRules) -> walks.WorldServer:
 
 
 def call(proxy: str) -> tuple[Verdict, set[ServerState], list[str]]:
-    """What comes of a call between two such networks: the verdict, how alice's server is, what the proxy was asked."""
+    """The result of a call between two such networks: the verdict, alice's server states, the proxy's requests."""
     asked: list[str] = []
 
     async def scene() -> tuple[Verdict, set[ServerState], list[str]]:

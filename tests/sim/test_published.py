@@ -1,4 +1,4 @@
-"""`Node.wait_published`: the address that a node prints afterwards is good for more than seconds."""
+"""`Node.wait_published`: the address that a node prints afterwards does not change within seconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from warpgate_trio.testing.worlds import PeerPair
 pytestmark = pytest.mark.slow("whole nodes in worlds of their own")
 
 LASTS = 20
-"""Seconds for which a fresh address is looked at: what would be measured once more, would be by then."""
+"""Seconds for which a fresh address is watched: any further measurement would have ended by then."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ def play(
     nat: NatConfig = presets.LINUX,
     servers: Collection[walks.WorldServer] = (SIGNALS, STUN, STUN2),
 ) -> None:
-    """Run `body` at the moment at which bob's node was opened, behind a NAT, where these servers run."""
+    """Run `body` at the moment at which bob's node has opened, behind a NAT, with these servers."""
 
     async def main() -> None:
         pair = PeerPair.between(nat, nat, rtt=0.1, seed=5)
@@ -72,7 +72,7 @@ async def _run(host: Host, server: walks.WorldServer, *, task_status: trio.TaskS
 
 
 async def lasts(node: Node) -> None:
-    """The address stays what it is."""
+    """Check that the address does not change for `LASTS` seconds."""
     before = node.address
     for _ in range(10 * LASTS):
         await trio.sleep(0.1)
@@ -99,7 +99,7 @@ def test_no_call_to_it_says_that_it_was_old() -> None:
                 await alice.wait_published()
                 async with await alice.auto_connect(text) as pipe:
                     assert pipe.report is not None
-                    assert pipe.report.elapsed_ms > 200  # it took its time, and asked
+                    assert pipe.report.elapsed_ms > 200  # long enough for a question to the peer
                     assert not [note for note in pipe.report.notes if "old" in note]
 
     play(body)
@@ -130,7 +130,7 @@ def test_that_no_stun_server_answers_is_known_too() -> None:
     async def body(this: World) -> None:
         await this.node.wait_published()
         assert trio.current_time() < 20
-        assert this.node.address.nat_profiles.get(None, 4).udp.blocked  # though no signals came before it was measured
+        assert this.node.address.nat_profiles.get(None, 4).udp.blocked  # although signals came only later
         await lasts(this.node)
 
     play(body, nat=presets.WEB_ONLY)

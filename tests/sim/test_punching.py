@@ -1,6 +1,6 @@
-"""Whole nodes through NATs: everybody meets who can, at the time that theory says, within the budgets.
+"""Whole nodes through NATs: all pairs that can connect do, at the time that theory says, and within the budgets.
 
-Here a sample runs, as large as a test run bears.  ``python -m tests.sim.census`` asks the same of thousands of worlds.
+A sample runs here; ``python -m tests.sim.census`` runs thousands of worlds.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ pytestmark = pytest.mark.slow("whole nodes with TLS, in a world with servers of 
 
 RTT = 0.05
 OVERHEAD = 0.03
-PHASES = [phase for phase in Phase if phase is not Phase.explain]  # it would run a failing world 300 times more
+PHASES = [phase for phase in Phase if phase is not Phase.explain]  # this phase would run a failing world 300 times more
 
 
 ONLY_UDP = replace(presets.LINUX, name="only-udp", tcp=presets.LINUX_SYMMETRIC.tcp)
-"""Two of these are punched over UDP, and not over TCP."""
+"""A pair of these can be punched over UDP, but not over TCP."""
 
 
 def pinned(plugin: str, timeout: float = 6.0) -> Connect:
@@ -73,7 +73,7 @@ def test_whoever_can_punch_connects_without_a_relay() -> None:
 
 @pytest.mark.slow("12 worlds with 5 % loss")
 def test_whoever_can_punch_connects_over_a_bad_network_too() -> None:
-    """In 99.9 % of calls (``tests.sim.census lossy``): one call of three succeeds, or it is not chance."""
+    """In 99.9 % of calls (``tests.sim.census lossy``); three failures in a row are no chance."""
 
     @settings(max_examples=12, phases=PHASES)
     @given(punchable_worlds(loss=0.05))
@@ -115,7 +115,7 @@ def test_a_symmetric_nat_meets_a_port_restricted_one_by_spraying(alice_is_hard: 
         hits += result.connected
         if result.connected:
             assert result.walk <= 3.0
-    # 98.35 % each (oracles.py): fewer than 2 of 4 happen twice in 100,000 times.  `tests.sim.census` counts hundreds.
+    # 98.35 % each (oracles.py): fewer than 2 hits of 4 occur twice in 100,000 runs.  `tests.sim.census` runs hundreds.
     assert sum(comb(runs, k) * 0.9835**k * 0.0165 ** (runs - k) for k in range(2)) < 2e-5
     assert hits >= 2
 
@@ -130,7 +130,7 @@ def test_two_symmetric_nats_with_small_ranges_may_meet_and_with_large_ones_send_
 
 @pytest.mark.slow("16 pairs of peers as they are found in the wild")
 def test_most_people_meet_without_a_relay() -> None:
-    """88 % of pairs of a population with offices and clouds; `tests.sim.census` counts thousands."""
+    """88 % of pairs in a population with offices and clouds; `tests.sim.census` runs thousands."""
     from random import Random
 
     random = Random(1)
@@ -139,7 +139,7 @@ def test_most_people_meet_without_a_relay() -> None:
     for seed in range(16):
         a, b = (people.sample(random) for _ in range(2))
         connected += meet(PeerPair.between(a.nats, b.nats, rtt=RTT, seed=seed)).connected
-    assert connected >= 10  # of 0.915 each: fewer happen twice in 10,000 times
+    assert connected >= 10  # with 0.915 each: fewer occur twice in 10,000 runs
 
 
 # -- how fast ----------------------------------------------------------------------------------------------------------
@@ -179,10 +179,10 @@ def test_wrong_clocks_cost_no_time(offsets: tuple[float, float], ntp: bool) -> N
 
 
 def test_a_caller_that_was_just_opened_is_hardly_slower() -> None:
-    """It learns in mid-phase how far its signals go, and goes by that, not by the longest direct phase there is."""
+    """It measures its signals' round trip during the phase and uses that, instead of the longest direct phase."""
     result = meet(PeerPair.between(presets.LINUX, presets.LINUX, rtt=RTT), warm=0)
     assert result.plugin == "tcp_punch", rows(result)
-    # Two round trips to the signal server, the least direct phase, STUN over TCP, and the punch.
+    # Two round trips to the signal server, the shortest direct phase, STUN over TCP, and the punch.
     assert result.walk <= 2 * RTT + Budgets().direct_min + 2 * RTT + 7 * RTT + OVERHEAD
 
 
@@ -190,7 +190,7 @@ def test_a_caller_that_was_just_opened_is_hardly_slower() -> None:
 @pytest.mark.parametrize("warmth", ["warm", "caller-cold", "cold"])
 @pytest.mark.parametrize("phase", ["punch", "spray"])
 def test_two_sequences_are_foretold(phase: Literal["punch", "spray"], warmth: str) -> None:
-    """The n-th packet of each side has to go where the other's n-th comes from, with nothing else in between."""
+    """The n-th packet of each side must go to the port of the other's n-th one, with no other packet in between."""
     nat = presets.SYMMETRIC_SEQUENTIAL
     options: dict[str, Any] = {"warm": {}, "caller-cold": {"warm": 0}, "cold": {"warm": 0, "both_cold": True}}[warmth]
 
@@ -205,7 +205,7 @@ def test_two_sequences_are_foretold(phase: Literal["punch", "spray"], warmth: st
 @pytest.mark.slow("6 pairs of nodes")
 @pytest.mark.parametrize("warm", [0, WARM])
 def test_two_sequences_are_foretold_without_udp(warm: float) -> None:
-    """A question to a second server would be a port more that nobody told of."""
+    """A question to a second server would use up another port, which the forecast does not count."""
     nat = replace(presets.UDP_BLOCKED, tcp=presets.SYMMETRIC_SEQUENTIAL.tcp)
     for seed in range(3):
         result = meet(PeerPair.between(nat, nat, rtt=RTT, seed=seed), pinned("tcp_punch"), warm=warm, both_cold=True)
@@ -219,11 +219,11 @@ def test_the_roles_of_a_spray_are_known_to_nodes_that_were_just_opened(alice_is_
     nats = (HARD, presets.LINUX) if alice_is_hard else (presets.LINUX, HARD)
     pairs = [PeerPair.between(*nats, rtt=RTT, seed=seed) for seed in range(runs)]
     hits = sum(meet(pair, pinned("random_probe"), warm=0, both_cold=True).connected for pair in pairs)
-    assert hits >= runs - 2  # 98.35 % each: fewer happen once in 10,000 times
+    assert hits >= runs - 2  # 98.35 % each: fewer occur once in 10,000 runs
 
 
 def test_without_an_answer_two_peers_meet_at_a_boundary() -> None:
-    """The server dies while it has the request and not yet the answer."""
+    """The server dies when it has forwarded the request, but not yet the answer."""
 
     async def connect(node: Node, address: PeerAddress) -> Pipe:
         current[0].schedule([Fault(at=1.25 * RTT, until=3.0, target="server", kind=Kind.BLACKHOLE)])
@@ -263,7 +263,7 @@ def test_no_attempt_sends_more_than_its_budget(alice: str, bob: str, monkeypatch
         meet(PeerPair.between(presets.NATS[alice], presets.NATS[bob], rtt=RTT), pinned("random_probe", timeout=8))
     for (node, _), packets in counts.items():
         if node in ("alice", "bob"):
-            assert packets <= MAX_PACKETS + 1024  # and what QUIC carried
+            assert packets <= MAX_PACKETS + 1024  # plus QUIC's packets
     assert MAX_OPENERS <= MAX_PACKETS
     assert MAX_SOCKETS <= MAX_PACKETS
     assert MAX_PACKETS <= BURST
@@ -273,7 +273,7 @@ def test_no_attempt_sends_more_than_its_budget(alice: str, bob: str, monkeypatch
 
 
 def test_a_nat_that_has_become_another_one_is_measured_anew() -> None:
-    """The router restarts with another address: the next question about a warm port tells."""
+    """The router restarts with another address, which the next STUN query for a warm port reveals."""
     seen: list[NatProfile] = []
 
     async def connect(node: Node, address: PeerAddress) -> Pipe:

@@ -1,7 +1,6 @@
-"""Punching among people who mean harm, and in networks that do not behave: nobody is flooded, and nothing is lost.
+"""Punching with attackers and in misbehaving networks: nobody is flooded, and nothing is lost.
 
-docs/punching.md has the whole list of what may go wrong, and where each of it is tested; what needs a whole world is
-here.
+docs/punching.md lists everything that may go wrong, with the tests; those that need a whole world are here.
 """
 
 from __future__ import annotations
@@ -45,21 +44,21 @@ from warpgate_trio.testing.worlds import PeerPair
 
 RTT = 0.05
 MAX_ANSWERED = 60
-"""Packets to somebody who was heard first: answers, and probes until another pair has won."""
+"""The most packets to an endpoint that has sent first: answers, and probes until another pair wins."""
 SECRET = bytes(16)
 BASES: tuple[type[Plugin], ...] = (UdpPunch, TcpPunch, RandomProbe)
 
 
 def claim(ip: str, ports: Sequence[int] = range(40000, 40000 + MAX_CANDIDATES)) -> tuple[Candidate, ...]:
-    """A bystander's address, as the peer's own, at as many ports as fit into a message."""
+    """Candidates that claim a bystander's address as the peer's own, with as many ports as fit into a message."""
     return tuple(Candidate(ip_address(ip).packed, port) for port in ports)
 
 
-# -- a bystander, claimed by who calls ---------------------------------------------------------------------------------
+# -- a bystander, claimed by the caller --------------------------------------------------------------------------------
 
 
 def request(plugin: Any, ip: str) -> tuple[Message, Message | None]:
-    """The first message of a hostile caller, and what it says once it was answered."""
+    """The first message of a hostile caller, and its second one, after an answer."""
     common: dict[str, Any] = {"af": 4, "route_type": plugin.route_type, "candidates": claim(ip), "secret": SECRET}
     if plugin.name == "udp_punch":
         return MeetByUdp(**common), Go()
@@ -69,7 +68,7 @@ def request(plugin: Any, ip: str) -> tuple[Message, Message | None]:
 
 
 def caller(base: type[Plugin]) -> type[Plugin]:
-    """Calls, and names the bystander; says that all is ready as soon as it is answered."""
+    """A plugin that calls, names the bystander, and reports readiness as soon as it is answered."""
 
     async def run(self: Any, _: Message | None) -> Any:
         first, then = request(self, bystander_of(self))
@@ -94,7 +93,7 @@ def udp(**axes: Any) -> NatProfile:
 EASY = udp(mapping=Mapping.ENDPOINT_INDEPENDENT, allocation=Allocation.PRESERVING)
 HARD = udp(mapping=Mapping.ADDRESS_AND_PORT_DEPENDENT, allocation=Allocation.RANDOM)
 LOOSE = NatProfile(udp=replace(HARD.udp, filtering=Filtering.ENDPOINT_INDEPENDENT, low=40000, high=41023))
-"""Hard on both sides is worth its packets only where one of them lets everybody in, or has few ports."""
+"""A spray between two hard sides is worth its packets only if one filters nothing or has few ports."""
 
 BOB_EASY = PeerPair.between(presets.LINUX, presets.LINUX, rtt=RTT)
 BOB_HARD = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=RTT)
@@ -134,7 +133,7 @@ ROLES = [
 
 
 def callee(base: type[Plugin], role: Role = Role.EASY) -> type[Plugin]:
-    """Answers, and names the bystander."""
+    """A plugin that answers, and names the bystander."""
 
     async def run(self: Any, reply: Message | None) -> Any:
         where = claim(bystander_of(self))
@@ -178,7 +177,7 @@ def test_one_call_of_ours_to_a_peer_who_claims_somebody_elses_address(
 @pytest.mark.slow("5,000 packets")
 @pytest.mark.parametrize(("count", "each"), [(1, 12), (10, 1)], ids=["one-peer", "ten-peers"])
 def test_many_attempts_have_no_more_sent_to_one_address_than_the_allowance(count: int, each: int) -> None:
-    """One peer that calls again and again, by every technique, and ten at once who all name one bystander."""
+    """One peer calls again and again, by every technique, or ten peers at once all name one bystander."""
 
     async def main(world: World) -> None:
         async def round_of_calls(seconds: float) -> None:
@@ -204,7 +203,7 @@ def test_many_attempts_have_no_more_sent_to_one_address_than_the_allowance(count
 
 @pytest.mark.slow("3,000 packets")
 def test_a_forged_source_is_no_proof_that_somebody_is_there() -> None:
-    """The peer knows the key, so it can send authentic probes under anybody's address, and each would be probed."""
+    """The peer knows the key, so it can send authentic probes with forged sources, each of which would be probed."""
 
     async def run(self: Any, _: Message | None) -> Any:
         machine = self.node.host.machine
@@ -257,7 +256,7 @@ def test_a_peer_that_is_always_busy_is_asked_now_and_then() -> None:
 
 @pytest.mark.slow("three sprays")
 def test_sprays_for_peers_are_few_at_a_time_and_do_not_take_all_ports() -> None:
-    """Each names another address, so none is in the other's way."""
+    """Each spray names another address, so that no limit per address applies."""
     busy = 0
 
     async def run(self: Any, _: Message | None) -> Any:
@@ -291,7 +290,7 @@ def test_sprays_for_peers_are_few_at_a_time_and_do_not_take_all_ports() -> None:
 
 
 def loose(**fields: Any) -> Message:
-    """A `MeetByUdp` as somebody else's program may make it."""
+    """A `MeetByUdp` without this package's checks, as another program might send it."""
     made = msgspec.defstruct("MeetByUdp", [(name, Any) for name in fields], bases=(Message,), frozen=True, kw_only=True)
     message: Any = made(**fields)
     return message  # type: ignore[no-any-return]
@@ -320,7 +319,7 @@ def test_candidates_that_are_nonsense_start_nothing(what: str) -> None:
     async def main(world: World) -> None:
         bob = world.nodes.bob
         await call(world.hostile[0], bob, "udp_punch", 1.0)
-        await trio.sleep(1)  # the end of the call is told
+        await trio.sleep(1)  # until the end of the call is signalled
         assert (world.wire.sent("bob", "11.0.0.1") > 0) == (what == "sense")
         assert bob.stats().attempts == 0
         pipe = await world.nodes.alice.connect(bob.address, plugin="udp_punch", timeout=6)
@@ -329,12 +328,12 @@ def test_candidates_that_are_nonsense_start_nothing(what: str) -> None:
     with_hostile(main, lying(UdpPunch, run), pair=BOB_EASY)
 
 
-# -- probes that somebody sends again ----------------------------------------------------------------------------------
+# -- replayed probes ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("late", [0.0, 0.05], ids=["before-the-original", "after-it"])
 def test_probes_that_are_sent_again_from_elsewhere_lead_nowhere(late: float) -> None:
-    """Somebody on the way sees every probe, and sends it again under his own address, at once or a little later."""
+    """An attacker on the path sees every probe and replays it from his own address, at once or a little later."""
 
     async def main(world: World) -> None:
         mallory = world.net.hosts["mallory0"]

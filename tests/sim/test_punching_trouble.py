@@ -1,6 +1,6 @@
-"""Punching where something goes wrong that nobody meant: networks that change, full tables, wrong clocks.
+"""Punching with accidental trouble: networks that change, full tables, wrong clocks.
 
-The rows of docs/punching.md that need a whole world; who means harm is in test_punching_hostile.py.
+These are the rows of docs/punching.md that need a whole world; attackers are in test_punching_hostile.py.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ PUNCHES = ["udp_punch", "tcp_punch"]
 
 
 async def try_to_connect(nodes: NodePair, plugin: str | None = None, timeout: float = 6.0) -> str:
-    """Connect, exchange something; the winner's plugin, or the verdict of the report."""
+    """Connect and exchange data; returns the winning plugin, or the verdict of the report."""
     node, peer = nodes.alice, nodes.bob.address
     try:
         pipe = await (node.auto_connect(peer) if plugin is None else node.connect(peer, plugin=plugin, timeout=timeout))
@@ -79,7 +79,7 @@ def nothing_runs(nodes: NodePair) -> None:
 
 
 async def call_each_other(nodes: NodePair, plugin: str | None) -> list[str]:
-    """Both at once: each call has a Pipe of its own, which carries its own bytes, and there is no third."""
+    """Both call at once: each call gets its own Pipe with its own bytes, and there is no third one."""
     won: list[str] = []
 
     async def one(node: Node, other: Node, host: Host, word: bytes) -> None:
@@ -118,7 +118,7 @@ HARD_AND_EASY = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX, rtt=RTT
         ("udp_punch", CONES, 20, 3.0),
         ("tcp_punch", CONES, 20, 3.0),
         (None, CONES, 20, 3.0),
-        ("random_probe", HARD_AND_EASY, 4, 130.0),  # seconds in which the allowance of an address is whole again
+        ("random_probe", HARD_AND_EASY, 4, 130.0),  # seconds in which the allowance of an address is refilled
     ],
 )
 def test_two_that_call_each_other_at_once_have_a_pipe_each(
@@ -141,7 +141,7 @@ def test_two_that_call_each_other_at_once_have_a_pipe_each(
 
 
 def still_there(net: Network) -> Counter[str]:
-    """Sockets and tasks, without ports: a node has others mapped in place of those that were used."""
+    """Sockets and tasks, without port numbers, because a node replaces warm ports that were used."""
     found = net.netstat()
     return Counter(re.sub(r"\d+", "", line) for line in (*found.sockets, *found.tasks))
 
@@ -149,7 +149,7 @@ def still_there(net: Network) -> Counter[str]:
 @pytest.mark.slow("five calls of two nodes")
 @pytest.mark.parametrize("plugin", [*PUNCHES, "random_probe"])
 def test_a_call_that_is_cancelled_ends_at_the_peer_within_a_second(plugin: str) -> None:
-    """Its handshake budget would be ten seconds; nobody meets here, so both sides are busy when it comes."""
+    """The handshake budget would be ten seconds; no path exists, so both sides are busy at the cancellation."""
 
     async def main(nodes: NodePair) -> None:
         before = still_there(nodes.net)
@@ -170,7 +170,7 @@ def test_a_call_that_is_cancelled_ends_at_the_peer_within_a_second(plugin: str) 
 
 
 def test_what_a_phase_leaves_behind_ends_at_the_peer() -> None:
-    """Else it would go on knocking for ten seconds, while the walk is elsewhere."""
+    """Otherwise the peer would go on punching for ten seconds, while the walk is in another phase."""
 
     async def main(nodes: NodePair) -> None:
         sprays = trio.Event()
@@ -202,7 +202,7 @@ ONLY_TCP = replace(presets.LINUX_SYMMETRIC, name="only-tcp", tcp=presets.LINUX.t
 
 
 def test_a_punch_that_was_out_of_time_is_tried_again_beside_the_sprays() -> None:
-    """A line that is dead while TCP punches; over UDP there is no way, and no spray worth it."""
+    """The line is dead while TCP punches; over UDP there is no path, and no worthwhile spray."""
 
     async def main(nodes: NodePair) -> None:
         def on_event(event: WalkEvent) -> None:
@@ -221,7 +221,7 @@ def test_a_punch_that_was_out_of_time_is_tried_again_beside_the_sprays() -> None
 
 @pytest.mark.usefixtures("own_plugins")
 def test_a_second_try_takes_no_longer_than_the_first_where_a_relay_waits() -> None:
-    """Such a pair's NATs are silent about what they do not let through, and a phase of sprays would be five seconds."""
+    """Such NATs drop silently what they do not let in, and a phase of sprays would take five seconds."""
     stubborn = replace(ONLY_TCP, name="stubborn", tcp=replace(ONLY_TCP.tcp, simultaneous_open=False))
 
     @register(phase="relay")
@@ -249,7 +249,7 @@ def test_a_second_try_takes_no_longer_than_the_first_where_a_relay_waits() -> No
 
 
 def test_a_second_try_waits_until_the_first_packets_over_udp_have_come_or_not() -> None:
-    """A NAT that numbers the ports of both transports in one row would have two punches spoil each other's forecast."""
+    """If a NAT numbers the ports of both transports in one sequence, two punches would spoil each other's forecast."""
 
     async def main(nodes: NodePair) -> None:
         began: dict[str | None, float] = {}
@@ -273,7 +273,7 @@ def test_a_second_try_waits_until_the_first_packets_over_udp_have_come_or_not() 
 
 @pytest.mark.parametrize("swapped", [False, True])
 def test_over_tcp_a_nat_that_moves_ports_and_lets_in_makes_no_two_connections_of_one(swapped: bool) -> None:
-    """Both let the other in, and knocking at once they have two connections between the same two ports."""
+    """Both NATs let the other side in, so simultaneous connects could make two connections between the same ports."""
     stays, moves = (
         replace(
             ONLY_TCP, name=mapping.name, tcp=Behavior(mapping=mapping, filtering=Filtering.EIF, allocation=Uniform())
@@ -291,7 +291,7 @@ def test_over_tcp_a_nat_that_moves_ports_and_lets_in_makes_no_two_connections_of
 
 
 def liar(where: tuple[str, int], machine: str = "stun2") -> WorldServer:
-    """A STUN server that tells everybody one address."""
+    """A STUN server that reports the same mapped address to everybody."""
 
     @asynccontextmanager
     async def opened(host: Host) -> Any:
@@ -321,7 +321,7 @@ LIES = [("11.200.1.1", 4242), ("192.168.7.7", 9), ("127.0.0.1", 22)]
 @pytest.mark.parametrize("plugin", [*PUNCHES, None])
 @pytest.mark.parametrize("honest", [True, False])
 def test_stun_servers_that_lie(where: tuple[str, int], plugin: str | None, honest: bool) -> None:
-    """One liar of two servers costs nothing; without any honest one nobody meets, and that is said in time."""
+    """One liar of two servers does no harm; without any honest server the walk may fail, but ends in time."""
     found: list[str] = []
 
     async def main(nodes: NodePair) -> None:
@@ -339,7 +339,7 @@ def test_stun_servers_that_lie(where: tuple[str, int], plugin: str | None, hones
 
 
 def test_stun_servers_that_die_in_the_middle() -> None:
-    """The ports are mapped by then; and for the next call, no answer is as good as none of them."""
+    """The ports are already mapped by then; the next call fares as without any STUN server."""
 
     async def main(nodes: NodePair) -> None:
         nodes.net.schedule([Fault(at=0.0, target=name, kind=Kind.BLACKHOLE) for name in ("stun", "stun2")])
@@ -371,7 +371,7 @@ def replace_clocks(offsets: tuple[float, float], drift: float = 0.0) -> PeerPair
 
 @pytest.mark.parametrize("ntp", [True, False])
 def test_clocks_that_run_apart(ntp: bool) -> None:
-    """By a thousandth each: what is known of them a minute later is worth little."""
+    """Each drifts by a thousandth, so that their offset is almost unknown a minute later."""
     result = meet(replace_clocks((0.0, 0.0), drift=1e-3), ntp=ntp)
     assert result.plugin in PUNCHES, rows(result)
 
@@ -379,7 +379,7 @@ def test_clocks_that_run_apart(ntp: bool) -> None:
 @pytest.mark.slow("the slow way of a walk whose signals are out of time")
 @pytest.mark.parametrize("jump", [-40.0, -0.3, 0.3, 40.0, 1e6])
 def test_a_clock_that_jumps_in_the_middle(jump: float) -> None:
-    """After the request has left and before the answer comes: the instant is on no clock, and bounded all the same."""
+    """The jump is between request and answer: the agreed instant fits neither clock, but the wait for it is bounded."""
 
     async def main(nodes: NodePair) -> None:
         async with trio.open_nursery() as nursery:
@@ -391,7 +391,7 @@ def test_a_clock_that_jumps_in_the_middle(jump: float) -> None:
 
             began = trio.current_time()
             won = await try_to_connect(nodes)
-            assert won in PUNCHES or (abs(jump) > 300 and won == "peer_silent")  # no signal is that old
+            assert won in PUNCHES or (abs(jump) > 300 and won == "peer_silent")  # the signal then seems too old
             assert trio.current_time() - began < 20
         await trio.sleep(12)
         nothing_runs(nodes)
@@ -406,14 +406,14 @@ def test_a_clock_that_jumps_in_the_middle(jump: float) -> None:
 @pytest.mark.parametrize("quota", [4, 12, 60])
 @pytest.mark.parametrize("nat", [presets.LINUX, presets.LINUX_SYMMETRIC], ids=["cone", "symmetric"])
 def test_a_nat_that_runs_out_of_mappings(nat: NatConfig, quota: int) -> None:
-    """Either it works, or it is said; what was left over is given back, and there is another day."""
+    """Each call works or reports why not, and leaves nothing; with enough mappings, a later call works too."""
     found: list[str] = []
 
     async def main(nodes: NodePair) -> None:
         found.append(await try_to_connect(nodes))
         await trio.sleep(15)
         nothing_runs(nodes)
-        await trio.sleep(300)  # the mappings are forgotten
+        await trio.sleep(300)  # until the mappings have expired
         found.append(await try_to_connect(nodes))
         await trio.sleep(15)
         nothing_runs(nodes)
@@ -426,7 +426,7 @@ def test_a_nat_that_runs_out_of_mappings(nat: NatConfig, quota: int) -> None:
 
 @pytest.mark.slow("sprays between two carriers")
 def test_sprays_leave_ports_to_everything_else() -> None:
-    """A carrier gives a subscriber a block of ports; two sprays would take it all, and no relay could be reached."""
+    """A carrier gives each subscriber a block of ports; two sprays would use it up, and no relay could be reached."""
     found: list[str] = []
 
     async def main(nodes: NodePair) -> None:
@@ -449,7 +449,7 @@ def test_sprays_leave_ports_to_everything_else() -> None:
 @pytest.mark.slow("three calls of two nodes")
 @pytest.mark.parametrize("conflict", Conflict)
 def test_two_inside_hosts_on_one_source_port(conflict: Conflict, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another program behind alice's NAT has had her port for longer, and talks to whom she talks to."""
+    """Another host behind alice's NAT has used her source port for longer, and talks to the same endpoints."""
     port, hers = 40000, ""
     taken = {UdpPorts: False, TcpPort: False}
     open_udp, open_tcp = UdpPorts.open, TcpPort.open.__func__  # type: ignore[attr-defined]
@@ -506,7 +506,7 @@ def test_two_inside_hosts_on_one_source_port(conflict: Conflict, monkeypatch: py
     simulate(run)
     print(conflict, found)
     assert taken == {UdpPorts: True, TcpPort: True}
-    if conflict is not Conflict.DEGRADE:  # which makes a symmetric NAT of that one port; the next one is free of it
+    if conflict is not Conflict.DEGRADE:  # that makes the NAT symmetric for this port; the next port is not affected
         assert found[:2] == PUNCHES
     assert found[2] == "tcp_punch"
 
@@ -514,7 +514,7 @@ def test_two_inside_hosts_on_one_source_port(conflict: Conflict, monkeypatch: py
 @pytest.mark.slow("a spray")
 @pytest.mark.parametrize("sockets", [0, 1, 40])
 def test_a_spray_with_few_sockets_to_be_had(sockets: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """EMFILE in the middle: fewer are worth less, and not nothing; none is an error, and the port goes back."""
+    """EMFILE in the middle: fewer sockets lower the chance, none is an error, and the port is given back."""
     real = UdpPorts.open
     left = 1000
 
@@ -548,7 +548,7 @@ def test_a_spray_with_few_sockets_to_be_had(sockets: int, monkeypatch: pytest.Mo
 
 
 def move(net: Network) -> None:
-    """Alice's machine loses its address and gets another one, as one that roams does."""
+    """Alice's machine loses its address and gets another one, as when roaming."""
     (interface,) = net.hosts["alice"].interfaces
     fresh = interface.segment.free_address()
     interface.segment.take_away(net.hosts["alice"].ip)
@@ -568,7 +568,7 @@ CHANGES: dict[str, Callable[[Network], object]] = {
     ("what", "plugin"), [*[(what, None) for what in CHANGES], ("another-address", "udp_punch"), ("rebind", "tcp_punch")]
 )
 def test_a_network_that_changes_in_the_middle(what: str, plugin: str | None) -> None:
-    """At each stage of an attempt: it works or it is said why not, nothing is left, and the next call works."""
+    """At each stage of an attempt, the call works or reports why not, nothing is left, and the next call works."""
 
     def world(when: float) -> tuple[str, str]:
         found: list[str] = []
@@ -607,7 +607,7 @@ def test_a_network_that_changes_in_the_middle(what: str, plugin: str | None) -> 
 
 @pytest.mark.slow("a transfer of 300 kB with a thousand stray packets")
 def test_stray_stun_and_probes_in_mid_transfer() -> None:
-    """Late answers and keepalives, probes under other keys, noise: none of it is the transfer's, whoever it is from."""
+    """Late answers, keep-alives, probes under other keys and noise do not disturb the transfer, whoever sends them."""
 
     async def disturb(nodes: NodePair, ours: Pipe) -> None:
         net = nodes.net
@@ -629,7 +629,7 @@ def test_stray_stun_and_probes_in_mid_transfer() -> None:
             await trio.sleep(0.01)
 
     async def keep_alive(nodes: NodePair) -> None:
-        """What a warm port does, on the port that carries the transfer."""
+        """Send the keep-alives of a warm port on the port that carries the transfer."""
         asked = 0
         for port in list(nodes.alice._runtime.udp_ports._ports):
             if port._paths:
@@ -659,7 +659,7 @@ def test_stray_stun_and_probes_in_mid_transfer() -> None:
 
 
 def test_somebody_else_at_the_peers_private_address_accepts_and_stays_silent() -> None:
-    """Half the world's homes have one network: what is at the peer's address in ours is not the peer."""
+    """Half of all homes use the same private network: the host at the peer's address in this one is not the peer."""
     home = "192.168.1.0/24"
     pair = replace(CONES, alice=replace(CONES.alice, prefix4=home), bob=replace(CONES.bob, prefix4=home))
     accepted: list[trio.SocketStream] = []

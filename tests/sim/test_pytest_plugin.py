@@ -1,4 +1,4 @@
-"""The pytest plugin, in a pytest of its own."""
+"""The pytest plugin, in a separate pytest."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_what_a_run_shows(workers: int, tmp_path: Path) -> None:
     screen = done.stdout.partition("the last simulated network")[2]
     assert "seed 9000, 3600.000 s after the start" in screen  # the smallest example
     assert "> 11.0.0.1:9000" in screen
-    assert "seed 77," in done.stdout  # the note of an exception that leaves a network
+    assert "seed 77," in done.stdout  # the note on an exception that leaves a network
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "testing.md"
@@ -80,7 +80,7 @@ MISTAKES = {
 @pytest.mark.slow("starts interpreters, and simulates whole nodes")
 @pytest.mark.parametrize(("right", "wrong"), MISTAKES.values(), ids=MISTAKES)
 def test_the_failure_of_a_chat_fits_on_a_screen(right: str, wrong: str, tmp_path: Path) -> None:
-    """Of the page's own, with a mistake; worlds as `peer_pairs` draws them, so with NATs of every kind."""
+    """The page's own chat with a mistake, in worlds of `peer_pairs`, with NATs of every kind."""
     programs = dict(
         re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     )

@@ -49,14 +49,14 @@ async def paths(net: Network, cable: Cable) -> tuple[tuple[Host, SocketPath], tu
 
 
 async def echo_once(net: Network, cable: Cable, size: int) -> list[float]:
-    """When the dialler had its Pipe, when the first echoed byte was there, and when all of it."""
+    """The times at which the dialler had its Pipe, the first echoed byte, and all of them."""
     (a, there), (b, back) = await paths(net, cable)
     times: list[float] = []
 
     async def echo() -> None:
         end = await serve(back)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(end.drive, 60.0)  # what is not delivered by then is cut off
+            nursery.start_soon(end.drive, 60.0)  # data that is not delivered by then is dropped
             async for data in end.pipe:
                 await end.pipe.send_all(data)
             await end.pipe.aclose()
@@ -92,7 +92,7 @@ async def echo_once(net: Network, cable: Cable, size: int) -> list[float]:
 
 
 def test_two_round_trips_to_the_pipe_and_three_to_the_echo() -> None:
-    """As TLS does it once TCP is connected: ServerHello, then PROOF and COMMIT with Finished, then data."""
+    """As with TLS after TCP has connected: ServerHello, then PROOF and COMMIT with Finished, then data."""
 
     async def world(net: Network) -> None:
         accepted, echoed, _ = await echo_once(net, Cable(latency=LATENCY), 1)
@@ -108,7 +108,7 @@ BAD = Cable(latency=LATENCY, jitter=0.01, loss=0.05, duplicate=0.05, reorder=0.1
 @pytest.mark.slow("whole Links over bad links")
 @pytest.mark.parametrize("seed", range(8))
 def test_a_bad_link(seed: int) -> None:
-    """Each datagram crosses two such links: a tenth is lost."""
+    """Each datagram crosses two such links, so a tenth is lost."""
 
     async def world(net: Network) -> None:
         accepted, _, done = await echo_once(net, BAD, 200_000)

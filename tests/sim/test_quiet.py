@@ -1,4 +1,4 @@
-"""How many questions an idle Link costs, and for how long its path may be silent: whole nodes in simulated worlds."""
+"""How many PINGs an idle Link costs, and how long its path may be silent: whole nodes in simulated worlds."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from warpgate_trio.testing.worlds import PeerPair
 
 RTT: Final = 0.05
 GROWN: Final = 300.0
-"""Seconds within which an idle path has found out."""
+"""Seconds within which an idle path has found how long it may be silent."""
 FORGETFUL: Final = replace(presets.RESTRICTED, timers=Timers(udp=30.0, udp_stream=30.0))
-"""The least patient of NATs."""
+"""A NAT with the shortest timeouts."""
 FICKLE: Final = replace(presets.LINUX_SYMMETRIC, timers=FORGETFUL.timers)
 
 
 class Count:
-    """PINGs and PONGs that are said, by which end says them."""
+    """Counts the PINGs and PONGs that each end sends."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.said: Counter[str] = Counter()
@@ -46,7 +46,7 @@ class Count:
         monkeypatch.setattr(LaneProtocol, "say", counted)
 
     async def over(self, minutes: int) -> dict[str, float]:
-        """How many each end says a minute."""
+        """How many each end sends a minute."""
         self.said.clear()
         await trio.sleep(60.0 * minutes)
         return {end: self.said[end] / minutes for end in ("caller", "listener")}
@@ -56,7 +56,7 @@ class Count:
 async def idle_pipe(
     plugin: str, alice: NatConfig = presets.FULL_CONE, bob: NatConfig | None = presets.FULL_CONE
 ) -> AsyncGenerator[tuple[NodePair, Pipe, Pipe]]:
-    """Both ends of a Pipe over which nobody says anything."""
+    """Both ends of an idle Pipe."""
     pair = PeerPair.between(alice, bob, rtt=RTT)
     async with pair.build(time_limit=1e6) as net, simulated_hosts(), open_nodes(net) as nodes:
         ours = await nodes.alice.connect(nodes.bob.address, plugin=plugin)
@@ -71,7 +71,7 @@ def suspicions(pipe: Pipe) -> int:
 
 @pytest.mark.slow("a quarter of an hour of two idle nodes, packet by packet")
 def test_an_idle_link_over_udp_asks_ever_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most three frames a minute each way, and two once its NATs are known to bear a longer silence."""
+    """At most three frames a minute each way, and two once its NATs are known to tolerate a longer silence."""
 
     async def main() -> None:
         count = Count(monkeypatch)
@@ -142,7 +142,7 @@ def test_an_idle_link_over_tcp_asks_each_minute(monkeypatch: pytest.MonkeyPatch)
     ids=["both", "the caller's", "the listener's", "the caller's, which then takes another port"],
 )
 def test_a_nat_that_bears_no_longer_silence_costs_one_path(alice: NatConfig, bob: NatConfig) -> None:
-    """The Link goes on, and neither it nor another one of these nodes tries again; each of them knows it for both."""
+    """The Link goes on; neither it nor another Link of these nodes tries again, because each node has learned it."""
 
     async def main() -> None:
         async with idle_pipe("udp_punch", alice, bob) as (nodes, ours, theirs):
@@ -156,7 +156,7 @@ def test_a_nat_that_bears_no_longer_silence_costs_one_path(alice: NatConfig, bob
             accepted = await nodes.bob.listener.accept()
             async with further, accepted:
                 await trio.sleep(2 * GROWN)
-                nodes.alice.network_changed()  # she has forgotten it
+                nodes.alice.network_changed()  # she forgets what she learned
                 await trio.sleep(2 * GROWN)
                 assert (further.path_log, accepted.path_log) == ((), ())
                 assert (ours.path_log, theirs.path_log) == known
