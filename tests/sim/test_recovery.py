@@ -1,6 +1,6 @@
-"""What TCP does about losses: the simulator's against the kernel's, by when bytes arrive.
+"""TCP's loss recovery in the simulator and in the kernel, compared by the times at which bytes arrive.
 
-The kernel may delay an acknowledgement by 40 ms, which the simulator never does: none of these depends on one.
+The kernel may delay an acknowledgement by 40 ms, and the simulator never does; none of these tests depends on that.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from tests.sim.programs import Place
 from tests.sim.worlds import run
 from warpgate_trio.sim import Fault, Kind, Link, Network
 
-TOLERANCE: Final = 0.08  # seconds by which the kernel's coarse timers may be late; measured are up to 0.06
-TRIES: Final = 8  # since a busy machine delays now one and now the other
+TOLERANCE: Final = 0.08  # seconds by which the kernel's coarse timers may be late; up to 0.06 were measured
+TRIES: Final = 8  # because a busy machine delays now one side and now the other
 PORT: Final = 7000
-WARM: Final = 6  # round trips of a byte, after which the round trip is known
+WARM: Final = 6  # round trips of a byte, after which the round-trip time is measured
 
 
 @final
 @dataclass(frozen=True)
 class Loss:
-    """What is written when, and the span in which nothing passes from the writer, in seconds."""
+    """The writes (time, size), and the span in which all packets from the writer are lost; times in seconds."""
 
     writes: tuple[tuple[float, int], ...]
     lost: tuple[float, float]
@@ -45,7 +45,7 @@ LOSSES: Final = {
 
 
 async def transfer(a: Place, b: Place, loss: Loss, lose: Callable[[float, float], None]) -> list[float]:
-    """When each write has arrived as a whole, in seconds after the first; `lose` begins with it."""
+    """When each write has arrived completely, in seconds after `lose` is called."""
     total = sum(size for _, size in loss.writes)
     edges = [sum(size for _, size in loss.writes[: index + 1]) for index in range(len(loss.writes))]
     arrivals: list[float] = []
@@ -77,7 +77,7 @@ async def transfer(a: Place, b: Place, loss: Loss, lose: Callable[[float, float]
                     for at, size in loss.writes:
                         await trio.sleep_until(began + at)
                         await writer.send(bytes(size))
-                await trio.sleep(loss.lost[1])  # what closes the connection is not lost
+                await trio.sleep(loss.lost[1])  # so that the FIN is not lost
     return arrivals
 
 
@@ -132,7 +132,7 @@ async def test_losses_are_found_when_the_kernel_finds_them() -> None:
             if its == pytest.approx(ours, abs=TOLERANCE):
                 del expected[name]
             else:
-                apart.append(f"{name}: {ours}, and {its} in the kernel")  # late, or written when the loss was over
+                apart.append(f"{name}: {ours}, and {its} in the kernel")  # late, or written after the loss
         if not expected:
             break
     assert not expected, apart

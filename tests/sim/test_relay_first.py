@@ -1,4 +1,4 @@
-"""Relay first: a Pipe by a relay after a few round trips, whatever the NATs, and a better path once there is one."""
+"""Relay first: a relayed Pipe after a few round trips, whatever the NATs, and a better path as soon as there is one."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ BETWEEN: Final = 10.0
 async def called(
     pair: PeerPair, *, config: NodeConfig | None = None, **options: Any
 ) -> AsyncGenerator[tuple[Pipe, Pipe, float]]:
-    """A warm call, its two Pipes, and after how many seconds there was the first."""
+    """Make a call between warm nodes; yields both ends of the Pipe, and the seconds until the caller's was there."""
     async with pair.build(time_limit=1e6) as net, simulated_hosts():
         async with open_nodes(net, servers=(server(OPEN), STUN, STUN2, NTP), config=config or NodeConfig()) as nodes:
             await trio.sleep(5.0)
@@ -67,7 +67,7 @@ async def called(
 
 
 async def better_within(pipe: Pipe, seconds: float) -> float | None:
-    """After how many seconds a Pipe has left the relay."""
+    """The seconds until a Pipe has left the relay; None if it has not within `seconds`."""
     began = trio.current_time()
     with trio.move_on_after(seconds):
         while pipe.path.phase == "relay":
@@ -94,7 +94,7 @@ def test_a_relays_pipe_comes_first_and_a_better_path_follows(pair: PeerPair, pha
                 nursery.start_soon(talk.receive)
                 nursery.start_soon(talk.send)
             assert await better_within(ours, 20.0) is not None
-            (changed,) = [event.at_ms / 1000 for event in events if event.kind == "path"]  # from the call on
+            (changed,) = [event.at_ms / 1000 for event in events if event.kind == "path"]  # seconds from the call
             print(f"a Pipe after {taken / RTT:.1f} round trips, {ours.path.phase} after {changed / RTT:.1f}")
             assert taken <= PIPE_IN
             assert changed <= within
@@ -104,7 +104,9 @@ def test_a_relays_pipe_comes_first_and_a_better_path_follows(pair: PeerPair, pha
             assert [each.cause for each in ours.path_log] == [PathCause.BETTER]
             for talk in talks:
                 print(f"silent for {talk.silence_after(began) / RTT:.1f} round trips at most")
-                assert talk.silence_after(began) <= 0.02 + 3 * RTT  # the relay's way is two trips, the new one one
+                assert (
+                    talk.silence_after(began) <= 0.02 + 3 * RTT
+                )  # a round trip takes two RTT by the relay, and one by the new path
             nursery.cancel_scope.cancel()
 
     simulate(main, seed=0)
@@ -189,7 +191,7 @@ def test_the_first_byte_comes_back_four_round_trips_after_the_call(early: bool, 
 
 
 def test_a_peer_that_promises_nothing_has_the_walk_as_it_is_documented(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An older one, or one that has no place at that moment: a Pipe might never leave the relay."""
+    """A peer of an older release, or one without a free place now, promises nothing: a Pipe might stay on the relay."""
     monkeypatch.setattr(Admission, "would_accept", lambda *_: False)
 
     async def main() -> None:
@@ -249,7 +251,7 @@ def test_a_relay_that_fails_is_tried_again_in_its_phase(monkeypatch: pytest.Monk
 
 
 def test_a_call_that_is_cancelled_leaves_nothing() -> None:
-    """Before the Pipe, and in the midst of the search for a better path."""
+    """Cancelled before the Pipe, or in the middle of the search for a better path."""
 
     async def main() -> None:
         async with CONES.build(time_limit=1e7) as net, simulated_hosts():
@@ -277,7 +279,7 @@ async def echo_once(listener: Node) -> None:
 
 
 async def call_at_once(config: NodeConfig, identity: Identity, address: PeerAddress) -> tuple[float, float]:
-    """Seconds to the Pipe and to the first byte that comes back, from the start of a node."""
+    """Seconds from the start of a node to the Pipe, and to the first echoed byte."""
     began = trio.current_time()
     async with open_node(config, identity=identity) as caller:
         async with await caller.auto_connect(address, relay_first=True, early_data=b"x") as pipe:
@@ -288,7 +290,7 @@ async def call_at_once(config: NodeConfig, identity: Identity, address: PeerAddr
 
 @pytest.mark.parametrize("who", ["both", "the caller", "the listener", "everybody"])
 def test_a_program_that_was_just_started_calls_with_the_request_to_its_server(who: str) -> None:
-    """One round trip to the server, and four of the call, whoever has the server's token."""
+    """One round trip to the server and four for the call, whichever side has the server's token."""
     token = "t" * 43
     rules = RelayRules(open_to_all=True) if who == "everybody" else RelayRules(token=token)
 
@@ -315,7 +317,7 @@ def test_a_program_that_was_just_started_calls_with_the_request_to_its_server(wh
 
 @pytest.mark.parametrize("offsets", [(400.0, 0.0), (0.0, 400.0)])
 def test_a_program_that_was_just_started_with_another_time_than_its_peers(offsets: tuple[float, float]) -> None:
-    """The peer is near the server, so that what it says of its clock finds nobody registered: one more call is made."""
+    """The peer is near the server, so its message about its clock comes before the caller registers: it calls again."""
     pair = PeerPair.between(
         presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=0.1, server_rtt=(0.1, 0.02), clock_offsets=offsets
     )

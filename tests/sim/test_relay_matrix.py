@@ -1,6 +1,6 @@
-"""Every preset NAT with every other, by a relay alone: one TURN server that both have, or one rendezvous server.
+"""Every preset NAT with every other one, by a relay only: one TURN server of both, or one rendezvous server.
 
-All nodes live in one world, so that a pair costs a call and no more.
+All nodes are in one world, so that each pair costs only a call.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ LINK: Final = Link(latency=RTT / 4)
 TURN: Final = ("turn:alice:sesame@turn:443", "turn:alice:sesame@turn:443?transport=tcp")
 KINDS: Final[dict[str, NatConfig | None]] = {"no NAT": None, **presets.NATS, PROXY_ONLY.name: PROXY_ONLY}
 WITHIN: Final = {"ws_relay": 6 * RTT + 0.03, "turn": 19 * RTT + 0.25}
-"""Seconds of a call: six round trips, and the nineteen of a meeting whose responder's UDP leads nowhere, with the
-quarter of a second of a server that no UDP gets to.  Through a proxy a round trip is two."""
+"""Seconds of a call: six round trips with `ws_relay`.  With `turn`, nineteen if the responder's UDP fails, and 0.25 s
+for a server that UDP does not reach.  Through a proxy, each round trip counts twice."""
 REST: Final = 0.25
 """Seconds from one call to the next, so that the first one is over."""
 
@@ -40,7 +40,7 @@ def place(net: Network, name: str, nat: NatConfig | None) -> Host:
 
 
 async def call(caller: Node, listener: Node, plugin: str) -> str | None:
-    """What is wrong with a call by a relay; None where nothing is."""
+    """What is wrong with a relayed call; None if nothing is."""
     began = trio.current_time()
     try:
         pipe = await caller.auto_connect(listener.address, phases=["relay"])

@@ -1,5 +1,6 @@
-"""Two nodes that nothing direct connects meet at our own TURN server, in worlds.  At whatever step a walk is cancelled,
-the server has nothing left.
+"""Two nodes without a direct path connect through the package's TURN server.
+
+Whenever a walk is cancelled, nothing is left at the server.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def in_world(
     by: str = "udp",
     authorize: Callable[[str], Awaitable[bool]] = anyone,
 ) -> None:
-    """Run it with two nodes behind such NATs, both of which have the server."""
+    """Run a test with two nodes behind such NATs, both of which use the server."""
     running: list[TurnServer] = []
 
     @asynccontextmanager
@@ -72,7 +73,7 @@ def in_world(
     ],
 )
 def test_a_pair_that_nothing_direct_connects_meets_at_a_relay(nats: tuple[str, str], by: str, most: float) -> None:
-    """`most`: round trips from a warm call of the relay phase alone to the first echoed byte."""
+    """`most` is the number of round trips from a warm call in the relay phase only to the first echoed byte."""
 
     async def body(nodes: NodePair, server: TurnServer) -> None:
         async with echoing(nodes):
@@ -111,8 +112,9 @@ def test_an_authorize_that_takes_its_time_loses_nothing_that_the_caller_says_mea
 
 @pytest.mark.slow("a walk of two nodes")
 def test_a_whole_walk_has_asked_the_server_before_it_wants_a_relay() -> None:
-    """One round trip less from the relay phase on than where it begins with that phase; and no phase before it, spray
-    included, is waited for longer than it lasts.
+    """The relay phase takes one round trip less than in a walk that begins with it.
+
+    No phase before it, spray included, takes longer than it lasts.
     """
 
     async def body(nodes: NodePair, server: TurnServer) -> None:
@@ -174,7 +176,7 @@ def test_without_a_server_the_relay_is_hopeless() -> None:
 def test_a_server_that_is_restarted_in_mid_transfer_breaks_the_pipe(
     sender: str, nats: tuple[str, str], by: str, whose: set[str], why: str
 ) -> None:
-    """With the reason, where the relay was ours (`whose`), and as one that is silent where it was the peer's alone."""
+    """Sides with an allocation there (`whose`) get the reason; for the others the path falls silent."""
     lives: list[trio.CancelScope] = []
 
     @asynccontextmanager

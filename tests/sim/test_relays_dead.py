@@ -1,4 +1,4 @@
-"""Two relays of which the first is dead, in any way: no call waits for it but the first, and that one briefly."""
+"""Two relays of which the first is dead in some way: only the first call waits for it, and briefly."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RTT: Final = 0.05
 PAIR: Final = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=RTT, server_rtt=RTT)
 CALLS: Final = 4
 JITTER: Final = 0.1
-"""Seconds by which connecting anew to a server may vary (`signal.keeper.BACKOFF_FIRST`)."""
+"""Seconds by which reconnecting to a server may vary (`signal.keeper.BACKOFF_FIRST`)."""
 
 
 def turn(machine: str, credentials: TurnCredentials = CREDENTIALS, limits: TurnLimits = DEFAULT_LIMITS) -> WorldServer:
@@ -43,7 +43,7 @@ def turn(machine: str, credentials: TurnCredentials = CREDENTIALS, limits: TurnL
 
 @asynccontextmanager
 async def draining(host: Host) -> AsyncGenerator[None]:
-    """A TURN server that makes no allocations."""
+    """A TURN server that refuses new allocations, because it drains."""
     async with open_turn_server(CREDENTIALS, host=host.ip, port=3490) as server, open_background_nursery() as nursery:
         nursery.start_soon(server.drain)
         await trio.lowlevel.checkpoint()
@@ -52,7 +52,7 @@ async def draining(host: Host) -> AsyncGenerator[None]:
 
 @asynccontextmanager
 async def closing(_host: Host) -> AsyncGenerator[None]:
-    """A rendezvous server that ends each circuit with its answer."""
+    """A rendezvous server that ends each circuit once it is answered."""
     async with open_rendezvous(host=None, port=443, public_urls=[URL], relay=OPEN) as server:
         circuits = server._rendezvous._core.circuits
         answer = circuits.answer
@@ -70,7 +70,7 @@ async def closing(_host: Host) -> AsyncGenerator[None]:
 
 @asynccontextmanager
 async def nobody(_: Host) -> AsyncGenerator[None]:
-    """A server that is not there."""
+    """No server at all."""
     yield
 
 
@@ -92,7 +92,7 @@ async def time_calls(nodes: NodePair, plugin: str) -> list[float]:
 
 
 def measure(plugin: str, servers: Sequence[WorldServer], dead: str | None = None) -> list[float]:
-    """Seconds from each call to its Pipe; a machine is silent from a little before the first one."""
+    """Seconds from each call to its Pipe; the machine `dead` falls silent shortly before the first call."""
 
     async def main() -> list[float]:
         async with PAIR.build(time_limit=1e6) as net, simulated_hosts(), open_nodes(net, servers=servers) as nodes:
@@ -123,13 +123,13 @@ WELL: Final = {"ws_relay": (SECOND,), "turn": (turn("stun2"), RENDEZVOUS)}
 
 @cache
 def undisturbed(plugin: str) -> float:
-    """The same without the dead one."""
+    """The longest time of a call without the dead relay."""
     return max(measure(plugin, [*WELL[plugin], *OTHERS]))
 
 
 @pytest.mark.parametrize(("plugin", "how"), DEAD)
 def test_no_call_waits_for_a_relay_that_is_dead(plugin: str, how: str) -> None:
-    """But the first one, for a moment."""
+    """Only the first call does, for a second at most."""
     first, dead = DEAD[plugin, how]
     well, times = undisturbed(plugin), measure(plugin, [first, *WELL[plugin], *OTHERS], dead)
     print(f"{plugin}, {how}: {', '.join(f'{each:.2f}' for each in times)} s; without it {well:.2f}")
@@ -138,7 +138,7 @@ def test_no_call_waits_for_a_relay_that_is_dead(plugin: str, how: str) -> None:
 
 
 def recover(plugin: str, servers: Sequence[WorldServer], dead: str | None = None) -> float:
-    """Seconds for which a Link is silent by the second relay, which is started again."""
+    """Seconds of silence on a Link by the second relay, when that relay restarts."""
 
     async def main() -> float:
         restarts = Restarts()
@@ -180,7 +180,7 @@ def test_no_recovery_waits_for_a_relay_that_is_dead(plugin: str, how: str) -> No
 
 @pytest.mark.parametrize("plugin", WELL)
 def test_a_relay_that_has_come_back_is_used_again(plugin: str) -> None:
-    """Where it alone is left, by which time it has been there for as long as a dead one is passed over."""
+    """It is the only one left, and has been back for as long as a dead relay is passed over."""
     well = undisturbed(plugin)
 
     async def main() -> None:

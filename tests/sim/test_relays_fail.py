@@ -1,4 +1,4 @@
-"""Pipes by relays whose relay goes: another one takes over."""
+"""Relayed Pipes whose relay dies: another relay takes over."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ TURNS: Final = [
 ]
 RELAYS: Final = {"ws_relay": (server(OPEN), SECOND, STUN, NTP), "turn": (*TURNS, RENDEZVOUS, STUN, NTP)}
 BAR: Final = 5.0
-"""Seconds of silence when the active relay dies."""
+"""The longest silence in seconds when the active relay dies."""
 
 
 def where(net: Network, pipe: Pipe) -> str:
-    """The machine of the relay that a Pipe goes by."""
+    """The machine of the relay that a Pipe uses."""
     ends = {pipe.path.local[0], pipe.path.remote[0]}
     (found,) = [each for each in ("server", "stun2", "ntp") if ends & set(net.hosts[each].addresses)]
     return found

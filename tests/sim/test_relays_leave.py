@@ -1,4 +1,4 @@
-"""Pipes by relays whose server is about to be shut down: they have left it by then, and nothing was silent."""
+"""Relayed Pipes whose server is about to be shut down leave it in time, without a silence."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ pytestmark = pytest.mark.slow("whole nodes with TLS, in a world with servers of 
 
 DRAIN: Final = DEFAULT_DRAIN
 SHORT_DRAIN: Final = 3.5
-"""Seconds by which one side has changed over where it is far to the relay, and the other one has not."""
+"""Seconds after which, with a relay far away, one side has changed over, but the other one has not."""
 LEAVE: Final = 0.8 * DRAIN
 """Seconds for which circuits go on, as with `serve`."""
 SILENT: Final = {"ws_relay": 4, "turn": 7}
-"""Round trips for which bulk may be silent: two are one by the relay, and two more wait in both lines.  By TURN, QUIC
-has lost packets in the full lines: one round trip more by the new path."""
+"""Round trips of a peer for which bulk may pause: a round trip by the relay takes two, and two more wait in both lines.
+With TURN, QUIC has lost packets in the full lines, and needs another round trip by the new path."""
 
 
 @final
 class Bulk:
-    """Numbered bytes one way, as many as go, and when they came."""
+    """Sends numbered bytes one way at full speed, and records when they came."""
 
     def __init__(self, sender: Pipe, receiver: Pipe) -> None:
         self.sender, self.receiver = sender, receiver
@@ -65,7 +65,7 @@ class Bulk:
 
 
 def full_lines(rtt: float) -> PeerPair:
-    """Two symmetric NATs, at lines of 8 Mbit/s that hold what is on its way once more."""
+    """Two symmetric NATs at lines of 8 Mbit/s, whose queues hold one more bandwidth-delay product."""
     pair = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=rtt, server_rtt=rtt)
     alice, bob = (
         replace(each, link=replace(each.link, bandwidth=8e6, queue=round(8e6 * rtt / 8)))
@@ -76,7 +76,7 @@ def full_lines(rtt: float) -> PeerPair:
 
 @final
 class Servers:
-    """What runs in a world, and how each machine's relay is shut down."""
+    """The servers of a world, and how each machine's relay is shut down."""
 
     def __init__(self, net: Network, nursery: trio.Nursery) -> None:
         self._net, self._nursery = net, nursery
@@ -113,7 +113,7 @@ class Servers:
         return [*TURNS, RENDEZVOUS]
 
     async def shut_down(self, machine: str, *, drain: float = DRAIN) -> float:
-        """As `serve` does it; seconds until its last client had left."""
+        """Shut a relay down as `serve` does; returns the seconds until its last client left."""
         began = trio.current_time()
         with self._net.hosts[machine], trio.move_on_after(drain):
             await self._drains[machine]()
@@ -129,7 +129,7 @@ WORLDS: Final = {"ws_relay": Servers.run_circuits, "turn": Servers.run_allocatio
 async def relayed(
     pair: PeerPair, plugin: str, *, caller_has_turn: bool = True, config: NodeConfig | None = None
 ) -> AsyncGenerator[tuple[NodePair, Servers, Pipe, Pipe]]:
-    """A Pipe by one of two relays, and both of its ends."""
+    """Both ends of a Pipe by one of two relays, with the nodes and the servers."""
     async with pair.build(time_limit=1e6) as net, simulated_hosts(), open_background_nursery() as nursery:
         servers = Servers(net, nursery)
         named = [replace(each, open=lambda _host: trio.open_nursery()) for each in await WORLDS[plugin](servers)]
@@ -175,7 +175,7 @@ def test_bulk_both_ways_has_left_a_relay_before_it_is_gone(plugin: str, rtt: flo
 
 
 def test_a_relay_far_away_is_left_before_it_is_gone() -> None:
-    """A round trip is long in full lines, and they lose packets: both directions are tried at once."""
+    """A round trip takes long in full lines, and packets are lost: both directions are tried at once."""
     rtt = 0.2
 
     async def main() -> None:
@@ -192,9 +192,9 @@ def test_a_relay_far_away_is_left_before_it_is_gone() -> None:
             left = await servers.shut_down(where(nodes.net, ours))
             changed = [pipe.path_log[0].at - began for pipe in (ours, theirs)]
             print(f"turn, {rtt:g}: changed over after {changed} s; its last client has left after {left:.2f} s")
-            again = 2 * rtt  # where what one of them is tried with is lost: in three of nine seeds
+            again = 2 * rtt  # if the trial data of one direction is lost, as in three of nine seeds
             assert abs(changed[1] - changed[0]) <= 3 * rtt + again, "not one after the other"
-            under_way = 12 * rtt  # with flights that are lost: 1.5 to 2.7 s in eight seeds
+            under_way = 12 * rtt  # with losses in flight: 1.5 to 2.7 s in eight seeds
             assert left - max(changed) <= LEFT_FOR + under_way, "what was under way has to come, and be acknowledged"
             assert left < DRAIN
 
@@ -203,7 +203,7 @@ def test_a_relay_far_away_is_left_before_it_is_gone() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_what_a_relay_takes_with_it_that_is_being_left_is_said_again_on_the_new_path(seed: int) -> None:
-    """One side has changed over by its end, and the other one just after it: no reason to doubt the new path."""
+    """One side changes over before the relay ends, the other one just after it; the new path is not suspected."""
     rtt = 0.2
 
     async def main() -> None:
@@ -230,7 +230,7 @@ def test_what_a_relay_takes_with_it_that_is_being_left_is_said_again_on_the_new_
 
 @pytest.mark.parametrize(("plugin", "caller_has_turn"), [("ws_relay", True), ("turn", True), ("turn", False)], ids=str)
 def test_a_talk_does_not_notice_that_its_relay_is_shut_down(plugin: str, caller_has_turn: bool) -> None:
-    """A TURN server tells its own client alone, which may be the side that was called."""
+    """A TURN server notifies only its own client, which may be the callee."""
     pair = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=0.1, server_rtt=0.1)
 
     async def main() -> None:
@@ -257,7 +257,7 @@ def test_a_talk_does_not_notice_that_its_relay_is_shut_down(plugin: str, caller_
 
 
 def test_a_call_does_not_go_by_a_server_that_will_be_shut_down() -> None:
-    """Nor does it wait for that: as soon as the caller knows, which has a circuit there."""
+    """Nor does it wait for the shutdown, of which the caller learns by its circuit there."""
     pair = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=0.05, server_rtt=0.05)
 
     async def main() -> None:
@@ -290,7 +290,9 @@ def test_a_call_that_is_under_way_by_then(known: bool) -> None:
 
                 async with trio.open_nursery() as calls:
                     calls.start_soon(call)
-                    await trio.sleep(0.11 if known else 0.06)  # the answer is just there, or the peer is just rung
+                    await trio.sleep(
+                        0.11 if known else 0.06
+                    )  # the answer has just come, or the peer has just been rung
                     assert not pipes
                     await servers.shut_down("server")
                 async with pipes[0] as ours, await nodes.bob.listener.accept() as theirs:

@@ -1,4 +1,4 @@
-"""Relays whose names nobody resolves when they are needed: their addresses were looked up before."""
+"""Relays whose names do not resolve when they are needed: their addresses were looked up before."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from warpgate_trio.testing.worlds import PeerPair
 pytestmark = pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
 
 AGE: Final = 400.0
-"""Seconds after which an address is forgotten here, in place of a day."""
+"""Seconds after which an address is forgotten here, instead of a day."""
 PAIR: Final = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC)
 
 
@@ -31,7 +31,7 @@ def silence_dns(net: Network) -> None:
 
 @pytest.mark.parametrize("plugin", RELAYS)
 def test_a_link_goes_to_a_relay_that_is_needed_for_the_first_time(plugin: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DNS goes silent when the Link is there, for longer than an address is good that was looked up for the call."""
+    """DNS falls silent while the Link is up, for longer than an address from the call's look-up stays valid."""
     monkeypatch.setattr(names, "MAX_AGE", AGE)
 
     async def main() -> None:
@@ -63,7 +63,7 @@ def test_a_link_goes_to_a_relay_that_is_needed_for_the_first_time(plugin: str, m
 
 
 def test_a_call_goes_by_a_turn_server_whose_name_was_never_needed_before() -> None:
-    """DNS went silent after the nodes were opened."""
+    """DNS falls silent after the nodes were opened."""
 
     async def main() -> None:
         servers = [replace(each, url=each.url.replace(each.machine, f"turn-{each.machine}")) for each in TURNS]

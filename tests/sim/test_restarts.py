@@ -1,4 +1,4 @@
-"""Servers of a world that are killed and come back: every kind, by the name of their machine."""
+"""Servers of every kind that are killed and come back, chosen by the name of their machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MACHINES = ("server", "stun", "stun2", "ntp", "turn")
 
 
 class Births:
-    """Servers of every kind, TURN by TCP too, and when each was opened."""
+    """Servers of every kind, with TURN over TCP too, and the times at which each was opened."""
 
     def __init__(self) -> None:
         self.at: dict[str, list[float]] = {}
@@ -63,7 +63,7 @@ def in_world(main: Callable[[NodePair, Restarts, Births], Awaitable[None]]) -> N
 
 @pytest.mark.slow("whole nodes, and every server twice")
 def test_each_is_gone_for_a_while_and_comes_back() -> None:
-    """A new one each time, at the old addresses, and the others do not notice."""
+    """Each restart makes a new server at the old addresses, without disturbing the others."""
 
     async def main(nodes: NodePair, restarts: Restarts, births: Births) -> None:
         assert {name: len(at) for name, at in births.at.items()} == dict.fromkeys(MACHINES, 1)

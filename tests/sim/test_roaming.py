@@ -1,6 +1,6 @@
-"""Pipes that outlive their paths, between two whole nodes that talk: who moves, what breaks, how soon bytes flow again.
+"""Pipes that outlive their paths, between two whole nodes that talk: how soon bytes flow again after a move.
 
-``pytest -s`` prints how long nothing came through, to the listener and to the caller.
+``pytest -s`` prints the silences at the listener and at the caller.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from warpgate_trio.sim.faults import apply_faults
 
 Change = Literal["new address", "new NAT", "new family"]
 BAR: Final = 3.0
-"""Seconds of silence after the new link is up, at most."""
+"""The longest silence in seconds after the new link is up."""
 FAMILIES: Final[tuple[Family, ...]] = ("v4", "v6", "dual")
 
 
 def the_world(family: Family, who: Who, what: Change, way: Way, rtt: float = RTT) -> Roaming:
-    """Who gets another family has a peer with both, or none leads there."""
+    """The world of a move; the peer of a side that gets another family has both, as there is no path otherwise."""
     alice = bob = family
     if what == "new family":
         alice, bob = (family, "dual") if who == "alice" else ("dual", family)
@@ -32,8 +32,10 @@ def the_world(family: Family, who: Who, what: Change, way: Way, rtt: float = RTT
 
 
 def move(who: Who, what: Change, family: Family, net: Network, pipe: Pipe) -> None:
-    """Let a machine have another address of each family that it has; or go to the café; or lose all of the family that
-    its path is of, and have the other one.
+    """Change a machine's network.
+
+    It gets a new address of each of its families, or moves to the café, or loses the family of its path and gets the
+    other one.
     """
     machine = net.hosts[who]
     if what == "new address":
@@ -49,7 +51,7 @@ def move(who: Who, what: Change, family: Family, net: Network, pipe: Pipe) -> No
 
 
 def move_after(seconds: float, who: Who, what: Change, family: Family, net: Network, pipe: Pipe) -> None:
-    """The same after so many seconds without any link."""
+    """Take a machine's link down, and `move` it after so many seconds."""
     interface = net.hosts[who].interfaces[0]
     interface.take_down()
 
@@ -87,21 +89,21 @@ def test_an_uplink_switch_two_hundred_milliseconds_away(family: Family, who: Who
 @pytest.mark.parametrize("way", ["direct", "punched"])
 @pytest.mark.parametrize("who", ["alice", "bob"])
 def test_an_uplink_switch_with_some_seconds_in_between(who: Who, way: Way) -> None:
-    """It counts from the moment in which the new link is up, though the search has begun, and waited, before."""
+    """Silence counts from when the new link is up, although the search has begun, and backed off, before."""
     happens = partial(move_after, 5.3, who, "new NAT", "v4")
     assert max(survive(the_world("v4", who, "new NAT", way), happens, lasts=5.3)) <= BAR
 
 
 @pytest.mark.slow("some seconds of talk, packet by packet")
 def test_a_listener_that_has_moved_searches_at_once() -> None:
-    """It waits a second for the caller's search, but where it knows that the caller cannot have noticed yet."""
+    """It usually waits a second for the caller's search, but not if the caller cannot have noticed the move yet."""
     happens = partial(move, "bob", "new address", "v4")
     assert max(survive(the_world("v4", "bob", "new address", "punched"), happens)) <= 0.6
 
 
 @pytest.mark.slow("some seconds of idle nodes, packet by packet")
 def test_of_two_searches_that_meet_one_path_at_least_is_left() -> None:
-    """Each side finds one, and calls its own search off when it has taken the other's: what it has offered stays."""
+    """Each side finds a path, and cancels its own search when it takes the other's; an offered path stays valid."""
 
     async def main() -> None:
         async with connected(Roaming(way="punched")) as (nodes, ours, theirs):
@@ -120,7 +122,7 @@ def test_of_two_searches_that_meet_one_path_at_least_is_left() -> None:
 @pytest.mark.slow("some megabytes, packet by packet")
 @pytest.mark.parametrize("way", ["direct", "punched"])
 def test_a_caller_whom_the_old_path_holds_up_goes_on_when_the_listener_has_found_another_one(way: Way) -> None:
-    """It has not noticed anything yet, and is in the middle of a call that sends."""
+    """The caller has not noticed anything yet, and is blocked in `send_all`."""
 
     async def main() -> None:
         async with connected(Roaming(way=way)) as (nodes, ours, theirs), trio.open_nursery() as nursery:

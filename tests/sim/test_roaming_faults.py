@@ -1,4 +1,4 @@
-"""Pipes that outlive their paths where nobody moves: routers that forget, machines that sleep, a server is gone."""
+"""Pipes that outlive their paths without a move: routers that forget, machines that sleep, a server that is gone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from warpgate_trio import NodeConfig, PathsConfig, PathState
 from warpgate_trio.sim import Fault, Kind, simulate
 
 BAR: Final = 3.0
-"""Seconds from a machine's wake-up to the first byte, at most."""
+"""The longest time in seconds from a machine's wake-up to the first byte."""
 
 
 @pytest.mark.slow("some seconds of talk, packet by packet")
@@ -21,7 +21,7 @@ BAR: Final = 3.0
 @pytest.mark.parametrize(("way", "who"), [("direct", "alice"), ("punched", "alice"), ("punched", "bob")])
 @pytest.mark.parametrize("family", ["v4", "v6"])
 def test_a_router_that_reboots(family: Family, way: Way, who: Who, rtt: float) -> None:
-    """It lets no flow go on: not the path's, not the one to the signal server."""
+    """It breaks all flows: those of the path, and the connection to the signal server."""
     world = Roaming(alice=family, bob=family, way=way, rtt=rtt, strict=True)
     reboot = Fault(at=0.0, until=0.1, target=f"{who}-home", kind=Kind.REBOOT)
     assert max(survive(world, lambda net, _: net.schedule([reboot]))) <= 3 * rtt + 4.0
@@ -44,7 +44,7 @@ def asleep(who: Who, seconds: float) -> Fault:
 @pytest.mark.parametrize("who", ["alice", "bob"])
 @pytest.mark.parametrize("family", ["v4", "v6"])
 def test_a_machine_that_sleeps_for_a_minute(family: Family, who: Who, way: Way) -> None:
-    """Both sides keep the Link for two: it goes on soon after the machine has woken up."""
+    """Both sides keep the Link for two minutes, so it goes on soon after the machine wakes up."""
     world = Roaming(alice=family, bob=family, way=way)
     assert max(survive(world, lambda net, _: net.schedule([asleep(who, 60.0)]), lasts=60.0)) <= BAR
 
@@ -54,9 +54,10 @@ def test_a_machine_that_sleeps_for_a_minute(family: Family, who: Who, way: Way) 
 @pytest.mark.parametrize("who", ["alice", "bob"])
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_machine_that_sleeps_for_longer_than_a_link_is_kept(who: Who, way: Way, kept: bool) -> None:
-    """As over night: it hears that its peer has given it up, at once, unless both have asked for more.
+    """As over night: it learns at once that its peer has given the Link up, unless both keep it for longer.
 
-    In the simulator a sleeper's timers go on, so its peer gives it up sooner, and not both at once.
+    In the simulator the timers of a sleeping host go on.  So here the peer gives up sooner, or both ends would do so at
+    once.
     """
 
     async def main() -> None:

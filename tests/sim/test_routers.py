@@ -40,7 +40,7 @@ def test_ipv6_end_to_end_and_firewalls() -> None:
         assert await reaches(sockets[2], sockets[0], to_a)
         assert not await reaches(sockets[0], sockets[1], to_b)
         assert await reaches(sockets[1], sockets[0], to_a)
-        assert await reaches(sockets[0], sockets[1], to_b)  # it was asked
+        assert await reaches(sockets[0], sockets[1], to_b)  # b has sent first
         assert not await reaches(sockets[2], sockets[1], to_b)
         for sock in sockets:
             sock.close()
@@ -64,7 +64,7 @@ def test_ipv6_behind_two_routers() -> None:
         for other, host in ((sockets[1], neighbour), (sockets[2], server)):
             assert not await reaches(other, sockets[0], (a.ip6, 1000))
             assert await reaches(sockets[0], other, (host.ip6, 1000))
-            assert await reaches(other, sockets[0], (a.ip6, 1000))  # it was asked
+            assert await reaches(other, sockets[0], (a.ip6, 1000))  # a has sent first
         for sock in sockets:
             sock.close()
 
@@ -100,7 +100,7 @@ def test_a_lan_without_a_nat_has_public_addresses() -> None:
 
 # NATs in a network
 def test_two_homes_with_the_same_addresses_behind_one_cgn() -> None:
-    """Measured: without hairpinning the private and the public address fail, the gateway's own address connects."""
+    """Measured: without hairpinning, the private and the public address fail; the gateway's own address connects."""
     quiet = NatConfig(udp=Behavior(hairpin=Hairpin.NONE), tcp=Behavior(hairpin=Hairpin.NONE))
 
     async def world(net: Network) -> None:
@@ -139,7 +139,7 @@ def test_hairpinning_between_hosts_of_one_lan() -> None:
 
 
 def test_programs_on_a_router() -> None:
-    """What a server on a router binds is reachable from both sides, and what it sends comes back to it."""
+    """A port that a server on a router binds is reachable from both sides, and answers to its packets reach it."""
 
     async def world(net: Network) -> None:
         lan = net.lan("home", nat=presets.LINUX)
@@ -213,7 +213,7 @@ def test_a_router_can_change_its_address_and_reboot() -> None:
 
 
 def test_a_tcp_connection_survives_a_linux_router_that_reboots() -> None:
-    """nf_conntrack picks up connections in mid-stream, and keeps the port."""
+    """nf_conntrack picks up connections in mid-stream, with the same port."""
 
     async def world(net: Network) -> None:
         lan = net.lan("home", nat=presets.LINUX)

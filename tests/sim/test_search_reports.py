@@ -1,4 +1,4 @@
-"""What is reported of the searches behind a Pipe: which path it has changed over to, or why there is no better one."""
+"""Reports on the searches behind a Pipe: the path to which it changed over, or why there is no better one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from warpgate_trio.testing.worlds import PeerPair
 pytestmark = pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
 
 SEARCHED_WITHIN: Final = 20.0
-"""Seconds: a search by every phase but relay."""
+"""Seconds in which a search by every phase except relay has ended."""
 
 
 def test_a_pipe_by_a_relay_tells_of_the_relay_and_of_the_upgrade() -> None:
@@ -138,7 +138,7 @@ def test_a_search_that_the_side_that_was_called_made_is_its_own() -> None:
 
 
 def told_of(settings: Settings, pair: PeerPair, capsys: pytest.CaptureFixture[str], *, searches: int = 1) -> list[str]:
-    """What `connect` says of a Pipe that begins by a relay, in the 20 s after, with so many searches."""
+    """The lines of `connect` about a relayed Pipe in its first 20 s, in which it makes `searches` searches."""
 
     async def main() -> None:
         teller: PathTeller | None = None
@@ -207,7 +207,7 @@ def test_nothing_is_told_where_nothing_is_asked_for(capsys: pytest.CaptureFixtur
 
 
 def test_screens_name_the_path_of_their_moment(stdout: bytearray, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of `ping` that of each round trip; of `connect --json` the last one, with how the Pipe came about."""
+    """`ping` shows the path of each round trip; `connect --json` shows the last one, and how the Pipe was made."""
 
     async def main() -> None:
         call = _Call(
@@ -226,7 +226,7 @@ def test_screens_name_the_path_of_their_moment(stdout: bytearray, capsys: pytest
                 await _print(Settings(), ours, number, 1000 * await ours.ping())
                 await _print(Settings(json=True), ours, number, 1.0)
                 assert number == 2 or await better_within(ours, SEARCHED_WITHIN) is not None
-                await trio.sleep(1.0)  # the peer has followed by then
+                await trio.sleep(1.0)  # the peer has changed over by then
             await call._print_connected(ours, 100.0)
 
     simulate(main, seed=0)

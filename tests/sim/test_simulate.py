@@ -1,4 +1,4 @@
-"""``warpgate-trio simulate``, in this process: what it says, its JSON, its files, its errors."""
+"""``warpgate-trio simulate``, in this process: its output, JSON, files and errors."""
 
 from __future__ import annotations
 

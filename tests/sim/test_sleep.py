@@ -1,4 +1,4 @@
-"""Hosts that sleep: for the network they are gone, for their programs nothing has happened."""
+"""Hosts that sleep: for the network they are gone; for their programs nothing happens."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_it_hears_nothing_and_says_nothing() -> None:
                 heard[name].append((await sock.recv(10))[0])
             sock.close()
         assert heard["alice"] == [*range(10), *range(20, 30)]
-        # The call that was due at 10.5 s went on when it woke, and those behind it had waited for it.
+        # The send that was due at 10.5 s went on at the wake-up, and the following ones had waited for it.
         assert heard["bob"] == list(range(30))
         assert sent[10:20] == [20.0] * 10
 
@@ -96,7 +96,7 @@ def test_a_connection_outlives_any_sleep_and_goes_on_with_it() -> None:
         with trio.fail_after(10_010):
             assert await theirs.recv(100) == b"written before"
         woken = 10_010 + 4 * 0.02
-        assert woken < trio.current_time() < woken + 2  # what was left of its timer then
+        assert woken < trio.current_time() < woken + 2  # the rest of its retransmission timer
         alices = [each for each in net.trace.latest() if each.node == "alice" and each.event == "send"]
         assert not [each for each in alices if 11 < each.time < 10_009]
         await theirs.send(b"answer")
@@ -117,7 +117,7 @@ def test_what_its_peer_says_meanwhile_comes_when_it_wakes() -> None:
         await trio.sleep(2)
         await theirs.send(b"news")
         assert await ours.recv(100) == b"news"
-        assert 31 < trio.current_time() < 60  # by bob's timer, which has doubled meanwhile
+        assert 31 < trio.current_time() < 60  # by bob's retransmission timer, which has doubled meanwhile
         ours.close()
         theirs.close()
 
@@ -125,7 +125,7 @@ def test_what_its_peer_says_meanwhile_comes_when_it_wakes() -> None:
 
 
 def test_timers_count_the_time_awake() -> None:
-    """One that is due in mid-sleep, one that is due after it, and one that is set in mid-sleep."""
+    """A timer that is due in mid-sleep, one that is due after the sleep, and one that is set in mid-sleep."""
 
     async def world(net: Network) -> None:
         alice = net.host("alice")
@@ -269,7 +269,7 @@ def test_calls_that_cannot_wait_would_block() -> None:
 
 
 def test_a_deadline_comes_in_mid_sleep_and_nothing_of_it_gets_out() -> None:
-    """The limit of the model: one clock for all hosts."""
+    """This is a limit of the model, which has one clock for all hosts."""
 
     async def world(net: Network) -> None:
         alice, bob = net.host("alice"), net.host("bob")

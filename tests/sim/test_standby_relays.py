@@ -1,4 +1,4 @@
-"""A relay's path that was left for a better one stands by, in case that one fails."""
+"""A relayed path that was left for a better one stands by, in case the better one fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from warpgate_trio.sim.segment import Segment
 pytestmark = pytest.mark.slow("whole nodes with TLS, in a world with servers of every kind")
 
 LEFT_FOR: Final = SPARE_FOR + 60.0
-"""Seconds after which a lane that was left has been looked at."""
+"""Seconds after which the node has decided about a lane that was left."""
 
 
 def lanes(pipe: Pipe) -> int:
@@ -31,7 +31,7 @@ def lanes(pipe: Pipe) -> int:
 
 
 class Hole:
-    """What goes straight from one peer's network to the other's vanishes, once it has its `ends`."""
+    """Drops packets that go directly between the two addresses in `ends`, once these are set."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ends: set[str] = set()
@@ -48,7 +48,7 @@ class Hole:
 def test_a_direct_path_that_dies_is_replaced_by_the_relay_that_stands_by(
     keep: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After three round trips and a second and a half, and one more by the relay; without it a search follows."""
+    """It takes three round trips and 1.5 s, and one more by the relay; without a standby, a search follows."""
 
     hole = Hole(monkeypatch)
 
@@ -81,7 +81,7 @@ def test_a_direct_path_that_dies_is_replaced_by_the_relay_that_stands_by(
 
 
 def test_what_has_to_give_way_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where more stand by for a node's Links than it keeps: a server has only so many circuits for it."""
+    """If more relays stand by than a node keeps, one is closed, because a server limits each node's circuits."""
     kept: list[Standbys] = []
 
     def few() -> Standbys:
@@ -95,7 +95,7 @@ def test_what_has_to_give_way_is_closed(monkeypatch: pytest.MonkeyPatch) -> None
             assert await better_within(ours, 5.0) is not None
             await trio.sleep(LEFT_FOR)
             assert lanes(ours) == lanes(theirs) == 2
-            holder = max(kept, key=len)  # whoever has first found that nobody speaks there
+            holder = max(kept, key=len)  # the node that first found the lane unused
             assert len(holder) == 1
             holder.keep("another one", lambda: None)
             await trio.sleep(1.0)

@@ -58,7 +58,7 @@ def udp() -> trio.socket.SocketType:
 @pytest.mark.parametrize("mapping", Mapping)
 @pytest.mark.parametrize("filtering", Filtering)
 def test_rfc5780_makes_out_what_the_nat_is(mapping: Mapping, filtering: Filtering) -> None:
-    """By its sections 4.3 and 4.4."""
+    """With the tests of RFC 5780, sections 4.3 and 4.4."""
 
     async def talk(server: StunServer, _: Host) -> None:
         primary = server.address
@@ -103,7 +103,7 @@ def test_over_tcp_from_a_held_port(nat: NatConfig | None) -> None:
                 first = await query_stream(stream)
                 assert trio.current_time() - started == pytest.approx(2 * RTT)
                 await trio.sleep(60)
-                assert (await query_stream(stream)).mapped == first.mapped  # it holds the mapping
+                assert (await query_stream(stream)).mapped == first.mapped  # the connection holds the mapping
                 async with open_stun_stream((HOSTS[1], PORT), local=local) as other:
                     second = await query_stream(other)
                 assert (second.mapped == first.mapped) is (nat is None or nat.tcp.mapping is Mapping.EIM)

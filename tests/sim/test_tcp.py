@@ -52,7 +52,7 @@ def exchange(a: TcpEndpoint, b: TcpEndpoint, now: float = 0.0) -> None:
 
 
 def test_who_waits_for_room_is_woken_when_half_of_what_may_be_unsent_was_sent() -> None:
-    """Linux, `tcp_stream_memory_free`; a write that does not wait goes by all of it."""
+    """As Linux's `tcp_stream_memory_free`; a write that does not wait may use the whole limit."""
     a, b = opened()
     b.receiver.capacity = 100_000
     a.options = replace(a.options, unsent_limit=4000)
@@ -173,7 +173,7 @@ def test_a_syn_in_an_open_connection_is_challenged() -> None:
 
 
 def test_two_ends_that_are_out_of_step_do_not_answer_each_other_for_ever() -> None:
-    """tcp_invalid_ratelimit, which is for what carries no data."""
+    """tcp_invalid_ratelimit, which applies to segments without data."""
     a, _ = opened()
     for now, answers in ((0, 1), (0.1, 0), (0.49, 0), (0.5, 1), (0.6, 0)):
         a.receive(Packet(TCP, B, A, flags=ACK, seq=a.receiver.next - 9), now)
@@ -330,7 +330,7 @@ def test_no_segment_can_hurt_an_endpoint(start: str, events: list[Packet | str])
 
 
 def test_a_lost_segment_is_sent_again_without_a_timeout() -> None:
-    """RFC 8985: three that arrived later tell, and these are not sent again."""
+    """RFC 8985: three later segments that arrived reveal the loss, and are not retransmitted."""
     a, b = opened()
     data = bytes(range(250)) * 40
     a.write(data, 0)
@@ -351,7 +351,7 @@ def test_a_lost_segment_is_sent_again_without_a_timeout() -> None:
 
 
 def timed(rtt: float = 0.1) -> tuple[TcpEndpoint, TcpEndpoint, float]:
-    """An open connection whose ends know the round trip, and what time it is."""
+    """Both ends of an open connection with a measured round-trip time, and the time."""
     a, b = opened()
     now = 0.0
     for _ in range(10):
@@ -369,7 +369,7 @@ def carry(packets: list[Packet], end: TcpEndpoint, now: float) -> None:
 
 
 def test_one_that_arrived_later_tells_after_a_round_trip_and_a_quarter() -> None:
-    """RFC 8985, section 6.2: 10 ms between the two might be reordering, and it is waited for."""
+    """RFC 8985, section 6.2: the two are 10 ms apart, which might be reordering, so TCP waits."""
     a, b, now = timed()
     a.write(b"lost", now)
     flush(a, now)
@@ -386,7 +386,7 @@ def test_one_that_arrived_later_tells_after_a_round_trip_and_a_quarter() -> None
 
 
 def test_a_probe_comes_before_the_timeout_and_does_not_double_it() -> None:
-    """RFC 8985, section 7: of a lone segment, whose answer may be delayed, where the timeout would be."""
+    """RFC 8985, section 7: the acknowledgement of a lone segment may be delayed, so its probe is due at the timeout."""
     a, _, now = timed()
     a.write(b"lost", now)
     flush(a, now)
@@ -401,7 +401,7 @@ def test_a_probe_comes_before_the_timeout_and_does_not_double_it() -> None:
 
 
 def test_the_answer_to_a_second_syn_makes_a_long_round_trip() -> None:
-    """As Linux does, since it has the stamp of the first: a lost SYN-ACK makes the first losses after it slow."""
+    """As on Linux, which keeps the first SYN's time stamp: a lost SYN-ACK makes the first recoveries slow."""
     a, b = endpoint(), endpoint(B, A, iss=500)
     a.connect(0)
     b.accept(flush(a)[0], 0)

@@ -1,4 +1,4 @@
-"""TCP over links that lose, repeat, reorder, limit and cut, and what programs see of it."""
+"""TCP over links that lose, duplicate, reorder, limit and cut, as programs see it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from warpgate_trio.sim.packet import SYN
 
 
 async def transfer(net: Network, a: Host, b: Host, size: int, *, pause: float = 0.0) -> float:
-    """Send bytes from a to b; returns how long it took until b had them all."""
+    """Send bytes from a to b; returns the seconds until b had all of them."""
     data = bytes(i * 7 % 251 for i in range(size))
     took = 0.0
 
@@ -90,7 +90,7 @@ def test_a_closed_window_opens_again_though_the_news_is_lost() -> None:
         sock, _ = await listener.accept()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stream.send_all, bytes(1_000_000))
-            await trio.sleep(3600)  # it blocks for an hour, and is probed for an hour
+            await trio.sleep(3600)  # the sender blocks for an hour, with window probes
             got = 0
             while got < 1_000_000:
                 got += len(await sock.recv(50_000))
@@ -302,7 +302,7 @@ def test_a_full_backlog_makes_callers_wait() -> None:
             nursery.start_soon(third)
             await trio.sleep(0.1)
             (await listener.accept())[0].close()
-        assert trio.current_time() == pytest.approx(1.5)  # the SYN's second try
+        assert trio.current_time() == pytest.approx(1.5)  # the SYN's retransmission
         for sock in (*first, listener):
             sock.close()
 

@@ -75,7 +75,7 @@ def test_code_is_on_the_host_that_it_was_started_on() -> None:
                     assert machine.current().wall_time() == pytest.approx(net.epoch)
                     assert len(machine.current().machine_fingerprint()) == 32
                     assert machine.current().machine_fingerprint() != fingerprint
-                    # Hosts of a cloud are not in one network, whatever prefix the cloud has.
+                    # Hosts of a cloud are not in one network, whatever the cloud's prefix is.
                     assert {each.prefix for each in machine.current().interfaces()[1].addresses} == {32, 128}
                 assert "alice" in repr(machine.current())
 
@@ -233,7 +233,7 @@ def test_what_is_as_usual_is_not_printed() -> None:
 
 
 async def call(pair: PeerPair) -> str:
-    """Which plugin brings two nodes together, whose program is on neither of the hosts."""
+    """The plugin that connects two nodes, when the test itself runs on neither host."""
     async with world(pair) as (server, alice, bob):
         assert {server.name, "stun", "stun2", "ntp"} <= set(server.net.hosts)
         with bob:
@@ -328,7 +328,7 @@ def test_what_is_not_sure_is_not_promised(pair: PeerPair) -> None:
 
 
 def works(alice: tuple[NatConfig, ...], bob: tuple[NatConfig, ...]) -> bool:
-    """By UDP and without a relay: one of both is open, or a punch is possible."""
+    """Whether UDP works without a relay: one of the peers is open, or a punch is possible."""
 
     def layers(nats: tuple[NatConfig, ...]) -> list[Behavior]:
         return [nat.udp for nat in nats]
@@ -389,7 +389,7 @@ def test_the_programs_of_the_page_run(name: str, program: str, tmp_path: Path, m
 
 
 async def there_and_back(net: Network, asker: str, name: str, *, which: int = 0) -> float:
-    """Seconds for a datagram to an address of a machine and back."""
+    """Seconds of a round trip of a datagram to an address of a machine."""
 
     async def answer(sock: trio.socket.SocketType) -> None:
         await sock.sendto(*await sock.recvfrom(100))
@@ -472,7 +472,7 @@ def test_loss_is_of_a_whole_way() -> None:
                 with net.hosts["alice"], trio.socket.socket(type=trio.socket.SOCK_DGRAM) as asking:
                     for number in range(sent):
                         await asking.sendto(b"", (net.hosts["bob"].ip, 9))
-                        if number % 100 == 99:  # more at once than a socket's buffer has room for would be lost too
+                        if number % 100 == 99:  # a burst above a socket's buffer would lose datagrams, too
                             with trio.move_on_after(0.08):
                                 while True:
                                     await sock.recvfrom(100)

@@ -1,4 +1,4 @@
-"""Trio's own tests of sockets, streams, TLS and DTLS, as they are installed with it, on a simulated host."""
+"""Trio's own installed tests of sockets, streams, TLS and DTLS, on a simulated host."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ CANNOT: Final = {
     "test_open_bad_socket": UNIX,
     "test_open_unix_socket": UNIX,
 }
-"""What does not run on a simulated host, and why; everything else does."""
+"""The tests that do not run on a simulated host, and why; all others do."""
 
 
 @pytest.mark.slow("190 tests in another interpreter")

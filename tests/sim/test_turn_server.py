@@ -71,7 +71,7 @@ class Datagrams:
 
 
 def test_two_symmetric_nats_meet_at_one_relayed_address() -> None:
-    """The permission is for the peer's address; its port is another one than STUN said, and is learned from data."""
+    """The permission is for the peer's address.  Its port differs from STUN's answer, and is learned from its data."""
 
     async def talk(server: TurnServer, net: Network) -> None:
         nat = presets.LINUX_SYMMETRIC
@@ -192,7 +192,7 @@ def test_addresses_that_the_host_gets_later_are_its_own_too() -> None:
 @pytest.mark.slow("hours of refreshes, thrice")
 @pytest.mark.parametrize("user", ["alice", "2000000000:carol"])
 def test_clocks_that_jump_during_a_lease_change_nothing(user: str) -> None:
-    """Neither the client's nor the server's: all is as where they do not, hours long, to the last request."""
+    """For hours, jumps of the client's or the server's clock do not change a single request."""
     password = "sesame" if user == "alice" else shared_secret_password("s3cret", user)
 
     async def with_a_relay(jump: float, told: list[TurnStatistics], server: TurnServer, net: Network) -> None:
@@ -212,7 +212,7 @@ def test_clocks_that_jump_during_a_lease_change_nothing(user: str) -> None:
                     await peer.sendto(b"back", port.local)
                     assert await path.receive() == [b"back"]
                     await trio.sleep(7 * 60)
-                    for number_of, machine in enumerate(machines):  # to and fro, and against each other
+                    for number_of, machine in enumerate(machines):  # back and forth, and in opposite directions
                         machine.clock_offset += jump * (-1) ** (number + number_of) * (number + 1)
                 told.append(server.statistics())
                 port.close_nowait()
@@ -246,9 +246,9 @@ def test_our_client_meets_its_peer_from_relay_to_relay(nats: tuple[str, str]) ->
             with trio.fail_after(30):
                 while len(heard) < 3:
                     await path.send([name.encode()])
-                    with trio.move_on_after(1):  # what came before the path was open is lost
+                    with trio.move_on_after(1):  # data that came before the path was open is lost
                         heard += await path.receive()
-            await path.send([name.encode()] * 3)  # for who has not heard enough yet
+            await path.send([name.encode()] * 3)  # for a peer that has not received enough yet
             assert set(heard) == {b"second" if name == "first" else b"first"}
             path.close_nowait()
             port.release()

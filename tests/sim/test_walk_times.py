@@ -1,4 +1,4 @@
-"""What a walk waits for, and what it does not: times in round trips of a simulated network."""
+"""What a walk waits for and what not, measured in round trips of a simulated network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PORTS_MOVE = presets.LINUX_SYMMETRIC
 
 
 class NoPunch(Plugin):
-    """Ends at once, so that nothing but what runs beside the phases is left."""
+    """A plugin that ends at once, so that only combos beside the phases are left."""
 
     name = "no_punch"
     phase = "punch"
@@ -36,21 +36,21 @@ class NoPunch(Plugin):
         raise AttemptFailed("nothing was tried")
 
 
-# -- what is private elsewhere -----------------------------------------------------------------------------------------
+# -- private addresses elsewhere ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rtt", [0.02, 0.05, 0.3])
 def test_a_private_address_of_another_network_holds_no_phase(rtt: float) -> None:
-    """Each side has one; what is sent to it meets silence.  Two signals, SYN, TLS and COMMIT are 5 round trips."""
+    """Each side has one, from which no answer comes.  Two signals, SYN, TLS and COMMIT take 5 round trips."""
     result = meet(PeerPair.between(presets.LINUX, presets.LINUX, rtt=rtt))
     assert result.plugin == "tcp_punch", rows(result)
     assert result.walk <= 5.2 * rtt + OVERHEAD
     direct = [row for row in result.report.combos if row.plugin == "direct_connect"]
-    assert [row.outcome for row in direct] == [Outcome.LOST]  # it was under way to the end
+    assert [row.outcome for row in direct] == [Outcome.LOST]  # it ran to the end of the walk
 
 
 def test_a_private_address_of_another_network_may_answer_late() -> None:
-    """Bob's is the network that Alice's NAT is in; three round trips to him take longer than the direct phase."""
+    """Bob is in the network outside of Alice's NAT; three round trips to him take longer than the direct phase."""
     pair = PeerPair.between(presets.LINUX, None, shared=[presets.LINUX], rtt=0.6, server_rtt=0.3)
     walk = simulate_walk(pair, plugins=["direct_connect", NoPunch])
     assert walk.report.winner is not None, walk.report
@@ -59,7 +59,7 @@ def test_a_private_address_of_another_network_may_answer_late() -> None:
 
 
 def test_a_walk_ends_when_nothing_is_left_but_silence() -> None:
-    """What is private elsewhere has had the time of a direct phase then, and no more."""
+    """Private addresses elsewhere then have had the time of a direct phase, and no more."""
     pair = PeerPair.between(presets.LINUX, presets.LINUX, rtt=RTT)
     walk = simulate_walk(pair, plugins=["direct_connect", NoPunch])
     assert not walk.connected
@@ -73,7 +73,7 @@ def test_a_walk_ends_when_nothing_is_left_but_silence() -> None:
     ("rtt", "mine"), [(0.12, 0.004), (0.2, 0.004), (0.32, 0.05), (0.4, 0.004), (0.4, 0.4), (0.6, 0.004), (1.0, 0.004)]
 )
 def test_a_public_peer_is_dialled_at_every_distance(rtt: float, mine: float) -> None:
-    """However near our own signal server is."""
+    """However near the caller's signal server is."""
     walk = simulate_walk(PeerPair.between(None, rtt=rtt, server_rtt=(mine, rtt), seed=7))
     assert walk.report.winner is not None, walk.report
     assert walk.report.winner.plugin == "direct_connect"
@@ -81,7 +81,7 @@ def test_a_public_peer_is_dialled_at_every_distance(rtt: float, mine: float) -> 
 
 
 def call(far: float) -> str:
-    """By which plugin a public peer is reached, where there is a signal server, which is near, and nothing else."""
+    """The plugin that reaches a public peer with only one server, a near signal server."""
 
     async def main() -> str:
         async with Network(seed=1) as net, simulated_hosts():
@@ -108,9 +108,9 @@ def test_a_public_peer_is_dialled_though_there_is_no_stun(far: float) -> None:
 
 @pytest.mark.slow("6 walks of up to ten seconds")
 def test_a_long_way_with_loss_only_takes_longer() -> None:
-    """The peer has answered by signal, so a likely combo has the time of a handshake with lost SYNs in it."""
+    """The peer has answered by signal, so a likely combo gets enough time for a handshake with lost SYNs."""
     took = []
-    for seed in range(101, 107):  # 100 and 128 lose four in a row, which is longer than the peer may be silent
+    for seed in range(101, 107):  # 100 and 128 lose four SYNs in a row, longer than a peer may be silent
         pair = PeerPair.between(None, rtt=0.54, server_rtt=(0.004, 0.54), loss=0.1, seed=seed)
         walk = simulate_walk(pair, plugins=["direct_connect", "get_addr", NoPunch])
         assert walk.connect is not None, walk.report
@@ -130,7 +130,7 @@ def pinned(plugin: str) -> Connect:
 
 @pytest.mark.parametrize("connect", [pinned("tcp_punch"), Node.auto_connect], ids=["pinned", "walk"])
 def test_a_port_that_two_servers_see_alike_needs_no_forecast(connect: Connect) -> None:
-    """The caller was just opened: its signals take three round trips, STUN over TCP two of these, the punch five."""
+    """The caller was just opened: signals take three round trips, two of them with STUN over TCP; the punch five."""
     result = meet(PeerPair.between(presets.LINUX, presets.LINUX, rtt=RTT), connect, warm=0)
     assert result.plugin == "tcp_punch", rows(result)
     assert result.walk <= 8.2 * RTT + OVERHEAD
@@ -142,7 +142,7 @@ def test_a_port_that_two_servers_see_alike_needs_no_forecast(connect: Connect) -
 @pytest.mark.parametrize("warm", [0, WARM])
 @pytest.mark.parametrize("alice_is_hard", [True, False])
 def test_sprays_do_not_wait_for_a_punch_that_is_not_likely(alice_is_hard: bool, warm: float) -> None:
-    """Nobody foretells the ports of one side.  The spray itself takes 0.8 s at this distance."""
+    """The ports of one side cannot be predicted.  The spray itself takes 0.8 s at this distance."""
     nats = [PORTS_MOVE, presets.LINUX] if alice_is_hard else [presets.LINUX, PORTS_MOVE]
     result = meet(PeerPair.between(*nats, rtt=RTT, seed=3), warm=warm)
     assert result.plugin == "random_probe", rows(result)
@@ -150,6 +150,6 @@ def test_sprays_do_not_wait_for_a_punch_that_is_not_likely(alice_is_hard: bool, 
 
 
 def test_a_punch_that_is_not_likely_may_come_to_something_all_the_same() -> None:
-    """Over TCP nobody knows what a NAT lets in; this one lets everybody in."""
+    """Over TCP a NAT's filtering is unknown; this one lets everybody in."""
     result = meet(PeerPair.between(presets.FULL_CONE, PORTS_MOVE, rtt=RTT))
     assert result.plugin == "tcp_punch", rows(result)

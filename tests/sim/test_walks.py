@@ -1,4 +1,4 @@
-"""`warpgate_trio.testing.walks`: nodes and servers in the world of a pair, and what a walk there says."""
+"""`warpgate_trio.testing.walks`: nodes and servers in the world of a pair, and the result of a walk there."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_walk_tells_all_about_itself() -> None:
     assert walk.left == ""
     assert "router alice-nat0" in walk.explanation
     first, *_, last = walk.ladder.splitlines()
-    assert float(first.split()[0]) >= 5.0  # nothing of what was before the call
+    assert float(first.split()[0]) >= 5.0  # nothing from before the call
     assert "alice" in last
     assert simulate_walk(pair).digest == walk.digest != simulate_walk(PeerPair.between(presets.LINUX, seed=6)).digest
 

@@ -1,4 +1,4 @@
-"""Nodes whose machines start with a wrong clock, as those without a battery do, and call as soon as they are open."""
+"""Nodes on machines that start with a wrong clock, as those without a battery do, and call at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from warpgate_trio.testing.worlds import PeerPair
 @pytest.mark.parametrize("ntp", [True, False])
 @pytest.mark.parametrize("offset", [-1.7e9, -86400.0, -400.0, 400.0, 86400.0])
 def test_a_caller_whose_clock_is_wrong_calls(offset: float, ntp: bool) -> None:
-    """With time servers it waits for them; without, the peer tells it what time it is."""
+    """With NTP servers it waits for them; without, the peer tells it the time."""
 
     async def body() -> tuple[str, ...]:
         pair = PeerPair.between(presets.LINUX, presets.LINUX, rtt=0.1, server_rtt=(0.05, 0.06), seed=3)

@@ -1,4 +1,4 @@
-"""`ws_relay` in simulated worlds: where nothing direct is possible a Pipe comes up, or the verdict says why."""
+"""`ws_relay` in simulated worlds: without a direct path a Pipe comes up, or the verdict says why not."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ HARD = {
 
 @pytest.mark.parametrize("nats", HARD.values(), ids=HARD)
 def test_a_pair_without_a_direct_path_is_relayed(nats: tuple[NatConfig, NatConfig]) -> None:
-    """And its report says by which server."""
+    """The report names the server."""
     walk = relayed(PeerPair.between(*nats, rtt=RTT))
     assert walk.connected, walk.explanation
     assert walk.intact
@@ -81,7 +81,7 @@ def test_a_pair_without_a_direct_path_is_relayed(nats: tuple[NatConfig, NatConfi
     ],
 )
 def test_a_pair_that_is_known_to_have_no_direct_path_is_relayed_at_once(nats: tuple[NatConfig, NatConfig]) -> None:
-    """Six round trips from the call of a whole walk to the first echoed byte, where both have been measured."""
+    """Six round trips from the call to the first echoed byte in a whole walk, if both NATs have been measured."""
 
     async def main() -> float:
         async with (
@@ -145,7 +145,7 @@ def test_a_node_that_was_just_opened_waits_for_its_server() -> None:
 
 
 def test_a_server_that_comes_up_during_the_call_is_waited_for() -> None:
-    """The connection by which the call was to go does not come to be, and the next one does."""
+    """The first connection of the call to the server fails, and the next one succeeds."""
 
     async def main() -> None:
         pair = PeerPair.between(presets.WEB_ONLY, presets.WEB_ONLY, rtt=RTT)
@@ -154,7 +154,7 @@ def test_a_server_that_comes_up_during_the_call_is_waited_for() -> None:
         async with pair.build() as net, simulated_hosts(), open_nodes(net, servers=servers) as nodes:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(lambda: restarts.restart("server", pause=1.0))
-                await trio.sleep(0.1)  # it is down
+                await trio.sleep(0.1)  # the server is down
                 began = trio.current_time()
                 config = NodeConfig(servers=Servers(websocket=[URL]))
                 async with open_node(config, identity=Identity.from_seed(b"carol" + bytes(27))) as carol:
@@ -191,7 +191,7 @@ def test_a_server_that_does_not_relay_is_no_way() -> None:
 
 
 def test_a_pair_without_a_server_in_common_is_told_so() -> None:
-    """They signal by the one of Bob's all the same."""
+    """They still signal through Bob's server."""
 
     async def main() -> ConnectReport:
         pair = PeerPair.between(presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=RTT)
@@ -239,7 +239,7 @@ def test_a_peer_that_does_not_let_us_in_refuses_the_call_at_once() -> None:
 @pytest.mark.parametrize("offsets", [(400.0, 0.0), (0.0, 400.0)])
 @pytest.mark.parametrize("connect", [Node.auto_connect, by_relay_alone])
 def test_clocks_that_differ(connect: Any, offsets: tuple[float, float]) -> None:
-    """A call that the peer refuses for its time is made once more, by the time that it tells."""
+    """A call that the peer refuses because of its time stamp is made once more, with the peer's time."""
     pair = PeerPair.between(presets.WEB_ONLY, presets.WEB_ONLY, rtt=RTT, clock_offsets=offsets)
     walk = relayed(pair, connect=connect)
     assert walk.connected, walk.report
@@ -255,7 +255,7 @@ TURN_SERVER = WorldServer(
 
 
 class Turn(Plugin):
-    """Stands for the plugin of that name: fails after 100 ms."""
+    """Stands in for the plugin `turn`; fails after 100 ms."""
 
     name = "turn"
     phase = "relay"
@@ -301,7 +301,7 @@ REAL_TURN = replace(TURN_SERVER, url="turn:user:secret@ntp:3478", machine="ntp",
     ("nat", "winner"), [(presets.LINUX_SYMMETRIC, "turn"), (presets.WEB_ONLY, "ws_relay")], ids=["UDP", "TCP alone"]
 )
 def test_turn_has_the_first_word_where_both_relay(nat: NatConfig, winner: str) -> None:
-    """And where the network lets nobody reach its server, the other one has not waited for it to say so."""
+    """If the network does not let TURN reach its server, `ws_relay` has not waited for its failure."""
     pair = PeerPair.between(nat, nat, rtt=RTT)
     walk = simulate_walk(pair, servers=(server(OPEN), STUN, STUN2, NTP, REAL_TURN))
     assert walk.report.winner is not None, walk.report
@@ -309,7 +309,7 @@ def test_turn_has_the_first_word_where_both_relay(nat: NatConfig, winner: str) -
 
 
 class Broken(Plugin):
-    """Stands for `ws_relay`, and fails."""
+    """Stands in for `ws_relay`, and fails."""
 
     name = "ws_relay"
     phase = "relay"
@@ -407,7 +407,7 @@ def test_a_large_transfer_both_ways() -> None:
 
 
 def test_bulk_to_a_slow_line_whose_owner_talks_meanwhile_keeps_its_path() -> None:
-    """The sender has used up its credit for more than a second when something of the peer's comes."""
+    """The sender has had no credit for more than a second when the peer's data comes."""
     pair = PeerPair.between(presets.WEB_ONLY, presets.WEB_ONLY, rtt=RTT)
     pair = replace(pair, bob=replace(pair.bob, link=replace(pair.bob.link, bandwidth=12 * 8 * 1024)))
 
@@ -444,14 +444,14 @@ def test_ping_exits_with_1() -> None:
         async with pair.build() as net, simulated_hosts(), open_nodes(net, servers=[server(OPEN)]) as nodes:
             config = NodeConfig(identity=IdentityConfig(ephemeral=True), servers=Servers(websocket=[URL]))
             return await _ping(Settings(quiet=True), config, str(nodes.bob.address), 1, 1.0, None)
-        raise AssertionError("unreachable")  # for mypy, to which `async with` may swallow exceptions
+        raise AssertionError("unreachable")  # for mypy: `async with` might swallow exceptions
 
     kind = simulate(main)
     assert (kind, int(kind)) == (PathKind.RELAYED, 1)
 
 
 def test_cancelling_at_any_step_leaves_nothing() -> None:
-    """Neither at the server, which ends the circuit at the peer, nor at the two nodes."""
+    """Nothing is left at the server, which ends the circuit at the peer, nor at the two nodes."""
 
     async def main(after: float) -> None:
         pair = PeerPair.between(presets.WEB_ONLY, presets.WEB_ONLY, rtt=RTT, server_rtt=RTT)
