@@ -326,13 +326,13 @@ def answer(answers: dict[str, Any], question: object) -> Any:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Notes slow tests; with xdist this runs where the summary is written."""
+    """Records slow tests; with xdist this runs in the process that writes the summary."""
     if report.when == "call" and report.passed and report.duration > SLOW and "slow" not in report.keywords:
         _slow.append((report.duration, report.nodeid))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Lists, without judging, the tests that should be faster or say why they are not."""
+    """Lists the tests that should be faster or give a reason, without failing them."""
     if _slow:
         terminalreporter.write_line(f"{len(_slow)} test(s) over {SLOW} s without @pytest.mark.slow(reason):")
         for seconds, name in sorted(_slow, reverse=True):

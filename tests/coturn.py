@@ -1,4 +1,4 @@
-"""coturn for tests: a STUN server of RFC 5780 on 127.0.0.1 and 127.0.0.2, a process of its own."""
+"""coturn for tests, as a process: a STUN server of RFC 5780 on 127.0.0.1 and 127.0.0.2, and TURN servers."""
 
 from __future__ import annotations
 

@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 PanicException = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
-"""Like pyo3's: each library makes a class of its own, which cannot be imported."""
+"""Like pyo3's: each library makes its own class, which cannot be imported."""

@@ -53,7 +53,7 @@ class Carrier:
     homes: tuple[Router, ...]
 
     def forward(self, port: int) -> None:
-        """Forward TCP at a port of the public address to the first home's router, as a provider does by contract."""
+        """Forward TCP at a port of the public address to the first home's router, as if the provider assigned it."""
         target = f"iifname wan tcp dport {port} dnat to {outside_of(0)};"
         self.nat.rules(_RULES.format(wan=WAN, forwarded=target))
 

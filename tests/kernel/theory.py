@@ -1,11 +1,11 @@
 """Which pairs of NATs two peers get through, and how: derived from the definitions of RFC 4787, not from any program.
 
-A server sees one endpoint of each peer, and the other peer is told that endpoint. The first packet from X reaches Y
-under two conditions:
+A server sees one endpoint of each peer, and the other peer learns it: the known endpoint. The first packet from X
+reaches Y under two conditions:
 
-* X reaches Y at the told endpoint too: Y's mapping is endpoint-independent, or its next port was predicted.
-* Y's filter passes the packet. By then Y has sent to X's told endpoint. So the filter passes X's address, and X's port
-  if that is the told one.
+* X reaches Y at the known endpoint: Y's mapping is endpoint-independent, or its next port was predicted.
+* Y's filter passes the packet. Y has already sent to X's known endpoint, so the filter passes X's address. It passes
+  X's port if that is the known one.
 
 One packet that arrives is enough, since its receiver answers to the packet's source.
 """
@@ -43,9 +43,9 @@ def carries(x: Nat, transport: Transport) -> bool:
 
 
 def can_punch(a: Nat, b: Nat, transport: Transport, *, foretelling: bool = False) -> bool:
-    """Whether the pair connects with one told endpoint each.
+    """Whether the pair connects with one known endpoint each.
 
-    Both transports are alike: over TCP a first packet meets a listener on the told port, or crosses another SYN. A
+    Both transports are alike: over TCP a first packet meets a listener on the known port, or crosses another SYN. A
     NAT's reaction to unsolicited packets (RST, ICMP, its own stack) costs retries or openers with a small TTL, but does
     not prevent the connection.
     """

@@ -146,8 +146,8 @@ def test_any_nat_is_measured_as_it_behaves(config: NatConfig, seed: int) -> None
     """Exceptions: some NATs do not look as configured.
 
     * If several mappings of a socket share one port, each with its own remote, only one mapping is seen from outside.
-    * If the second mapping of a socket always conflicts, a NAT that drops or degrades on conflicts changes.
-    * If a small block of ports makes conflicts likely, so does every NAT that does not take the next port.
+    * If the second mapping of a socket always conflicts, a NAT that drops or degrades on conflicts behaves otherwise.
+    * If a small block of ports makes conflicts likely, so does any NAT that does not take the next port.
     """
     assume(config.udp.ports is None)
     profile, _ = measure(config, seed=seed)

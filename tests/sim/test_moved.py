@@ -49,7 +49,7 @@ def test_who_has_moved_is_reached_again_within_seconds() -> None:
 
 
 def test_a_connection_from_an_address_that_is_gone_is_none_from_that_moment_on() -> None:
-    """It is ended without a closing handshake, and the next connection follows at once."""
+    """It ends without a closing handshake; the next one follows at once, and carries the signals sent meanwhile."""
 
     async def body(net: Network) -> float:
         server, bobs = net.host("server"), net.host("bob")

@@ -104,9 +104,7 @@ def test_a_relays_pipe_comes_first_and_a_better_path_follows(pair: PeerPair, pha
             assert [each.cause for each in ours.path_log] == [PathCause.BETTER]
             for talk in talks:
                 print(f"silent for {talk.silence_after(began) / RTT:.1f} round trips at most")
-                assert (
-                    talk.silence_after(began) <= 0.02 + 3 * RTT
-                )  # a round trip takes two RTT by the relay, and one by the new path
+                assert talk.silence_after(began) <= 0.02 + 3 * RTT  # two RTT by the relay, and one by the new path
             nursery.cancel_scope.cancel()
 
     simulate(main, seed=0)

@@ -114,7 +114,7 @@ def test_an_authorize_that_takes_its_time_loses_nothing_that_the_caller_says_mea
 def test_a_whole_walk_has_asked_the_server_before_it_wants_a_relay() -> None:
     """The relay phase takes one round trip less than in a walk that begins with it.
 
-    No phase before it, spray included, takes longer than it lasts.
+    The walk does not wait for any earlier phase, spray included, longer than for that phase's own duration.
     """
 
     async def body(nodes: NodePair, server: TurnServer) -> None:

@@ -290,9 +290,7 @@ def test_a_call_that_is_under_way_by_then(known: bool) -> None:
 
                 async with trio.open_nursery() as calls:
                     calls.start_soon(call)
-                    await trio.sleep(
-                        0.11 if known else 0.06
-                    )  # the answer has just come, or the peer has just been rung
+                    await trio.sleep(0.11 if known else 0.06)  # the answer has just come, or the peer just rings
                     assert not pipes
                     await servers.shut_down("server")
                 async with pipes[0] as ours, await nodes.bob.listener.accept() as theirs:
