@@ -72,7 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Gives a test that asks for a `question` to the kernel each of its module's QUESTIONS."""
+    """Parametrizes tests with the argument `question` by their module's QUESTIONS to the kernel."""
     if "question" in metafunc.fixturenames:
         metafunc.parametrize("question", metafunc.module.QUESTIONS, ids=str)
 
@@ -86,7 +86,7 @@ def no_gateway(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.hookimpl(trylast=True)  # after the tests were shuffled
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Checks the markers' arguments, so that a slip is an error and not a test that never runs.
+    """Checks the markers' arguments, so that a typo is an error and not a test that never runs.
 
     Tests that need the kernel's answers come last, when the answers are there.
     """

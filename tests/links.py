@@ -29,7 +29,7 @@ SESSION, ATTEMPT, LINK_ID = b"session.........", b"attempt.........", b"link....
 TERMS: Final = Terms(resume_timeout=0, secret=b"secret..........", instance=b"instance")
 """What each end offers, unless it plays an older release, which offers nothing; the Link ends with its carrier."""
 LASTING: Final = replace(TERMS, resume_timeout=120)
-"""The same for a Link that outlives its carrier."""
+"""Terms for a Link that outlives its carrier."""
 
 FAMILIES: Final = [
     pytest.param(trio.socket.AF_INET, id="ipv4"),

@@ -216,7 +216,7 @@ class Wire:
 
 @asynccontextmanager
 async def open_wire(broker: Broker) -> AsyncGenerator[Wire]:
-    """A proxy before a broker, which need not run yet."""
+    """A proxy in front of a broker, which need not run yet."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     wire = Wire(broker.port, listener.socket.getsockname()[1])
     async with open_background_nursery() as nursery:

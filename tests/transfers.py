@@ -106,7 +106,10 @@ class End:
 
 
 def wired(carries: int | None = None, *, sender: str | None = None) -> tuple[Pipe, Pipe, Wire]:
-    """The sender's end and the receiver's; the sender's direction breaks after so many bytes."""
+    """The sender's end, the receiver's and the wire; the sender's direction breaks after `carries` bytes.
+
+    `sender` is the peer id that the receiver sees.
+    """
     wire = Wire(carries)
     there_in, there_out = trio.open_memory_channel[bytes](8)
     back_in, back_out = trio.open_memory_channel[bytes](8)

@@ -31,7 +31,7 @@ the same on an idle machine with a near package index, and can be anything on a 
 
 
 def run(*command: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> None:
-    """Runs a command that must succeed; the first that fails ends everything."""
+    """Runs a command that must succeed; the first failure ends the whole check."""
     words = [str(word) for word in command]
     print("$", " ".join(words), flush=True)
     environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}

@@ -50,7 +50,7 @@ KINDS: Final = [name for name in NATS if name not in ("forwarded", "full-cone-ha
 @final
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One pair and what is tried between it.
+    """One pair of homes, and the program that runs between them.
 
     Attributes:
       transport: the only one between the peers; None if there are both (for the package).

@@ -116,7 +116,7 @@ class Namespace:
 
 @final
 class SocketsOfNamespaces(SocketFactory):
-    """Makes sockets on the machine whose context is entered."""
+    """Makes sockets on the machine whose context the caller has entered."""
 
     def socket(self, family: int = 2, type: int = 1, proto: int = 0) -> trio.socket.SocketType:  # noqa: A002
         namespace = _current.get()

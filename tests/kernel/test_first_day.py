@@ -1,4 +1,4 @@
-"""The first day of two people in homes behind different NATs, with one server, as the README and the tutorial have it.
+"""The first day of two people in homes behind different NATs, with one server, as in the README and the tutorial.
 
 They pair by a code. A folder is sent although its sender is killed in the middle. ssh reaches a machine without any
 forwarded port, while the client's network changes.

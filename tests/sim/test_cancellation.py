@@ -22,7 +22,7 @@ from warpgate_trio.testing import simulated_hosts
 from warpgate_trio.testing.walks import open_nodes
 from warpgate_trio.testing.worlds import PeerPair
 
-LATER = 61.0  # seconds; rates are per minute, and TCP's TIME-WAIT is one
+LATER = 61.0  # seconds; rates are per minute, and TCP's TIME-WAIT lasts a minute
 
 
 def still_there(found: Netstat) -> tuple[Counter[str], Counter[str]]:

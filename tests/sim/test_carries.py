@@ -189,7 +189,7 @@ def test_anyio_by_udp() -> None:
     run(world)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what it imports
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in hypercorn's imports
 def test_hypercorn() -> None:
     """It makes its own sockets with the standard library."""
     config = hypercorn.Config()

@@ -79,7 +79,7 @@ def test_a_connection_outlives_an_interface_that_was_down() -> None:
         await trio.sleep(2)
         await stream.send_all(b"x")  # no error: the kernel buffers it
         assert await there.recv(10) == b"x"
-        assert 10 < trio.current_time() < 12  # by its timer, as on Linux
+        assert 10 < trio.current_time() < 12  # by its retransmission timer, as on Linux
         await stream.aclose()
         listener.close()
         there.close()

@@ -181,7 +181,7 @@ def test_blocks(sequential: bool) -> None:
         assert max(used) - min(used) < 64
         assert len({(p - 1024) // 64 for p in used}) == 1
     assert not ports[H1] & ports[H2]
-    assert nat.outbound(udp(("10.0.1.3", 1), S1), 0).note == "no port free"  # there are two blocks
+    assert nat.outbound(udp(("10.0.1.3", 1), S1), 0).note == "no port free"  # there are only two blocks
 
 
 def test_hash_is_a_function_of_the_inside_endpoint() -> None:

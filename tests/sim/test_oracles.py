@@ -1,4 +1,4 @@
-"""Whole worlds against independent oracles and metamorphic laws."""
+"""Whole worlds agree with independent oracles and metamorphic laws."""
 
 from __future__ import annotations
 
