@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the real servers and tools that the lab tests run (Debian, root). Returns at once if all are there.
-# The tests start their own servers, so none of the packages' services may run: they would occupy ports, and nobody asked
-# for them. Meant for CI and for containers: on a machine of your own, chrony replaces systemd-timesyncd.
+# The tests start their own servers, so none of the packages' services may run: they would occupy ports, and nobody
+# asked for them. Meant for CI and for containers: on a machine of your own, chrony replaces systemd-timesyncd.
 set -eu
 
 packages="mosquitto coturn chrony nftables iproute2 miniupnpd nginx-light libnginx-mod-stream haproxy squid tinyproxy microsocks systemd
