@@ -36,7 +36,7 @@ REPLY: Final = 1.0
 TRIES: Final = 3
 """Attempts for a packet that should come, and for a whole kind, since a late packet looks like a lost one."""
 SAMPLES: Final = 12
-"""Fresh mappings in a row from which the port allocation is told."""
+"""Fresh mappings in a row from which the port allocation is inferred."""
 IP_RECVERR: Final = 11
 """Linux's constant; in `socket` since Python 3.14."""
 Endpoint = tuple[str, int]

@@ -315,7 +315,10 @@ def test_a_program_that_was_just_started_calls_with_the_request_to_its_server(wh
 
 @pytest.mark.parametrize("offsets", [(400.0, 0.0), (0.0, 400.0)])
 def test_a_program_that_was_just_started_with_another_time_than_its_peers(offsets: tuple[float, float]) -> None:
-    """The peer is near the server, so its message about its clock comes before the caller registers: it calls again."""
+    """The peer is near the server: its message about its clock comes before the caller registers.
+
+    The caller calls once more.
+    """
     pair = PeerPair.between(
         presets.LINUX_SYMMETRIC, presets.LINUX_SYMMETRIC, rtt=0.1, server_rtt=(0.1, 0.02), clock_offsets=offsets
     )
