@@ -137,7 +137,7 @@ async def test_who_does_not_take_the_call() -> None:
         ringing = await bob.receive()
         assert isinstance(ringing, Ringing)
         ringing.circuit.close()
-        with pytest.raises(CircuitRefused, match="the peer does not take the call") as caught:
+        with pytest.raises(CircuitRefused, match="the peer refused the call") as caught:
             await caller.wait_answered()
         assert caught.value.reason == EndReason.REFUSED
         with pytest.raises(CircuitRefused):

@@ -127,7 +127,7 @@ async def test_messages_cannot_be_readdressed_or_resealed() -> None:
 async def test_nobody_speaks_for_another() -> None:
     async with loopback_node(BOB, config(), authorize=anyone) as bob:
         # Carol signs, but presents Alice's address as her own.
-        with pytest.raises(ValueError, match="not the sender's"):
+        with pytest.raises(ValueError, match="belongs to another key than identity"):
             sealed(CAROL, bob.address, address_of(ALICE, port=1), Cancel(), owner="core")
         blob = sealed(CAROL, bob.address, address_of(CAROL, port=1), Cancel(), owner="core")
         plaintext = bytearray(BOB.open_sealed(blob[1:], info=CONTEXT))
@@ -297,7 +297,7 @@ async def test_a_signal_that_fails_in_a_way_that_nobody_foresaw_does_not_end_the
             patch.setattr(bob._runtime.router, "_on_request", None)
             dial_me = DialMe(af=4, route_type=LOOPBACK_BIND, address=bytes(4), port=9)
             give(bob, sealed(CAROL, bob.address, address_of(CAROL, port=1), dial_me, message_id=b"2" * 16))
-        assert "an answer could not be sent" in caplog.text
+        assert "a reply could not be sent" in caplog.text
         assert "a signal could not be handled" in caplog.text
         async with hub_of(ALICE, server) as hub:
             assert (await ask(hub, ALICE, bob, b"1" * 16)).header.type == "core.Refused"

@@ -141,7 +141,7 @@ async def test_a_panic_of_a_library_does_not_end_the_node(
             patch.undo()
             patch.setattr("warpgate_trio.signal.sender.seal_message", panic)
             give(bob, sealed(ALICE, bob.address, own, Unheard(), message_id=b"2" * 16))
-            await wait_until(lambda: "an answer could not be sent" in caplog.text)
+            await wait_until(lambda: "a reply could not be sent" in caplog.text)
         assert (await ask(hub, ALICE, bob, b"1" * 16)).header.type == "core.Refused"
 
 

@@ -233,7 +233,7 @@ def test_a_peer_that_does_not_let_us_in_refuses_the_call_at_once() -> None:
 
     (row,) = [each for each in simulate(main).combos if each.plugin == "ws_relay"]
     assert row.outcome is Outcome.FAILED
-    assert row.error == f"no circuit by {URL}: the peer does not take the call"
+    assert row.error == f"no circuit by {URL}: the peer refused the call"
 
 
 @pytest.mark.parametrize("offsets", [(400.0, 0.0), (0.0, 400.0)])

@@ -111,7 +111,7 @@ class EndReason(enum.IntEnum):
 
 _WORDS: Final = {
     EndReason.CLOSED: "the other side closed it",
-    EndReason.REFUSED: "the peer does not take the call",
+    EndReason.REFUSED: "the peer refused the call",
     EndReason.GONE: "the other side's connection to the server has ended",
     EndReason.NOBODY_HOME: "the peer is not connected to this server, or takes no calls",
     EndReason.FULL: "the receiver has no room for the call, or the caller none for the answer",
