@@ -76,7 +76,6 @@ class Outgoing:
       offer: the first message to the receiver.
       entries: what is offered, each folder before its contents.
       skipped: what was left out.
-      sources: where each entry's file is; None for a folder.
     """
 
     offer: Offer

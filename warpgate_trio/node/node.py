@@ -238,7 +238,7 @@ class Node:
           lifetime: seconds, 300 at most.
           on_paired: called with the peer, before the peer learns that it is paired.  It must not block.
 
-        Raises (on entering):
+        Raises:
           PairingUnavailable: no server accepts the offer: none is configured, none can be reached within ten seconds,
             or none supports pairing.
           ValueError: the lifetime is out of range.
