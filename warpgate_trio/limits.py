@@ -8,8 +8,10 @@ by one customer.  So resources are shared by *tiers*: first by /48, within it by
 * `Gate` counts connections.  When it is full, a newcomer takes a place of the heaviest holder: of the /48 that holds
   most, within it of the /56 that holds most, and so on, provided that the newcomer's own prefix stays the lighter one.
   So a subscriber with few connections is served though another one holds all the places.
-* `Budget` counts bytes.  They cannot be taken back, so a network gets only a share of what is still free (dynamic
-  thresholds: Choudhury and Hahne, 1998), and something is left for those that come later.
+* `Budget` counts bytes.  They cannot be taken back, so a /48 gets only a share of what is still free (dynamic
+  thresholds: Choudhury and Hahne, 1998), a /56 only as much as its /48 has left of that, and something is left for
+  those that come later.
+* `SubscriberRates` bounds rates: each network may do a multiple of what the next smaller one within it may.
 
 There are simpler means for single counts.  A `TokenBucket` bounds a rate, `TokenBuckets` has one for each of many keys,
 and a `BoundedMap` bounds how many keys are remembered.  They have no clock: `now` is in seconds of any clock that does
@@ -43,7 +45,7 @@ __all__ = [
 
 SHARE: Final = 0.5
 """Share of what is free that one /48 or /24 may hold of a `Budget`: alone it gets a third of all, ten of them leave
-a sixth."""
+a sixth.  A /56 may hold what its /48 has left: alone it gets a fifth of all, and the next one a twelfth."""
 WIDER: Final = 4
 """Factor between the rates of a network and of the next smaller one within it: a /56 may do four times what a /64 may,
 and a /48 four times what a /56 may."""
@@ -243,9 +245,11 @@ class Budget:
     def take(self, host: str, amount: int) -> bool:
         """Take bytes on behalf of `host`; where its share or the total is used up, take nothing and return False."""
         path = prefixes(host)
-        if self._held[path[-1]] + amount > self._per_address_limit:
+        network, *parts, address = path
+        if self._held[address] + amount > self._per_address_limit:
             return False
-        if self._held[path[0]] + amount > SHARE * (self._limit - self.held):
+        left = SHARE * (self._limit - self.held) - self._held[network]
+        if amount > left or any(self._held[part] + amount > left for part in parts):
             return False
         self.held += amount
         self._held.update(dict.fromkeys(path, amount))

@@ -274,8 +274,9 @@ def test_a_budget_leaves_something_for_who_comes_later() -> None:
     budget = Budget(total=900, per_address=900)
     taken: Counter[str] = Counter()
     for site in range(3):
-        while budget.take(v6(site, 0, 0), 1):
-            taken[str(site)] += 1
+        for home in range(256):
+            while budget.take(v6(site, home, 0), 1):
+                taken[str(site)] += 1
     assert list(taken.values()) == [300, 200, 133]
     assert budget.held == 633
     assert SHARE == 0.5
@@ -286,15 +287,25 @@ def test_a_budget_leaves_something_for_who_comes_later() -> None:
 def test_a_budget_counts_prefixes_and_addresses() -> None:
     budget = Budget(total=1000, per_address=100)
     assert not budget.take(v6(1, 1, 1), 101)
+    taken: Counter[str] = Counter()
     for home in range(2):
-        for network in range(2):
+        for network in range(256):
             while budget.take(v6(1, home, network), 10):
-                pass
-    assert budget.held == 330, "100 for each of three, and what the /48 gets of 1,000 at most"
+                taken[v6(1, home, network)] += 10
+    assert list(taken.values()) == [100, 100, 80], "the /56 as much as its /48 has left, and the next one likewise"
     assert budget.take(v6(2, 0, 0), 100)
-    for home in range(2):
-        for network in range(2):
-            budget.give_back(v6(1, home, network), 100 if (home, network) != (1, 1) else 30)
-    budget.give_back(v6(2, 0, 0), 100)
+    taken[v6(2, 0, 0)] = 100
+    for host, amount in taken.items():
+        budget.give_back(host, amount)
     assert budget.held == 0
     assert not budget._held
+
+
+def test_one_home_does_not_use_up_its_providers_share() -> None:
+    """A provider gives 256 homes a /48 between them, and one of them takes what it can get."""
+    budget = Budget(total=2048, per_address=128)
+    while any(budget.take(v6(1, 0, network), 1) for network in range(256)):
+        pass
+    assert budget.held == 410, "a fifth of all"
+    assert sum(budget.take(v6(1, 1, 0), 1) for _ in range(128)) == 128
+    assert all(budget.take(v6(1, home, 0), 1) for home in range(2, 8))
