@@ -348,10 +348,18 @@ def test_all_together_have_a_limit() -> None:
     assert sum(ask(responder, request, source=f"192.0.2.{number}") is not None for number in range(20)) == 5
 
 
-def test_whose_limits_are_remembered_is_bounded() -> None:
-    responder = NtpResponder(NtpLimits(burst=1, rate=0.001, addresses=2))
+@pytest.mark.parametrize("flood", [[f"2001:db8:1:{n:x}::1" for n in range(500)], [f"192.0.2.{n}" for n in range(256)]])
+def test_one_network_does_not_use_up_the_limit_of_all(flood: list[str]) -> None:
+    responder = NtpResponder(NtpLimits(burst=10, total_burst=1000))
     request = NtpExchange().request(NONCE, NOW)
-    got = [ask(responder, request, source=f"192.0.2.{last}") is not None for last in (1, 2, 1, 3, 2, 1)]
+    assert sum(ask(responder, request, source=host) is not None for host in flood * 10) in (80, 40)
+    assert ask(responder, request, source="203.0.113.1") is not None
+
+
+def test_whose_limits_are_remembered_is_bounded() -> None:
+    responder = NtpResponder(NtpLimits(burst=1, rate=0.001, addresses=4))  # two, and their /24s
+    request = NtpExchange().request(NONCE, NOW)
+    got = [ask(responder, request, source=f"192.0.{last}.1") is not None for last in (1, 2, 1, 3, 2, 1)]
     assert got == [True, True, False, True, True, True], "2 was forgotten for 3, and 1 for 2"
 
 

@@ -323,13 +323,26 @@ def test_all_sources_together_have_a_rate() -> None:
     assert sum(answered(core, f"10.1.{n // 250}.{n % 250}", 1, 1.0) for n in range(1000)) == 10
 
 
+@pytest.mark.parametrize("flood", [[f"2001:db8:1:{n:x}::1" for n in range(500)], [f"192.0.2.{n}" for n in range(256)]])
+def test_one_network_does_not_use_up_the_rate_of_all(flood: list[str]) -> None:
+    core = StunCore(limits=StunLimits(burst=2, total_burst=200))
+    assert sum(answered(core, host, 2, 0.0) for host in flood) < 200
+    assert answered(core, "203.0.113.1", 1, 0.0) == 1
+
+
+def test_forged_datagrams_do_not_use_up_the_rate_of_a_tcp_client() -> None:
+    core = StunCore(limits=StunLimits(rate=0.001, burst=5))
+    assert answered(core, "192.0.2.1", 20, 0.0) == 5
+    assert [core.admit(("192.0.2.1", 1000), 0.0) for _ in range(6)] == [True] * 5 + [False]
+
+
 def test_sources_are_forgotten_the_longest_silent_first() -> None:
-    core = StunCore(limits=StunLimits(rate=0.001, burst=1, sources=3))
+    core = StunCore(limits=StunLimits(rate=0.001, burst=1, sources=6))  # three addresses and their /24s
     for n in (1, 2, 3, 1):
-        answered(core, f"10.0.0.{n}", 1, 0.0)
-    answered(core, "10.0.0.4", 1, 0.0)
-    assert answered(core, "10.0.0.1", 1, 0.0) == 0
-    assert answered(core, "10.0.0.2", 1, 0.0) == 1
+        answered(core, f"10.0.{n}.1", 1, 0.0)
+    answered(core, "10.0.4.1", 1, 0.0)
+    assert answered(core, "10.0.1.1", 1, 0.0) == 0
+    assert answered(core, "10.0.2.1", 1, 0.0) == 1
 
 
 def test_a_clock_that_goes_back_gives_nothing() -> None:

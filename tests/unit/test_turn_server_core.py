@@ -353,6 +353,13 @@ def test_a_source_that_asks_too_much_is_not_answered() -> None:
     assert bench.core.statistics().limited == 2
 
 
+@pytest.mark.parametrize("flood", [[f"2001:db8:1:{n:x}::1" for n in range(500)], [f"192.0.2.{n}" for n in range(256)]])
+def test_one_network_does_not_use_up_the_rate_of_all_strangers(flood: list[str]) -> None:
+    bench = Bench(rate=0.001, burst=5, total_rate=0.001, total_burst=300)
+    assert sum(len(bench.say(Requests().allocate(), source=(host, 1))) for host in flood) < 100
+    assert len(bench.say(Requests().allocate(), source=("203.0.113.1", 1))) == 1
+
+
 def test_strangers_share_a_rate_that_costs_users_nothing() -> None:
     bench = Bench(total_rate=0.001, total_burst=4)
     client = allocated(bench)

@@ -18,7 +18,7 @@ from typing import Final, final
 import ntplib
 
 from ..clock.ntp import PACKET_SIZE, to_ntp
-from ..limits import TokenBucket, TokenBuckets, subscriber
+from ..limits import SubscriberRates, TokenBucket
 
 __all__ = ["DEFAULT_LIMITS", "DISPERSION", "STRATUM", "NtpLimits", "NtpResponder", "NtpStatistics"]
 
@@ -39,22 +39,22 @@ _TRANSMIT: Final = slice(40, 48)
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NtpLimits:
-    """Rate limits per address and in all.
+    """Rate limits per address, per network and in all.
 
     Attributes:
-      rate: answers per second to one IPv4 address or IPv6 /64 (RFC 6177); a node asks three times in 17 minutes, and
-        many nodes may be behind one NAT.
+      rate: answers per second to one IPv4 address or IPv6 /64 (RFC 6177); each wider network may have four times as
+        many as the one within it.  A node asks three times in 17 minutes, and many nodes may be behind one NAT.
       burst: answers to one such address at once.
       total_rate: answers per second in all.
       total_burst: answers at once in all.
-      addresses: addresses whose limits are remembered; the least recently seen are forgotten.
+      addresses: addresses and networks whose limits are remembered; the least recently seen are forgotten.
     """
 
     rate: float = 8.0
     burst: float = 64.0
     total_rate: float = 2000.0
     total_burst: float = 4000.0
-    addresses: int = 4096
+    addresses: int = 8192
 
 
 DEFAULT_LIMITS: Final = NtpLimits()
@@ -82,7 +82,7 @@ class NtpResponder:
             raise ValueError(f"a server's stratum is 1 to 15, not {stratum}")
         self.limits = limits
         self.stratum = stratum
-        self._sources: TokenBuckets[str] = TokenBuckets(limits.rate, limits.burst, limits.addresses)
+        self._sources = SubscriberRates(limits.rate, limits.burst, limits.addresses)
         self._total = TokenBucket(limits.total_rate, limits.total_burst)
         self._answered = 0
         self._ignored = 0
@@ -101,7 +101,7 @@ class NtpResponder:
         if mode != _CLIENT or not 1 <= version <= 4:
             self._ignored += 1
             return None
-        if not (self._sources.take(subscriber(str(source)), now) and self._total.take(now)):
+        if not (self._sources.take(str(source), now) and self._total.take(now)):
             self._limited += 1
             return None
         self._answered += 1

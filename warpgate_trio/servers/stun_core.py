@@ -7,10 +7,11 @@ CHANGE-REQUEST makes it answer from another place.  Clients of RFC 3489, which h
 their format (`stun_classic`).
 
 *Strangers.*  The source address of a UDP request may be forged.  So a request causes at most one answer of at most
-`MAX_ANSWER` bytes, to the IP address that it came from, within the rate of the source and that of all sources together.
-PADDING, which asks for long answers, is refused as an unknown attribute.  RESPONSE-PORT (RFC 5780 §7.5), which moves
-the answer to another port of the same IP address, counts against the same rate.  RFC 3489's RESPONSE-ADDRESS, which
-moves the answer to any address, is refused as unknown.  Messages other than Binding requests get no answer.
+`MAX_ANSWER` bytes, to the IP address that it came from, within the rates of the source, of the networks around it, and
+of all sources together.  PADDING, which asks for long answers, is refused as an unknown attribute.  RESPONSE-PORT
+(RFC 5780 §7.5), which moves the answer to another port of the same IP address, counts against the same rate.  RFC
+3489's RESPONSE-ADDRESS, which moves the answer to any address, is refused as unknown.  Messages other than Binding
+requests get no answer.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
 from ..errors import StunMalformed
-from ..limits import TokenBucket, TokenBuckets, subscriber
+from ..limits import SubscriberRates, TokenBucket
 from ..sockaddr import TransportAddress
 from ..stun.codec import (
     BINDING,
@@ -67,11 +68,12 @@ class StunLimits:
     """What strangers can make the server do and hold.
 
     Attributes:
-      rate: requests per second of one source (IPv4 address or IPv6 /64); measuring a NAT profile takes about thirty.
+      rate: requests per second of one source (IPv4 address or IPv6 /64); each wider network may make four times as many
+        as the one within it.  Measuring a NAT profile takes about thirty.
       burst: requests of one source at once, after silence; several nodes may be behind one address.
       total_rate: requests per second of all sources together, over UDP, where sources can be forged.
       total_burst: such requests of all sources at once.
-      sources: sources whose rate is remembered; beyond that the least recently seen one is forgotten.
+      sources: sources and networks whose rate is remembered; beyond that the least recently seen one is forgotten.
       connections: connections over TCP; a node keeps one open per interface.
       connections_per_address: connections from one source; many nodes may be behind one carrier-grade NAT.
       silence: seconds without a request after which a connection is closed; keep-alives come far more often.
@@ -82,7 +84,7 @@ class StunLimits:
     burst: int = 100
     total_rate: float = 5000.0
     total_burst: int = 10_000
-    sources: int = 4096
+    sources: int = 8192
     connections: int = 4096
     connections_per_address: int = 64
     silence: float = 300.0
@@ -134,7 +136,9 @@ class StunCore:
     ) -> None:
         self._places = places or {}
         self._limits = limits
-        self._sources: TokenBuckets[str] = TokenBuckets(limits.rate, limits.burst, limits.sources)
+        # UDP and TCP are counted apart: forged UDP sources must not use up the rate of a TCP client there.
+        self._datagrams = SubscriberRates(limits.rate, limits.burst, limits.sources)
+        self._streams = SubscriberRates(limits.rate, limits.burst, limits.sources)
         self._total = TokenBucket(limits.total_rate, limits.total_burst)
         self._answered = self._refused = self._ignored = self._limited = 0
 
@@ -151,10 +155,8 @@ class StunCore:
         request = self._read(data if classic is None else replace_cookie(data, COOKIE))
         if request is None:
             return None
-        # The source's limit first: a source that sends too much must not use up the limit of all.
-        if not self.admit(source, now):
-            return None
-        if not self._total.take(now):
+        # The source's limits first: a source that sends too much must not use up the limit of all.
+        if not (self._datagrams.take(source[0], now) and self._total.take(now)):
             self._limited += 1
             return None
         answer = self._answer(request, source, place, classic=classic is not None)
@@ -191,8 +193,8 @@ class StunCore:
         return self._success(request, source, place, place) if error is None else error
 
     def admit(self, source: TransportAddress, now: float) -> bool:
-        """Whether the rate limit of a source allows a request now; if so, the request is counted."""
-        if self._sources.take(subscriber(source[0]), now):
+        """Whether the rate limits of a TCP client allow a request now; if so, the request is counted."""
+        if self._streams.take(source[0], now):
             return True
         self._limited += 1
         return False

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Final, Generic, TypeVar, final
 
 from ..errors import StunMalformed
-from ..limits import TokenBucket, TokenBuckets, subscriber
+from ..limits import SubscriberRates, TokenBucket
 from ..sockaddr import FAMILIES, Family, TransportAddress
 from ..stun.codec import (
     BINDING,
@@ -116,7 +116,8 @@ class TurnCore(Generic[Sink]):
             raise ValueError(f"a realm is ASCII of at most {MAX_REALM} characters")
         self._authentication = TurnAuthentication(credentials, TurnNonces(entropy(32)), wall_time)
         # UDP and streams are counted apart: forged UDP sources must not use up the rate of a TCP client there.
-        self._sources: TokenBuckets[tuple[bool, str]] = TokenBuckets(limits.rate, limits.burst, limits.sources)
+        self._datagrams = SubscriberRates(limits.rate, limits.burst, limits.sources)
+        self._streams = SubscriberRates(limits.rate, limits.burst, limits.sources)
         self._strangers = TokenBucket(limits.total_rate, limits.total_burst)
         self._allocations: Allocations[Sink] = Allocations(entropy)
         self._requests = TurnRequests(self._allocations, credentials, rules, families, limits)
@@ -267,7 +268,7 @@ class TurnCore(Generic[Sink]):
             self._send(message, sink, source)
         elif message.message_class is not MessageClass.REQUEST or message.method not in UNDERSTOOD:
             self._ignored += 1
-        elif not self._sources.take((sink.is_stream, subscriber(source[0])), now):
+        elif not (self._streams if sink.is_stream else self._datagrams).take(source[0], now):
             self._limited += 1
         else:
             self._answer(message, sink, source, now)

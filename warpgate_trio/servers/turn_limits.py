@@ -16,12 +16,12 @@ class TurnLimits:
     """What clients and strangers can make the server do and hold.
 
     Attributes:
-      rate: requests per second of one source (IPv4 address or IPv6 /64); a node that relays a Pipe makes six at first,
-        and then one a minute.
+      rate: requests per second of one source (IPv4 address or IPv6 /64); each wider network may make four times as many
+        as the one within it.  A node that relays a Pipe makes six at first, and then one a minute.
       burst: requests of one source at once; many nodes may be behind one carrier-grade NAT.
       total_rate: unauthenticated requests per second of all sources together, over UDP, where sources can be forged.
       total_burst: such requests of all sources at once.
-      sources: sources whose rate is remembered; beyond that the least recently seen one is forgotten.
+      sources: sources and networks whose rate is remembered; beyond that the least recently seen one is forgotten.
       allocations: allocations in all, each a socket; one /48 or IPv4 /24 gets half of what is free at most.
       allocations_per_address: allocations of clients at one IPv4 address or IPv6 /64.
       allocations_per_user: allocations of one named user, or of one NAME in credentials of the shared secret;
@@ -41,7 +41,7 @@ class TurnLimits:
     burst: int = 500
     total_rate: float = 5000.0
     total_burst: int = 10_000
-    sources: int = 4096
+    sources: int = 8192
     allocations: int = 2048
     allocations_per_address: int = 128
     allocations_per_user: int = 256
