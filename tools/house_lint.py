@@ -2,6 +2,8 @@
 
 * Only host.py uses the clock, random numbers, threads and sockets of the machine. So the code that users run is, line
   for line, the code that the simulator runs.
+* Only address/scope.py says whether an address is public or private: Python's `is_global` and `is_private` differ from
+  it. host.py, which stands below, uses them for a guess.
 * The simulator is exempt from that rule, and does not use the package: it imports only Trio and the standard library.
 * A module holds one idea: at most 550 lines, and a docstring that says what it is.  A class has at most 300 lines, a
   function at most 60 without its docstring; a longer one states why beside it: ``# long: reason``.
@@ -71,6 +73,8 @@ FORBIDDEN = {
     "select": TRIO,
     "selectors": TRIO,
 }
+
+SCOPES = {"is_global", "is_private"}
 
 # Exceptions, each with its reason: file -> forbidden names that it may use.
 EXEMPT: dict[str, frozenset[str]] = {
@@ -194,6 +198,9 @@ def problems(path: Path) -> Iterator[str]:
             yield f"{name}:{line}: the simulator imports Trio and the standard library alone, not {module}"
     if name.startswith((HOST, SIMULATOR)):
         return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in SCOPES:
+            yield f"{name}:{node.lineno}: {node.attr} differs from address.scope; use scope_of or is_public"
     uses = Uses()
     uses.visit(tree)
     allowed = EXEMPT.get(name, frozenset())

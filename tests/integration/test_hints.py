@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import errno
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,12 +20,12 @@ from tests.nodes import LoopbackHost, address_of, closed_port, config, loopback_
 from tests.waiting import wait_until
 from warpgate_trio import Node, anyone
 from warpgate_trio.config import Proxies, ServerUrl
-from warpgate_trio.errors import SignalUnavailable
+from warpgate_trio.errors import ProxyError, SignalUnavailable
 from warpgate_trio.host import Interface, InterfaceAddress
 from warpgate_trio.node.planning import may_connect
 from warpgate_trio.nurseries import open_background_nursery
 from warpgate_trio.servers.rendezvous import open_rendezvous
-from warpgate_trio.signal import Delivery, ServerState
+from warpgate_trio.signal import Delivery, ServerState, peers_servers
 from warpgate_trio.signal.peers_servers import JudgedDial, MayConnect
 from warpgate_trio.sockaddr import IpAddress
 
@@ -296,6 +297,41 @@ async def test_a_proxy_is_asked_for_the_address_that_was_judged() -> None:
     assert asked == [b"CONNECT 9.9.9.9:443 HTTP/1.1", b"CONNECT 1.1.1.1:443 HTTP/1.1"]
     assert dial.address == ip_address("1.1.1.1")
     assert resolver.asked == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "by_proxy"),
+    [
+        ("203.0.113.9", True),
+        ("2001:db8::9", True),
+        ("2002:808:808::1", True),
+        ("200:1234::9", False),
+        ("fec0::1", False),
+        ("64:ff9b::a00:1", False),
+        ("198.18.0.1", False),
+    ],
+)
+async def test_a_proxy_is_asked_for_public_addresses_alone(
+    address: str, by_proxy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def directly(addresses: Iterable[str], port: int, *, host: str) -> trio.SocketStream:
+        asked.append("directly")
+        raise OSError(errno.ENETUNREACH, "no network in this test")
+
+    async def to_the_proxy(host: str, port: int) -> trio.abc.Stream:
+        asked.append("by proxy")
+        raise OSError(errno.ECONNREFUSED, "no proxy in this test")
+
+    monkeypatch.setattr(peers_servers, "open_first_tcp_stream", directly)
+    proxies = Proxies(ServerUrl("http", "proxy.example", 3128), {})
+    url = ServerUrl("wss", "some.example", 443)
+    dial = JudgedDial(url, only(address), proxies=proxies, open_stream=to_the_proxy)
+    async with names([address]):
+        with pytest.raises((OSError, ProxyError)):
+            await dial("some.example", 443)
+    assert asked == ["by proxy" if by_proxy else "directly"]
 
 
 async def test_no_proxy_is_asked_for_an_address_that_means_another_machine_there() -> None:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from typing import Final, final
 
+from ..address.scope import is_public
 from ..limits import BoundedMap
 from ..sockaddr import parse_ip
 
@@ -121,7 +122,7 @@ class Uplinks:
 
     def get(self, local: str, remote: str) -> Uplink:
         """The uplink of a path between two addresses."""
-        key = local, parse_ip(remote).is_global
+        key = local, is_public(parse_ip(remote))
         uplink = self._known.use(key)
         if uplink is None:
             self._known.put(key, uplink := Uplink())

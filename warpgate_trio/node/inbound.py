@@ -17,6 +17,7 @@ from typing import Final, final
 
 import trio
 
+from ..address.scope import AddressScope, scope_of
 from ..carrier import TlsCarrier, TlsContexts
 from ..config import Budgets
 from ..errors import CarrierError, ProtocolError, WrongPeer, panics_as_errors
@@ -214,7 +215,8 @@ class Inbound:
 def _direct_path(carrier: TlsCarrier) -> PathInfo:
     """The path of a connection to our port: a `direct_connect` of the peer, with the route type by its address."""
     remote = parse_ip(carrier.remote[0])
-    route = "LOOPBACK_BIND" if remote.is_loopback else "NIC_BIND" if remote.is_private else "EXT_BIND"
+    scope = scope_of(remote)
+    route = {AddressScope.LOOPBACK: "LOOPBACK_BIND", AddressScope.PUBLIC: "EXT_BIND"}.get(scope, "NIC_BIND")
     return PathInfo(
         phase="direct",
         plugin="direct_connect",

@@ -19,6 +19,7 @@ from typing import Final, TypeAlias, final
 
 import trio
 
+from ..address.scope import is_public
 from ..config import Proxies, ServerUrl
 from ..errors import ProxyError
 from ..names import open_first_tcp_stream
@@ -82,7 +83,7 @@ class JudgedDial:
             where = ", ".join(map(str, addresses))
             raise OSError(f"{host} resolves to {where}, and this node does not connect there for this peer")
         proxy = self._proxies.to(self._url)
-        if proxy is None or not all(each.is_global for each in judged):
+        if proxy is None or not all(map(is_public, judged)):
             stream = await open_first_tcp_stream(map(str, judged), port, host=host)
             self.address = parse_ip(stream.socket.getpeername()[0])
             return stream
