@@ -525,6 +525,25 @@ async def test_peers_of_all_names_have_a_node_dial_so_much_and_no_more(monkeypat
 OWN = ("127.0.0.1", "::1", "10.0.0.5", "10.88.0.1", "203.0.113.200", "2001:db8:5::5", "64:ff9b::cb00:71c8")
 
 
+@pytest.mark.parametrize("address", OWN)
+@pytest.mark.parametrize("kind", [EndpointKind.EXT, EndpointKind.NIC, EndpointKind.MAPPED])
+async def test_a_call_does_not_dial_our_own_addresses(address: str, kind: EndpointKind) -> None:
+    """The text of an address names them as its owner's, who is on another machine."""
+    async with loopback_node(ALICE, config(), host=Routed()) as alice:
+        planned = alice._runtime.home.plan(signed(BOB, address, kind), ["direct_connect"], None, None)
+        assert [str(combo.target.ip) for combo in planned if combo.target and not combo.hopeless] == []
+
+
+@pytest.mark.parametrize("address", ["10.20.30.40", "198.18.0.1", "200::1", "64:ff9b::a14:1e28"])
+@pytest.mark.parametrize("kind", [EndpointKind.EXT, EndpointKind.NIC, EndpointKind.MAPPED])
+async def test_a_private_address_of_another_network_holds_nothing_up_whatever_it_is_called(
+    address: str, kind: EndpointKind
+) -> None:
+    async with loopback_node(ALICE, config(), host=Routed()) as alice:
+        planned = alice._runtime.home.plan(signed(BOB, address, kind), ["direct_connect"], None, None)
+        assert all(combo.elsewhere or combo.hopeless for combo in planned)
+
+
 async def test_who_runs_on_our_machine_may_have_it_dialled_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     async with asked_to_dial(monkeypatch) as (ask, dialled):
         for address in FORBIDDEN:

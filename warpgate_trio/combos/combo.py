@@ -15,7 +15,7 @@ from enum import Enum, IntEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Final, Literal, Protocol, TypeVar
 
-from ..address import AddressInterface, Endpoint, EndpointKind, Transport
+from ..address import AddressInterface, Endpoint, EndpointKind, Transport, is_public
 from ..address.nat_profile import NatProfile, NatProfiles
 from ..standing import Standing
 
@@ -251,8 +251,9 @@ class Combo:
 
     @property
     def elsewhere(self) -> bool:
-        """Whether its target is a private address in a network that the dialling side is not in."""
-        return self.route_type is RouteType.NIC_BIND and self.likelihood is Likelihood.DOUBTFUL
+        """Whether its target is a private address in a network that the dialling side is not in, however named."""
+        private = self.target is not None and not is_public(self.target.ip)
+        return self.likelihood is Likelihood.DOUBTFUL and (private or self.route_type is RouteType.NIC_BIND)
 
     @property
     def aim(self) -> tuple[object, ...]:
